@@ -1,0 +1,133 @@
+"""What can go wrong on a user's behalf. Knows no HTTP: `app.api.problems` gives each its status.
+
+GradserveError
+├── InvalidInput          well-formed, but wrong; carries one fault per place
+│   ├── ShapeMismatch     rows or layers that do not fit together
+│   └── UnknownColumn     a column that the table or the model does not have
+├── Unparseable           not JSON, not CSV, not Parquet … at all
+├── UnsupportedMedia      a format that is not spoken here
+├── TooLarge              over a limit that the settings state
+├── NotFound
+│   ├── ModelNotFound
+│   ├── VersionNotFound
+│   ├── DatasetNotFound
+│   ├── JobNotFound
+│   └── FileNotInVersion
+├── Conflict              the state of the thing does not allow it
+├── Overloaded            full for now; try again later
+├── CorruptVersion        a published version whose files are not what was published
+└── TrainingFailed        a run that ended without a model
+    ├── Diverged          the loss or the weights stopped being finite numbers
+    ├── OutOfMemory
+    └── BadData           something in the table that only a full read shows
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One wrong place: `pointer` is a JSON pointer (RFC 6901) into the request's body."""
+
+    pointer: str
+    detail: str
+
+
+class GradserveError(Exception):
+    """Base of all errors that a user can read. `code` is a stable word, `detail` a sentence that helps."""
+
+    code = "error"
+
+    def __init__(self, detail: str, *, code: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or self.code
+
+
+class InvalidInput(GradserveError, ValueError):
+    code = "invalid_input"
+
+    def __init__(self, detail: str, faults: Iterable[Fault] = (), *, code: str | None = None) -> None:
+        super().__init__(detail, code=code)
+        self.faults = tuple(faults)
+
+    @classmethod
+    def at(cls, pointer: str, detail: str) -> "InvalidInput":
+        """The error of a single fault."""
+        return cls(detail, [Fault(pointer, detail)])
+
+
+class ShapeMismatch(InvalidInput):
+    code = "shape_mismatch"
+
+
+class UnknownColumn(InvalidInput):
+    code = "unknown_column"
+
+
+class Unparseable(GradserveError):
+    code = "unparseable"
+
+
+class UnsupportedMedia(GradserveError):
+    code = "unsupported_media_type"
+
+
+class TooLarge(GradserveError):
+    code = "too_large"
+
+
+class NotFound(GradserveError):
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class VersionNotFound(NotFound):
+    code = "version_not_found"
+
+
+class DatasetNotFound(NotFound):
+    code = "dataset_not_found"
+
+
+class JobNotFound(NotFound):
+    code = "job_not_found"
+
+
+class FileNotInVersion(NotFound):
+    code = "file_not_found"
+
+
+class Conflict(GradserveError):
+    code = "conflict"
+
+
+class Overloaded(GradserveError):
+    code = "overloaded"
+
+    def __init__(self, detail: str, *, retry_after_seconds: int = 1, code: str | None = None) -> None:
+        super().__init__(detail, code=code)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class CorruptVersion(GradserveError):
+    code = "corrupt_version"
+
+
+class TrainingFailed(GradserveError):
+    code = "training_failed"
+
+
+class Diverged(TrainingFailed):
+    code = "diverged"
+
+
+class OutOfMemory(TrainingFailed):
+    code = "out_of_memory"
+
+
+class BadData(TrainingFailed):
+    code = "bad_data"

@@ -1,0 +1,50 @@
+"""The process's environment, read once, in `app.main` and the command line; everyone else is given values."""
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Each field is the environment variable (or `.env` line) of its name in capitals, after `GRADSERVE_`."""
+
+    model_config = SettingsConfigDict(env_prefix="GRADSERVE_", env_file=".env", extra="ignore", frozen=True)
+
+    models_dir: Path = Field(Path("models"), description="published versions: models/<name>/<version>/")
+    data_dir: Path = Field(Path("data"), description="datasets, checkpoints of running jobs and the jobs database")
+    database_url: str | None = Field(None, description="SQLAlchemy URL; absent: SQLite in the data folder")
+    api_keys: SecretStr = Field(
+        SecretStr(""), description="comma separated `key:scope+scope`; scopes: read, predict, train, admin"
+    )
+    host: str = Field("127.0.0.1", description="where `gradserve serve` listens")
+    port: int = Field(8000, ge=0, le=65535, description="where `gradserve serve` listens")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="what `auto` in a training spec means: auto, cpu, cuda or cuda:N",
+    )
+    max_body_bytes: int = Field(256 * 2**20, ge=1, description="largest request body, datasets apart")
+    max_dataset_bytes: int = Field(64 * 2**30, ge=1, description="largest dataset upload")
+    max_rows: int = Field(1_000_000, ge=1, description="most rows in one JSON predict, evaluate or train body")
+    max_columns: int = Field(10_000, ge=1, description="most columns of a table")
+    max_parameters: int = Field(2_000_000_000, ge=1, description="most parameters of a network")
+    max_running_jobs: int = Field(
+        default_factory=lambda: min(4, os.cpu_count() or 1),
+        ge=1,
+        description="jobs that run at once; by default one per core, at most 4",
+    )
+    max_queued_jobs: int = Field(10_000, ge=1, description="jobs that wait; one more is answered 429")
+    max_wait_seconds: float = Field(60.0, ge=0, description="longest `Prefer: wait`")
+    checkpoint_interval_seconds: float = Field(30.0, gt=0, description="a running job can lose at most this much work")
+    worker_timeout_seconds: float = Field(
+        300.0, gt=0, description="a worker that gives no sign of life for this long is ended and its job resumed"
+    )
+    cache_bytes: int = Field(4 * 2**30, ge=1, description="weights of loaded versions kept in memory")
+    log_format: str = Field(
+        "auto", pattern=r"^(auto|json|console)$", description="json, console, or console on a terminal only"
+    )
+    log_level: str = Field(
+        "info", pattern=r"^(debug|info|warning|error)$", description="least severe level that is logged"
+    )

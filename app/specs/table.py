@@ -1,0 +1,120 @@
+"""Tables: the kinds of their columns, the part of a request that names them, and a model's signature."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, WithJsonSchema
+
+from app.specs.base import Items, Name, NonNegativeInt, Spec
+
+Kind = Literal["numeric", "boolean", "categorical", "datetime", "text"]
+Task = Literal["regression", "binary", "multiclass", "multilabel"]
+Label = bool | int | float | str
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+ColumnName = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class Column(Spec):
+    name: str
+    kind: Kind
+
+
+class ColumnProfile(Column):
+    """What a dataset's column holds. `num_unique` leaves missing values out; `integral`: numbers, all of them whole."""
+
+    num_missing: NonNegativeInt
+    num_unique: NonNegativeInt
+    integral: bool = False
+    min: Any = None
+    max: Any = None
+    mean: float | None = None
+    examples: Items[Any] = ()
+
+
+class Table(Spec):
+    """A stored table's facts, enough to resolve a spec without reading a row."""
+
+    digest: Digest
+    num_rows: NonNegativeInt
+    columns: Items[ColumnProfile]
+
+    def column(self, name: str) -> ColumnProfile | None:
+        return next((column for column in self.columns if column.name == name), None)
+
+
+class Signature(Spec):
+    """What a model takes and gives. `positional`: rows are plain lists of numbers, the columns have no names of the user's."""
+
+    task: Task
+    inputs: Items[Column]
+    targets: Items[Column]
+    classes: Items[Label] | None = None
+    positional: bool = False
+
+
+# ---- the `data` of a request
+
+Rows = Annotated[
+    list[Any],
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "boolean"}, {"type": "null"}]}},
+        }
+    ),
+]
+Targets = Annotated[
+    list[Any],
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "boolean"}, {"type": "array"}]},
+        }
+    ),
+]
+Records = Annotated[list[Any], WithJsonSchema({"type": "array", "items": {"type": "object"}})]
+TargetNames = ColumnName | Annotated[Items[ColumnName], Field(min_length=1)]
+
+
+class StoredData(Spec):
+    """Columns of a stored table: a dataset by name, or (as resolved specs have it) any table by its digest."""
+
+    dataset: Name | None = None
+    digest: Digest | None = None
+    target: TargetNames
+    features: Annotated[Items[ColumnName], Field(min_length=1)] | None = None
+    sample_weight: ColumnName | None = None
+    positional: bool = False
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+
+class RecordsData(Spec):
+    """Rows as objects, in the request itself."""
+
+    records: Records
+    target: TargetNames
+    features: Annotated[Items[ColumnName], Field(min_length=1)] | None = None
+    sample_weight: ColumnName | None = None
+
+
+class InputsData(Spec):
+    """Rows as lists of numbers, in the request itself. `sample_weight`: a number per row."""
+
+    inputs: Rows
+    targets: Targets
+    sample_weight: list[Any] | None = None
+
+
+def _form(value: Any) -> str:
+    keys = value if isinstance(value, dict) else type(value).model_fields
+    return "inputs" if "inputs" in keys else "records" if "records" in keys else "stored"
+
+
+DataSpec = Annotated[
+    Annotated[StoredData, Tag("stored")]
+    | Annotated[RecordsData, Tag("records")]
+    | Annotated[InputsData, Tag("inputs")],
+    Discriminator(_form),
+]

@@ -1,0 +1,85 @@
+"""`TrainingSpec`: all of a run. As posted it may leave things open; `app.specs.resolve` leaves nothing open."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from app.specs.base import Name, NonNegativeInt, PositiveInt, Spec
+from app.specs.network import DenseNetwork, InitSpec, NetworkSpec
+from app.specs.optimization import (
+    AdamW,
+    AutoLoss,
+    ConstantSchedule,
+    DescentSpec,
+    LossSpec,
+    OptimizerSpec,
+    ScheduleSpec,
+    StopSpec,
+)
+from app.specs.table import DataSpec, Digest, Task
+
+
+class FeaturesSpec(Spec):
+    """How columns become numbers. All constants are fitted on the training rows and stored with the model."""
+
+    standardize: bool = True
+    missing: Literal["impute", "error"] = "impute"
+    categorical: Literal["embedding", "one_hot"] = "embedding"
+
+
+class ValidationFraction(Spec):
+    """That part of the rows is held out, drawn with the run's seed and stratified by class."""
+
+    fraction: Annotated[float, Field(gt=0, le=0.9)] = 0.1
+
+
+class ValidationDataset(Spec):
+    """Another dataset with the same columns."""
+
+    dataset: Name | None = None
+    digest: Digest | None = None
+
+
+def _form(value: Any) -> str:
+    return (
+        "fraction"
+        if (isinstance(value, dict) and "fraction" in value) or isinstance(value, ValidationFraction)
+        else "dataset"
+    )
+
+
+ValidationSpec = Annotated[
+    Annotated[ValidationFraction, Tag("fraction")] | Annotated[ValidationDataset, Tag("dataset")], Discriminator(_form)
+]
+
+
+class WarmStart(Spec):
+    """Go on from the weights of a published version."""
+
+    model: Name
+    version: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+
+
+class TrainingSpec(Spec):
+    """The body of `POST /train`, and, resolved, what a run can be repeated from."""
+
+    model: Name
+    data: DataSpec
+    task: Literal["auto"] | Task = "auto"
+    network: NetworkSpec = DenseNetwork()
+    loss: LossSpec = AutoLoss()
+    optimizer: OptimizerSpec = AdamW()
+    descent: DescentSpec = DescentSpec()
+    schedule: ScheduleSpec = ConstantSchedule()
+    stop: StopSpec = StopSpec()
+    validation: ValidationSpec | None = ValidationFraction()
+    features: FeaturesSpec | None = FeaturesSpec()
+    init: InitSpec = InitSpec()
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    engine: Literal["auto", "eager", "compiled"] = "auto"
+    num_threads: PositiveInt | None = None
+    seed: Annotated[NonNegativeInt, Field(le=2**53 - 1)] = 0
+    warm_start: WarmStart | None = None
+    tags: dict[str, str] = {}
+    description: Annotated[str, Field(max_length=10_000)] = ""

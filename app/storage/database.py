@@ -1,0 +1,119 @@
+"""The database: its tables, and the one way to read and to write it.
+
+SQLite runs in WAL mode: readers never wait; writers take turns, in a process by a lock and between processes by
+`BEGIN IMMEDIATE`. Another database is a matter of its URL.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+)
+
+metadata = MetaData()
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),  # the order of submission
+    Column("id", String(40), nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("version", String(20)),
+    Column("spec", JSON, nullable=False),
+    Column("idempotency_key", String(255), unique=True),
+    Column("request_digest", String(80)),
+    Column("progress", JSON),
+    Column("metrics", JSON),
+    Column("stop_reason", String(40)),
+    Column("warnings", JSON, nullable=False),
+    Column("error", JSON),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("created_at", Float, nullable=False),  # seconds since 1970, UTC
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Index("jobs_by_state", "state", "number"),
+    Index("jobs_by_model", "model", "number"),
+    sqlite_autoincrement=True,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("job_id", String(40), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("data", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index("events_by_job", "job_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("digest", String(80), nullable=False),
+    Column("num_rows", BigInteger, nullable=False),
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("columns", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index("datasets_by_digest", "digest"),
+)
+
+
+class Database:
+    """An engine with `read()` and `write()` transactions, safe to share between threads."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = create_engine(url)
+        self._writer = threading.Lock()
+        if self.engine.dialect.name == "sqlite":
+            if self.engine.url.database:
+                Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+            event.listen(self.engine, "connect", _prepare_sqlite)
+            event.listen(self.engine, "begin", _begin_sqlite)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the database and changes nothing."""
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that is on disk once the block has ended, or leaves no trace if it raises."""
+        with self._writer, self.engine.connect() as connection:
+            connection = connection.execution_options(gradserve_write=True)
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
+    dbapi_connection.isolation_level = None  # the driver begins nothing by itself; _begin_sqlite does
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+        dbapi_connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    write = connection.get_execution_options().get("gradserve_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
