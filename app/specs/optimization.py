@@ -198,7 +198,7 @@ OPTIMIZER_SPECS: tuple[type[Spec], ...] = get_args(get_args(OptimizerSpec)[0])
 class DescentSpec(Spec):
     """How many rows a gradient sees: all of them, `batch_size`, or one.
 
-    `accumulate_steps` gradients are summed up to their mean before an update; `max_grad_norm` clips the norm of that mean.
+    An update takes the mean of `accumulate_steps` gradients; `max_grad_norm` clips the norm of that mean.
     """
 
     variant: Literal["full_batch", "mini_batch", "stochastic"] = "mini_batch"

@@ -19,7 +19,10 @@ class Column(Spec):
 
 
 class ColumnProfile(Column):
-    """What a dataset's column holds. `num_unique` leaves missing values out; `integral`: numbers, all of them whole."""
+    """What a dataset's column holds.
+
+    `num_unique` and `num_rows_present` leave missing values out; `integral`: numbers, all of them whole.
+    """
 
     num_missing: NonNegativeInt
     num_unique: NonNegativeInt
@@ -28,6 +31,7 @@ class ColumnProfile(Column):
     max: Any = None
     mean: float | None = None
     examples: Items[Any] = ()
+    num_rows_present: NonNegativeInt = 0
 
 
 class Table(Spec):
@@ -42,12 +46,17 @@ class Table(Spec):
 
 
 class Signature(Spec):
-    """What a model takes and gives. `positional`: rows are plain lists of numbers, the columns have no names of the user's."""
+    """What a model takes and gives.
+
+    `ignored`: columns of the training table that are no inputs, which rows may carry along. `positional`: the
+    training rows were plain lists of numbers, so the columns have no names of the user's.
+    """
 
     task: Task
     inputs: Items[Column]
     targets: Items[Column]
     classes: Items[Label] | None = None
+    ignored: Items[str] = ()
     positional: bool = False
 
 

@@ -81,5 +81,5 @@ class TrainingSpec(Spec):
     num_threads: PositiveInt | None = None
     seed: Annotated[NonNegativeInt, Field(le=2**53 - 1)] = 0
     warm_start: WarmStart | None = None
-    tags: dict[str, str] = {}
+    tags: dict[str, str] = Field(default_factory=dict)
     description: Annotated[str, Field(max_length=10_000)] = ""
