@@ -21,11 +21,15 @@ Initializer = Literal[
 
 
 class Linear(Spec):
-    """`y = x Wᵀ + b`: `[batch, in_features] -> [batch, out_features]`; `in_features` is inferred."""
+    """`y = x Wᵀ + b`: `[batch, in_features] -> [batch, out_features]`; `in_features` is inferred.
+
+    `init`: how this layer's weight starts, if not as the spec's `init` says.
+    """
 
     type: Literal["linear"] = "linear"
     out_features: Width
     bias: bool = True
+    init: Initializer | None = None
 
 
 class Activation(Spec):

@@ -263,7 +263,9 @@ class StopSpec(Spec):
     """Whichever comes first. `max_epochs` is 100 where neither it, `max_steps` nor `max_seconds` is given.
 
     `patience`: epochs in which the validation loss (the training loss where there is no validation) did not
-    fall by more than `min_delta`. `min_grad_norm`: the norm of an epoch's last gradient.
+    fall by more than `min_delta`. `target_loss` is compared with the same loss. `min_grad_norm`: the norm of an
+    epoch's last gradient. `restore_best`: the weights of the epoch with the least of that loss are kept rather than
+    the last; absent, that is done where there is validation or patience.
     """
 
     max_epochs: PositiveInt | None = None
@@ -273,3 +275,4 @@ class StopSpec(Spec):
     min_delta: NonNegativeFloat = 0.0
     target_loss: float | None = None
     min_grad_norm: PositiveFloat | None = None
+    restore_best: bool | None = None

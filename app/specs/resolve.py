@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 from app.errors import Fault, InvalidInput, UnknownColumn
-from app.specs.network import Activation, BatchNorm, DenseNetwork, Dropout, LayeredNetwork, LayerNorm, Linear
+from app.specs.network import BatchNorm, DenseNetwork, Dropout, Initializer, Layer, LayeredNetwork, LayerNorm, Linear
 from app.specs.optimization import AutoLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, LossSpec, PlainLoss
 from app.specs.table import Column, ColumnProfile, Signature, StoredData, Table, Task
 from app.specs.training import TrainingSpec, ValidationFraction
@@ -157,7 +157,7 @@ def _check_features(spec: TrainingSpec, table: Table) -> None:
 def _resolve_task(spec: TrainingSpec, table: Table, warnings: list[str]) -> Task:
     assert isinstance(spec.data, StoredData)
     targets = [column for name in spec.data.targets if (column := table.column(name))]
-    task = spec.task if spec.task != "auto" else _task_of(spec, targets, warnings)
+    task = spec.task if spec.task != "auto" else _task_of(spec, targets, table.num_rows, warnings)
     for column in targets:
         if column.num_unique == 0:
             raise InvalidInput.at("/data/target", f"{column.name!r} is empty")
@@ -194,26 +194,27 @@ def _is_flag(column: ColumnProfile) -> bool:
     return column.kind == "boolean" or (column.integral and column.min in (0, 1) and column.max in (0, 1))
 
 
-def _task_of(spec: TrainingSpec, targets: list[ColumnProfile], warnings: list[str]) -> Task:
+def _task_of(spec: TrainingSpec, targets: list[ColumnProfile], num_rows: int, warnings: list[str]) -> Task:
     by_loss = TASKS_OF_LOSS.get(spec.loss.type)
     if len(targets) > 1:
         return "multilabel" if all(map(_is_flag, targets)) and by_loss != ("regression",) else "regression"
     column = targets[0]
     if by_loss == ("regression",):
         return "regression"
-    if column.kind != "numeric" or by_loss or _looks_like_classes(column):
+    if column.kind != "numeric" or by_loss or _looks_like_classes(column, num_rows):
         if column.kind == "numeric" and not by_loss and not _is_flag(column):
             warnings.append(
-                f"target {column.name!r} holds {column.num_unique} distinct whole numbers and was taken as classes; set task to regression if it is a quantity"
+                f"target {column.name!r} holds {column.num_unique} distinct whole numbers and was taken as classes; "
+                "set task to regression if it is a quantity"
             )
         return "binary" if column.num_unique == 2 else "multiclass"
     return "regression"
 
 
-def _looks_like_classes(column: ColumnProfile) -> bool:
+def _looks_like_classes(column: ColumnProfile, num_rows: int) -> bool:
     if not column.integral:
         return False
-    enough = column.num_unique * MIN_ROWS_PER_AUTO_CLASS <= column.num_rows_present
+    enough = column.num_unique * MIN_ROWS_PER_AUTO_CLASS <= num_rows - column.num_missing
     return _is_flag(column) or (column.num_unique <= MAX_AUTO_CLASSES and enough)
 
 
@@ -240,14 +241,16 @@ def _resolve_loss(spec: TrainingSpec, task: Task) -> LossSpec:
 
 def _resolve_network(spec: TrainingSpec, num_outputs: int) -> LayeredNetwork:
     network = spec.network
-    layers = list(_dense_layers(network)) if isinstance(network, DenseNetwork) else list(network.layers)
+    layers: list[Layer] = list(_dense_layers(network) if isinstance(network, DenseNetwork) else network.layers)
     if isinstance(network, DenseNetwork) or network.head:
-        layers.append(Linear(out_features=num_outputs))
+        # an output of zero (the target's mean, or equal odds) is the best guess of a net that has learnt nothing yet
+        init: Initializer | None = "zeros" if layers and "init" not in spec.model_fields_set else None
+        layers.append(Linear(out_features=num_outputs, init=init))
     return LayeredNetwork(layers=tuple(layers), head=False)
 
 
-def _dense_layers(network: DenseNetwork) -> Iterable[object]:
-    norms = {"batch_norm": BatchNorm(), "layer_norm": LayerNorm()}
+def _dense_layers(network: DenseNetwork) -> Iterable[Layer]:
+    norms: dict[str, Layer] = {"batch_norm": BatchNorm(), "layer_norm": LayerNorm()}
     for width in network.hidden_features:
         yield Linear(out_features=width)
         if network.normalization:
@@ -257,11 +260,8 @@ def _dense_layers(network: DenseNetwork) -> Iterable[object]:
             yield Dropout(p=network.dropout)
 
 
-def _activation(name: str) -> object:
-    probe = LayeredNetwork.model_validate({"layers": [{"type": name}]})
-    layer = probe.layers[0]
-    assert not isinstance(layer, (Linear, Dropout)) or isinstance(layer, Activation)
-    return layer
+def _activation(name: str) -> Layer:
+    return LayeredNetwork.model_validate({"layers": [{"type": name}]}).layers[0]
 
 
 def _resolve_descent(spec: TrainingSpec, table: Table, warnings: list[str]) -> TrainingSpec:
@@ -286,6 +286,8 @@ def _resolve_descent(spec: TrainingSpec, table: Table, warnings: list[str]) -> T
         descent = descent.model_copy(update={"batch_size": size})
     if stop.max_epochs is None and stop.max_steps is None and stop.max_seconds is None:
         stop = stop.model_copy(update={"max_epochs": DEFAULT_EPOCHS})
+    if stop.restore_best is None:
+        stop = stop.model_copy(update={"restore_best": spec.validation is not None or stop.patience is not None})
     if spec.schedule.type in ("cosine", "linear") and stop.max_epochs is None and stop.max_steps is None:
         raise InvalidInput.at(
             "/schedule/type", f"{spec.schedule.type} needs to know its end: set stop.max_epochs or stop.max_steps"

@@ -21,7 +21,7 @@ class Column(Spec):
 class ColumnProfile(Column):
     """What a dataset's column holds.
 
-    `num_unique` and `num_rows_present` leave missing values out; `integral`: numbers, all of them whole.
+    `num_unique` leaves missing values out; `integral`: numbers, all of them whole.
     """
 
     num_missing: NonNegativeInt
@@ -31,7 +31,6 @@ class ColumnProfile(Column):
     max: Any = None
     mean: float | None = None
     examples: Items[Any] = ()
-    num_rows_present: NonNegativeInt = 0
 
 
 class Table(Spec):

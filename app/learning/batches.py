@@ -1,0 +1,66 @@
+"""Which rows each step sees. The order of an epoch follows from seed and epoch alone, so nothing of it is stored.
+
+Full batch, mini-batch and stochastic descent are one rule with another number of rows a step.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.specs.optimization import DescentSpec
+
+
+class Batching(NamedTuple):
+    """`batch_size` rows a gradient, `accumulate_steps` gradients a step; an epoch's last step may see fewer rows.
+
+    `least`: a rest of fewer rows than that joins the batch before it, as batch norm has no variance of one row.
+    """
+
+    num_rows: int
+    batch_size: int
+    accumulate_steps: int = 1
+    shuffle: bool = True
+    least: int = 1
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size * self.accumulate_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        whole, rest = divmod(self.num_rows, self.rows_per_step)
+        return max(1, whole + (rest >= self.least))
+
+    def bounds(self, first: int, last: int) -> tuple[int, int]:
+        """The rows of steps `first` to `last` (exclusive) of an epoch."""
+        end = self.num_rows if last >= self.steps_per_epoch else last * self.rows_per_step
+        return first * self.rows_per_step, end
+
+    def sizes(self, first: int, last: int) -> list[int]:
+        """How many rows each of these steps sees."""
+        begin, end = self.bounds(first, last)
+        sizes = [self.rows_per_step] * (last - first)
+        sizes[-1] += end - begin - sum(sizes)
+        return sizes
+
+    def parts(self, num_rows: int) -> list[int]:
+        """The sizes of the gradients that make up a step of `num_rows` rows."""
+        whole, rest = divmod(num_rows, self.batch_size)
+        parts = [self.batch_size] * whole + [rest] * (rest > 0)
+        return [*parts[:-2], parts[-2] + rest] if 0 < rest < self.least and whole else parts
+
+
+def plan_batches(spec: DescentSpec, num_rows: int, *, least: int = 1) -> Batching:
+    if spec.variant == "full_batch":
+        return Batching(num_rows, num_rows, shuffle=False)  # the order of a sum's terms is no choice
+    assert spec.batch_size is not None
+    return Batching(num_rows, min(spec.batch_size, num_rows), spec.accumulate_steps, spec.shuffle, least)
+
+
+def epoch_order(batching: Batching, seed: int, epoch: int, device: torch.device) -> Tensor | None:
+    """A permutation of the rows `[num_rows]` for this epoch (from 0), or None for the order they are in."""
+    if not batching.shuffle:
+        return None
+    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
+    return torch.randperm(batching.num_rows, generator=generator).to(device)

@@ -1,0 +1,226 @@
+"""Columns of a table to the network's one input tensor, and back from outputs to targets.
+
+A row becomes `[measures | missing flags | category codes]`, all float32 (codes are whole numbers below 2²⁴).
+Measures are standardised in float64. `InputColumns`, the network's first module, turns codes into embeddings or
+one-hot vectors. Shape suffixes: N rows, K measures, I flags, C categorical columns, F = K + I + C.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from app.errors import BadData
+from app.specs.table import Column, ColumnProfile
+from app.specs.training import FeaturesSpec
+
+UNSEEN, MISSING = 0, 1  # the first two codes of every category; the vocabulary follows
+NUM_RESERVED_CODES = 2
+MAX_VOCABULARY = 100_000
+CALENDAR = ("year", "month", "day", "weekday", "hour", "minute", "second")
+MEASURES_OF_KIND = {"numeric": 1, "boolean": 1, "datetime": len(CALENDAR), "categorical": 0}
+
+Floats = NDArray[np.float64]
+
+
+class InputColumns(nn.Module):
+    """`[B, F] -> [B, K + I + Σ widths]`: codes become embeddings or one-hot vectors, the rest passes."""
+
+    def __init__(self, num_plain: int, sizes: Sequence[int], categorical: Literal["embedding", "one_hot"]) -> None:
+        super().__init__()
+        self.num_plain, self.sizes, self.one_hot = num_plain, tuple(sizes), categorical == "one_hot"
+        widths = [] if self.one_hot else [embedding_width(size) for size in sizes]
+        self.embeddings = nn.ModuleList(Embedding(size, width) for size, width in zip(sizes, widths, strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.sizes:
+            return x
+        codes = x[:, self.num_plain :].long()
+        parts = [x[:, : self.num_plain]]
+        for index, size in enumerate(self.sizes):
+            column = codes[:, index]
+            if self.one_hot:
+                parts.append((column[:, None] == torch.arange(size, device=x.device)).to(x.dtype))
+            else:
+                parts.append(self.embeddings[index](column))
+        return torch.cat(parts, dim=1)
+
+
+class Embedding(nn.Embedding):
+    """Rows start at N(0, 0.1²), unseen and missing at zero: what was never trained says nothing."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.1)
+        with torch.no_grad():
+            self.weight[:NUM_RESERVED_CODES] = 0
+
+
+def embedding_width(num_codes: int) -> int:
+    """The rule of thumb of fastai's tabular models: `1.6 n^0.56`, at most 50."""
+    return min(50, max(2, round(1.6 * float(num_codes) ** 0.56)))
+
+
+def input_columns(columns: Sequence[ColumnProfile], spec: FeaturesSpec | None) -> tuple[InputColumns, int]:
+    """The front module and F as a table's profile lets expect them, on the meta device; fitting may find fewer."""
+    plain = sum(
+        MEASURES_OF_KIND[column.kind] + bool(column.num_missing) for column in columns if column.kind != "categorical"
+    )
+    sizes = [
+        min(column.num_unique, MAX_VOCABULARY) + NUM_RESERVED_CODES
+        for column in columns
+        if column.kind == "categorical"
+    ]
+    with torch.device("meta"):
+        return InputColumns(plain, sizes, spec.categorical if spec else "embedding"), plain + len(sizes)
+
+
+@dataclass
+class Features:
+    """Fitted columns: `mean` and `std` are `[K]`; `flagged` columns have a missing flag; vocabularies are sorted."""
+
+    columns: tuple[Column, ...]
+    spec: FeaturesSpec | None
+    mean: Floats = field(default_factory=lambda: np.zeros(0))
+    std: Floats = field(default_factory=lambda: np.ones(0))
+    flagged: tuple[str, ...] = ()
+    vocabularies: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def fit(cls, columns: Sequence[Column], frame: pl.DataFrame, spec: FeaturesSpec | None) -> "Features":
+        """Learn the constants from the training rows.
+
+        Raises:
+            BadData: where the spec refuses missing values and there are some.
+        """
+        found = cls(tuple(columns), spec)
+        missing = {column.name for column in columns if frame[column.name].null_count()}
+        if missing and (spec is None or spec.missing == "error"):
+            raise BadData(f"column {min(missing)!r} has missing values, and the features spec allows none")
+        found.flagged = tuple(
+            column.name for column in columns if column.name in missing and column.kind != "categorical"
+        )
+        found.vocabularies = {
+            column.name: _vocabulary(frame[column.name]) for column in columns if column.kind == "categorical"
+        }
+        measures = found._measures(frame)
+        found.mean, found.std = np.zeros(measures.shape[1]), np.ones(measures.shape[1])
+        if spec is not None:
+            found._fit_constants(measures, standardize=spec.standardize)
+        return found
+
+    def _fit_constants(self, measures_NK: Floats, *, standardize: bool) -> None:
+        present = np.isfinite(measures_NK)
+        count = np.maximum(present.sum(0), 1)
+        self.mean = np.where(present, measures_NK, 0).sum(0) / count
+        centred = np.where(present, measures_NK - self.mean, 0)
+        std = np.sqrt((centred**2).sum(0) / count)
+        # a constant's deviation is rounding noise; dividing by it would blow up the first row that differs
+        self.std = np.where(std > 1e-12 * np.maximum(1, np.abs(self.mean)), std, 1.0)
+        if not standardize:
+            self.std = np.ones_like(self.std)
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.mean) + len(self.flagged) + len(self.vocabularies)
+
+    @property
+    def all_measures(self) -> bool:
+        """Every column is one number: rows may come as a plain matrix."""
+        return all(column.kind in ("numeric", "boolean") for column in self.columns)
+
+    def front(self) -> InputColumns:
+        """The network's first module, on the meta device."""
+        sizes = [len(words) + NUM_RESERVED_CODES for words in self.vocabularies.values()]
+        with torch.device("meta"):
+            return InputColumns(
+                len(self.mean) + len(self.flagged), sizes, self.spec.categorical if self.spec else "embedding"
+            )
+
+    def transform(self, frame: pl.DataFrame) -> Tensor:
+        """Rows of a frame that has all columns, to `[N, F]`. Unseen categories and missing values have their places."""
+        measures = self._measures(frame)
+        flags = [frame[name].is_null().to_numpy() for name in self.flagged]
+        codes = [_codes(frame[name], words) for name, words in self.vocabularies.items()]
+        return self._assemble(measures, [*flags, *codes])
+
+    def transform_numbers(self, rows_NK: Floats) -> Tensor:
+        """Rows of numbers in the order of the columns, NaN where missing, to `[N, F]`; only where `all_measures`."""
+        where = {column.name: index for index, column in enumerate(self.columns)}
+        return self._assemble(rows_NK, [np.isnan(rows_NK[:, where[name]]) for name in self.flagged])
+
+    def _assemble(self, measures_NK: Floats, others: Sequence[NDArray[Any]]) -> Tensor:
+        out = np.empty((len(measures_NK), self.num_inputs), dtype=np.float32)
+        num_measures = len(self.mean)
+        scaled = (
+            (measures_NK - self.mean) / self.std if self.spec is not None and self.spec.standardize else measures_NK
+        )
+        if self.spec is not None:
+            fill = 0.0 if self.spec.standardize else self.mean
+            scaled = np.where(np.isnan(scaled), fill, scaled)
+        out[:, :num_measures] = scaled
+        for index, column in enumerate(others):
+            out[:, num_measures + index] = column
+        return torch.from_numpy(out)
+
+    def _measures(self, frame: pl.DataFrame) -> Floats:
+        parts = [
+            part for column in self.columns if column.kind != "categorical" for part in _measures_of(column, frame)
+        ]
+        return np.column_stack(parts) if parts else np.zeros((frame.height, 0))
+
+    # ---- on disk
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Constants as tensors, the rest as JSON."""
+        tensors = {"features.mean": torch.from_numpy(self.mean), "features.std": torch.from_numpy(self.std)}
+        config = {
+            "columns": [column.model_dump() for column in self.columns],
+            "spec": self.spec.model_dump() if self.spec else None,
+            "flagged": list(self.flagged),
+            "vocabularies": {name: list(words) for name, words in self.vocabularies.items()},
+        }
+        return tensors, config
+
+    @classmethod
+    def load(cls, tensors: dict[str, Tensor], config: dict[str, Any]) -> "Features":
+        return cls(
+            columns=tuple(Column.model_validate(column) for column in config["columns"]),
+            spec=FeaturesSpec.model_validate(config["spec"]) if config["spec"] else None,
+            mean=tensors["features.mean"].numpy(),
+            std=tensors["features.std"].numpy(),
+            flagged=tuple(config["flagged"]),
+            vocabularies={name: tuple(words) for name, words in config["vocabularies"].items()},
+        )
+
+
+def _measures_of(column: Column, frame: pl.DataFrame) -> list[Floats]:
+    series = frame[column.name]
+    if column.kind == "datetime":
+        stamps = series.cast(pl.Datetime("us")).dt
+        return [_floats(getattr(stamps, part)()) for part in CALENDAR]
+    return [_floats(series)]
+
+
+def _floats(series: pl.Series) -> Floats:
+    values: Floats = series.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    return values
+
+
+def _vocabulary(series: pl.Series) -> tuple[str, ...]:
+    """The most frequent words first come to a place; then sorted, so that codes don't depend on the rows' order."""
+    counts = series.drop_nulls().cast(pl.String).value_counts(sort=True)
+    if counts.height > MAX_VOCABULARY:
+        counts = counts.sort("count", series.name, descending=[True, False]).head(MAX_VOCABULARY)
+    return tuple(sorted(counts[series.name].to_list()))
+
+
+def _codes(series: pl.Series, words: tuple[str, ...]) -> NDArray[Any]:
+    text = series.cast(pl.String)
+    known = text.cast(pl.Enum(words), strict=False).to_physical().cast(pl.Int64) + NUM_RESERVED_CODES
+    codes = known.fill_null(UNSEEN).to_numpy()
+    return np.where(text.is_null().to_numpy(), MISSING, codes)

@@ -1,0 +1,176 @@
+"""The loop: epochs of steps, until the first stop condition. All it knows of a run's past is in `State`."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from app.errors import Diverged
+from app.learning.batches import Batching, epoch_order
+from app.learning.evaluate import mean_loss
+from app.learning.losses import LossFunction
+from app.learning.schedules import Span, learning_rate_at
+from app.learning.steps import Engine, Rows
+from app.specs.training import TrainingSpec
+
+CHUNK_SECONDS = 0.2  # how long steps run without a look at the clock or at requests
+
+
+@dataclass
+class State:
+    """Where a run is. With the weights, the optimizer's state and torch's RNG, this is all of a checkpoint."""
+
+    epoch: int = 0  # epochs that are done
+    step: int = 0  # updates that are done
+    step_in_epoch: int = 0
+    loss_sum: float = 0.0  # of this epoch so far, a row at a time
+    elapsed_seconds: float = 0.0
+    best_loss: float | None = None
+    best_epoch: int = 0
+    epochs_without_gain: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained on what."""
+
+    spec: TrainingSpec
+    network: nn.Module
+    engine: Engine
+    loss: LossFunction
+    batching: Batching
+    train: Rows
+    validation: Rows | None = None
+
+
+class Watcher(Protocol):
+    """Whoever looks on; `pause_point` may stop the run by returning a reason."""
+
+    def pause_point(self, state: State) -> str | None:
+        """Called between chunks of steps, a few times a second, with all of the state consistent."""
+
+    def epoch_done(self, state: State, metrics: dict[str, Any]) -> None:
+        """Called with every epoch's losses."""
+
+
+def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = time.perf_counter) -> str:
+    """Train in place until a stop condition holds or the watcher stops it; returns which.
+
+    Raises:
+        Diverged: the loss is no finite number any more.
+    """
+    spec, batching = run.spec, run.batching
+    device = next(run.network.parameters()).device
+    span = Span(batching.steps_per_epoch, _num_steps(spec, batching))
+    started = clock() - state.elapsed_seconds
+    chunk = 1
+    run.network.train()
+    reason = _over(spec, state) or _out_of_epochs(spec, state)
+    while reason is None:
+        order = epoch_order(batching, spec.seed, state.epoch, device)
+        while reason is None and state.step_in_epoch < batching.steps_per_epoch:
+            begun = clock()
+            rates = _learning_rates(spec, state, span, chunk)
+            losses = run.engine.run(run.train, order, state.step_in_epoch, rates)
+            _take_in(losses, batching, state)
+            state.elapsed_seconds = clock() - started
+            chunk = max(1, min(4 * chunk, int(len(rates) * CHUNK_SECONDS / max(clock() - begun, 1e-9))))
+            reason = _over(spec, state)
+            mid_epoch = reason is None and state.step_in_epoch < batching.steps_per_epoch
+            if mid_epoch and (asked := watcher.pause_point(state)):
+                return asked
+        metrics = _end_epoch(run, state, rates[-1])
+        watcher.epoch_done(state, metrics)
+        reason = reason or _stop_after_epoch(run, state, metrics)
+        if reason is None and (asked := watcher.pause_point(state)):
+            return asked
+    return reason
+
+
+def _num_steps(spec: TrainingSpec, batching: Batching) -> int:
+    ends = [spec.stop.max_steps, spec.stop.max_epochs and spec.stop.max_epochs * batching.steps_per_epoch]
+    return min((end for end in ends if end is not None), default=0)
+
+
+def _learning_rates(spec: TrainingSpec, state: State, span: Span, chunk: int) -> list[float]:
+    """The rates of the next steps: at most `chunk`, and none past the epoch or `max_steps`."""
+    num = min(chunk, span.steps_per_epoch - state.step_in_epoch)
+    if spec.stop.max_steps is not None:
+        num = min(num, spec.stop.max_steps - state.step)
+    return [learning_rate_at(spec.schedule, spec.optimizer.learning_rate, state.step + i, span) for i in range(num)]
+
+
+def _take_in(losses: Tensor, batching: Batching, state: State) -> None:
+    """Count the steps and sum the losses one by one, so that the sum doesn't depend on how steps came in chunks."""
+    sizes = batching.sizes(state.step_in_epoch, state.step_in_epoch + len(losses))
+    for loss, size in zip(losses.tolist(), sizes, strict=True):
+        state.loss_sum += loss * size
+    state.step += len(losses)
+    state.step_in_epoch += len(losses)
+    if not math.isfinite(state.loss_sum):
+        raise Diverged(
+            f"the loss was no finite number any more by step {state.step} (epoch {state.epoch + 1}); "
+            "try a smaller optimizer.learning_rate, descent.max_grad_norm, or standardised features"
+        )
+
+
+def _end_epoch(run: Run, state: State, learning_rate: float) -> dict[str, Any]:
+    """Validate and count an epoch; one that `max_steps` or `max_seconds` cut short is an epoch of its rows."""
+    train_loss = state.loss_sum / run.batching.bounds(0, state.step_in_epoch)[1]
+    state.epoch, state.step_in_epoch, state.loss_sum = state.epoch + 1, 0, 0.0
+    val_loss = None
+    if run.validation is not None:
+        validation = run.validation
+        val_loss, _ = mean_loss(run.network, run.loss, validation.inputs, validation.targets, validation.weights)
+    _track_best(run, state, train_loss if val_loss is None else val_loss)
+    return {
+        "epoch": state.epoch,
+        "step": state.step,
+        "train_loss": train_loss,
+        "val_loss": val_loss,
+        "learning_rate": learning_rate,
+        "elapsed_seconds": round(state.elapsed_seconds, 6),
+    }
+
+
+def _track_best(run: Run, state: State, loss: float) -> None:
+    if state.best_loss is None or loss < state.best_loss - run.spec.stop.min_delta:
+        state.best_loss, state.best_epoch, state.epochs_without_gain = loss, state.epoch, 0
+        if run.spec.stop.restore_best:
+            state.best_weights = {name: value.detach().clone() for name, value in run.network.state_dict().items()}
+    else:
+        state.epochs_without_gain += 1
+
+
+def _over(spec: TrainingSpec, state: State) -> str | None:
+    if spec.stop.max_steps is not None and state.step >= spec.stop.max_steps:
+        return "max_steps"
+    if spec.stop.max_seconds is not None and state.elapsed_seconds >= spec.stop.max_seconds:
+        return "max_seconds"
+    return None
+
+
+def _stop_after_epoch(run: Run, state: State, metrics: dict[str, Any]) -> str | None:
+    stop = run.spec.stop
+    watched = metrics["train_loss"] if metrics["val_loss"] is None else metrics["val_loss"]
+    if stop.target_loss is not None and watched <= stop.target_loss:
+        return "target_loss"
+    if stop.patience is not None and state.epochs_without_gain >= stop.patience:
+        return "patience"
+    if stop.min_grad_norm is not None and _grad_norm(run.network) < stop.min_grad_norm:
+        return "min_grad_norm"
+    return _out_of_epochs(run.spec, state)
+
+
+def _out_of_epochs(spec: TrainingSpec, state: State) -> str | None:
+    return "max_epochs" if spec.stop.max_epochs is not None and state.epoch >= spec.stop.max_epochs else None
+
+
+def _grad_norm(network: nn.Module) -> float:
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients).item()

@@ -1,0 +1,70 @@
+"""A trained model: features, network and targets that belong together, and their form on disk."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from app.learning.evaluate import forward_all
+from app.learning.features import Features
+from app.learning.network import build_network
+from app.learning.targets import Targets
+from app.specs.network import LayeredNetwork
+from app.specs.table import Signature
+from app.specs.training import TrainingSpec
+
+FORMAT_VERSION = 1
+WEIGHTS = "network."
+
+
+@dataclass
+class Model:
+    spec: TrainingSpec
+    features: Features
+    targets: Targets
+    network: nn.Module
+
+    @property
+    def signature(self) -> Signature:
+        return self.targets.signature
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Values `[N, T]` in the target's units, or probabilities `[N, L]`, of rows `[N, F]`; float64, on the CPU."""
+        return self.targets.activate(forward_all(self.network, inputs, device=next(self.network.parameters()).device))
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name (weights under `network.`), and the rest as JSON."""
+        feature_tensors, features = self.features.export()
+        target_tensors, targets = self.targets.export()
+        weights = {WEIGHTS + name: value.detach().cpu() for name, value in self.network.state_dict().items()}
+        config = {
+            "format_version": FORMAT_VERSION,
+            "signature": self.signature.model_dump(mode="json"),
+            "features": features,
+            "targets": targets,
+            "spec": self.spec.model_dump(mode="json"),
+            "num_parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+        }
+        return {**weights, **feature_tensors, **target_tensors}, config
+
+    @classmethod
+    def load(cls, tensors: dict[str, Tensor], config: dict[str, Any]) -> "Model":
+        """The model of `export`. The network's parameters are the given tensors themselves, not copies."""
+        spec = TrainingSpec.model_validate(config["spec"])
+        signature = Signature.model_validate(config["signature"])
+        features = Features.load(tensors, config["features"])
+        targets = Targets.load(tensors, config["targets"], signature)
+        network = assemble(spec, features, targets.num_outputs)
+        weights = {name.removeprefix(WEIGHTS): value for name, value in tensors.items() if name.startswith(WEIGHTS)}
+        network.load_state_dict(weights, assign=True)
+        return cls(spec, features, targets, network.eval().requires_grad_(False))
+
+
+def assemble(spec: TrainingSpec, features: Features, num_outputs: int) -> nn.Module:
+    """The network of a resolved spec over fitted features, on the meta device.
+
+    Raises:
+        ShapeMismatch: naming the layer that does not fit.
+    """
+    assert isinstance(spec.network, LayeredNetwork)
+    return build_network(spec.network, features.front(), features.num_inputs, num_outputs)

@@ -1,0 +1,44 @@
+"""The learning rate of every step, in closed form, so that a resumed run needs nothing but its step."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from app.specs import optimization as specs
+from app.specs.base import Spec
+
+
+class Span(NamedTuple):
+    """How long a run is: `num_steps` is 0 where its end is not known, and no schedule that needs it is allowed."""
+
+    steps_per_epoch: int
+    num_steps: int
+
+
+def _toward_end(step: int, warmup: int, span: Span) -> float:
+    """0 at the first step after the warm-up, 1 at the last step."""
+    return min(1.0, (step - warmup) / max(1, span.num_steps - 1 - warmup))
+
+
+def _cosine(spec: specs.CosineSchedule, step: int, span: Span) -> float:
+    half = (1 + math.cos(math.pi * _toward_end(step, spec.warmup_steps, span))) / 2
+    return spec.end_factor + (1 - spec.end_factor) * half
+
+
+SCHEDULES: dict[type[Spec], Callable[[Any, int, Span], float]] = {
+    specs.ConstantSchedule: lambda spec, step, span: 1.0,
+    specs.CosineSchedule: _cosine,
+    specs.LinearSchedule: lambda spec, step, span: (
+        1 + (spec.end_factor - 1) * _toward_end(step, spec.warmup_steps, span)
+    ),
+    specs.StepSchedule: lambda spec, step, span: spec.gamma ** (step // span.steps_per_epoch // spec.every_epochs),
+    specs.ExponentialSchedule: lambda spec, step, span: spec.gamma ** (step // span.steps_per_epoch),
+}
+
+
+def learning_rate_at(schedule: Any, base: float, step: int, span: Span) -> float:
+    """The rate of update number `step` (from 0). In the warm-up it grows linearly up to `base`."""
+    warmup: int = schedule.warmup_steps
+    if step < warmup:
+        return base * (step + 1) / warmup
+    return base * SCHEDULES[type(schedule)](schedule, step, span)

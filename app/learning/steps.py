@@ -1,0 +1,131 @@
+"""The eager engine: one update after another, each a few torch calls on tensors that are already in place."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from app.learning.batches import Batching
+from app.learning.losses import LossFunction
+from app.learning.optimizers import Optimizers, set_learning_rate
+
+MAX_GATHER_BYTES = 64 * 2**20  # rows of several steps are gathered at once, up to this much
+
+
+@dataclass(slots=True)
+class Rows:
+    """Training or validation rows: `inputs [N, F]`, `targets [N]` or `[N, T]`, `weights [N]` or None."""
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, order: Tensor | None, first: int, last: int, device: torch.device) -> "Rows":
+        """Rows `first` to `last` of an order; a view where there is no order."""
+        if order is None:
+            picked = [
+                part[first:last] if part is not None else None for part in (self.inputs, self.targets, self.weights)
+            ]
+        else:
+            index = order[first:last]
+            picked = [
+                part.index_select(0, index.to(part.device)) if part is not None else None
+                for part in (self.inputs, self.targets, self.weights)
+            ]
+        inputs, targets, weights = (part.to(device, non_blocking=True) if part is not None else None for part in picked)
+        assert inputs is not None
+        assert targets is not None
+        return Rows(inputs, targets, weights)
+
+    def to(self, device: torch.device) -> "Rows":
+        return self.take(None, 0, len(self), device)
+
+    def split(self, sizes: list[int]) -> list["Rows"]:
+        weights = self.weights.split(sizes) if self.weights is not None else [None] * len(sizes)
+        return [Rows(*part) for part in zip(self.inputs.split(sizes), self.targets.split(sizes), weights, strict=True)]
+
+
+class Engine(Protocol):
+    """Takes steps; both engines give the same losses."""
+
+    def run(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
+        """Steps number `first`, `first + 1`, … of an epoch, one per learning rate; returns their losses `[S]`."""
+
+
+class EagerSteps:
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: LossFunction,
+        optimizers: Optimizers,
+        batching: Batching,
+        *,
+        max_grad_norm: float | None,
+        precision: str = "float32",
+    ) -> None:
+        self.network, self.loss, self.optimizers, self.batching = network, loss, optimizers, batching
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.max_grad_norm = max_grad_norm
+        self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        self.autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if precision != "float32":
+            self.autocast = torch.autocast(self.device.type, dtype=getattr(torch, precision))
+        self.learning_rate: float | None = None
+
+    def run(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
+        row_bytes = max(1, rows.inputs[:1].nbytes)
+        at_once = max(1, MAX_GATHER_BYTES // (row_bytes * self.batching.rows_per_step))
+        losses: list[Tensor] = []
+        for begin in range(first, first + len(learning_rates), at_once):
+            end = min(begin + at_once, first + len(learning_rates))
+            block = rows.take(order, *self.batching.bounds(begin, end), self.device)
+            sizes = self.batching.sizes(begin, end)
+            losses += self._block(block, sizes, learning_rates[begin - first : end - first])
+        return torch.stack(losses)
+
+    def _block(self, block: Rows, sizes: list[int], learning_rates: Sequence[float]) -> list[Tensor]:
+        if len(sizes) == 1:
+            return [self._step(block, learning_rates[0])]
+        return [self._step(rows, rate) for rows, rate in zip(block.split(sizes), learning_rates, strict=True)]
+
+    def _step(self, rows: Rows, learning_rate: float) -> Tensor:
+        if learning_rate != self.learning_rate:
+            set_learning_rate(self.optimizers, learning_rate)
+            self.learning_rate = learning_rate
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss = self._gradient(rows)
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss
+
+    def _gradient(self, rows: Rows) -> Tensor:
+        parts = self.batching.parts(len(rows)) if len(rows) > self.batching.batch_size else ()
+        if len(parts) < 2:
+            with self.autocast:
+                outputs = self.network(rows.inputs)
+            loss = self.loss(outputs.float(), rows.targets, rows.weights)
+            loss.backward()
+            return loss.detach()
+        return self._accumulated(rows, list(parts))
+
+    def _accumulated(self, rows: Rows, sizes: list[int]) -> Tensor:
+        """The gradient of the mean over all rows, in parts: the same as in one part."""
+        total = torch.zeros((), device=self.device)
+        whole = len(rows) if rows.weights is None else rows.weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        for part in rows.split(sizes):
+            share = (len(part) if part.weights is None else part.weights.sum()) / whole
+            with self.autocast:
+                outputs = self.network(part.inputs)
+            loss = self.loss(outputs.float(), part.targets, part.weights) * share
+            loss.backward()
+            total += loss.detach()
+        return total

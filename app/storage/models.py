@@ -1,0 +1,237 @@
+"""Published versions: `models/<name>/<version>/`, whole or not there. The folders are all there is; no database.
+
+A version is written in `.staging` and renamed into place; it is deleted by a rename into `.trash`. `aliases.json` of a
+model is replaced by a rename too.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from app.errors import Conflict, CorruptVersion, FileNotInVersion, ModelNotFound, VersionNotFound
+from app.storage.files import digest_of, sync_folder, write_atomically, write_synced
+from app.storage.tensors import read_tensors
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+VERSION = re.compile(r"[1-9][0-9]{0,18}")
+FILES = ("model.safetensors", "config.json", "metrics.json", "history.jsonl")
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version: where it is and what its `config.json` and `metrics.json` say."""
+
+    model: str
+    version: str
+    path: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+    def load_tensors(self) -> dict[str, Any]:
+        """All tensors, mapped from the file rather than read, after the digests of all files were verified.
+
+        Raises:
+            CorruptVersion: a file is not the one that was published.
+        """
+        for file, digest in self.config["digests"].items():
+            if not (self.path / file).is_file() or digest_of(self.path / file) != digest:
+                raise CorruptVersion(
+                    f"{file} of version {self.version} of model {self.model!r} is not what was published"
+                )
+        return read_tensors(self.path / "model.safetensors")[0]
+
+
+class ModelStore:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    # ---- publishing
+
+    def staging(self, job_id: str) -> Path:
+        """The folder in which a job's version is written; empty."""
+        path = self.root / ".staging" / job_id
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+    def discard(self, job_id: str) -> None:
+        """Remove what a job that publishes nothing has written."""
+        shutil.rmtree(self.root / ".staging" / job_id, ignore_errors=True)
+
+    def next_version(self, name: str) -> str:
+        """One more than the highest that was ever published here."""
+        folder = self.root / name
+        highest = max((int(version) for version in self._versions(name)), default=0)
+        last = folder / "last_version"
+        highest = max(highest, int(last.read_text()) if last.exists() else 0)
+        return str(highest + 1)
+
+    def published(self, job_id: str, name: str, version: str) -> bool:
+        """Whether this job's version is in place."""
+        try:
+            config = json.loads((self.root / name / version / "config.json").read_bytes())
+        except FileNotFoundError:
+            return False
+        return bool(config.get("job_id") == job_id)
+
+    def publish(self, job_id: str, name: str, version: str) -> None:
+        """Make the staged folder visible by one rename; nothing happens where that was done before.
+
+        Raises:
+            Conflict: the place is taken by another job's version.
+        """
+        if self.published(job_id, name, version):
+            return
+        target = self.root / name / version
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target.parent / "last_version", version.encode())
+        try:
+            (self.root / ".staging" / job_id).rename(target)
+        except OSError as error:
+            if target.exists():
+                raise Conflict(f"version {version} of model {name!r} is there already") from error
+            raise
+        sync_folder(target.parent)
+
+    # ---- reading
+
+    def names(self) -> list[str]:
+        """Models with at least one version, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(
+            entry.name for entry in self.root.iterdir() if NAME.fullmatch(entry.name) and self._versions(entry.name)
+        )
+
+    def versions(self, name: str) -> list[str]:
+        """Published versions, oldest first.
+
+        Raises:
+            ModelNotFound: there are none.
+        """
+        versions = self._versions(name)
+        if not versions:
+            raise ModelNotFound(f"there is no model {name!r}")
+        return versions
+
+    def _versions(self, name: str) -> list[str]:
+        folder = self.root / name
+        if not NAME.fullmatch(name) or not folder.is_dir():
+            return []
+        found = [
+            entry.name
+            for entry in folder.iterdir()
+            if VERSION.fullmatch(entry.name) and (entry / "config.json").exists()
+        ]
+        return sorted(found, key=int)
+
+    def resolve(self, name: str, version: str | None) -> str:
+        """A version number from a number, an alias or None for the newest.
+
+        Raises:
+            ModelNotFound, VersionNotFound
+        """
+        versions = self.versions(name)
+        if version is None:
+            return versions[-1]
+        found = version if version in versions else self.aliases(name).get(version)
+        if found is None or found not in versions:
+            raise VersionNotFound(
+                f"model {name!r} has no version or alias {version!r}; its versions are {', '.join(versions[-10:])}"
+            )
+        return found
+
+    def get(self, name: str, version: str) -> Version:
+        """A published version.
+
+        Raises:
+            ModelNotFound, VersionNotFound, CorruptVersion
+        """
+        path = self.root / name / self.resolve(name, version)
+        try:
+            config = orjson.loads((path / "config.json").read_bytes())
+            metrics = orjson.loads((path / "metrics.json").read_bytes())
+        except (OSError, orjson.JSONDecodeError) as error:
+            raise CorruptVersion(f"version {path.name} of model {name!r} can't be read: {error}") from error
+        if config.get("format_version", 0) > FORMAT_VERSION:
+            raise CorruptVersion(
+                f"version {path.name} of model {name!r} has format {config['format_version']}; "
+                f"this service reads formats up to {FORMAT_VERSION}: upgrade it",
+                code="newer_format",
+            )
+        return Version(name, path.name, path, config, metrics)
+
+    def file(self, name: str, version: str, file: str) -> Path:
+        """One of a version's files.
+
+        Raises:
+            ModelNotFound, VersionNotFound, FileNotInVersion
+        """
+        path = self.root / name / self.resolve(name, version) / file
+        if file not in FILES or not path.is_file():
+            raise FileNotInVersion(f"a version has the files {', '.join(FILES)}; there is no {file!r}")
+        return path
+
+    # ---- aliases
+
+    def aliases(self, name: str) -> dict[str, str]:
+        try:
+            found: dict[str, str] = orjson.loads((self.root / name / "aliases.json").read_bytes())
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        if version not in self.versions(name):
+            raise VersionNotFound(f"model {name!r} has no version {version!r}, so no alias can point to it")
+        self._write_aliases(name, {**self.aliases(name), alias: version})
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        self.versions(name)
+        aliases = self.aliases(name)
+        if alias not in aliases:
+            raise VersionNotFound(f"model {name!r} has no alias {alias!r}", code="alias_not_found")
+        self._write_aliases(name, {key: value for key, value in aliases.items() if key != alias})
+
+    def _write_aliases(self, name: str, aliases: dict[str, str]) -> None:
+        write_atomically(self.root / name / "aliases.json", orjson.dumps(aliases))
+
+    # ---- deleting
+
+    def delete(self, name: str, version: str | None = None) -> None:
+        """A version, or the whole model.
+
+        Raises:
+            Conflict: an alias points to it.
+        """
+        versions = [self.resolve(name, version)] if version is not None else self.versions(name)
+        for alias, target in self.aliases(name).items():
+            if target in versions:
+                raise Conflict(f"the alias {alias!r} points to version {target}; delete or move it first")
+        for number in versions:
+            self._trash(self.root / name / number)
+
+    def _trash(self, path: Path) -> None:
+        trash = self.root / ".trash" / f"{path.parent.name}-{path.name}-{os.urandom(8).hex()}"
+        trash.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(trash)
+        shutil.rmtree(trash)
+
+    def sweep(self) -> None:
+        """Finish deletions that a crash cut short."""
+        shutil.rmtree(self.root / ".trash", ignore_errors=True)
+
+
+def write_version(path: Path, config: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Complete a staged folder that holds `model.safetensors` and `history.jsonl`; all of it is on disk then."""
+    write_synced(path / "metrics.json", orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
+    digests = {file: digest_of(path / file) for file in FILES if file != "config.json"}
+    write_synced(path / "config.json", orjson.dumps({**config, "digests": digests}, option=orjson.OPT_INDENT_2))
+    sync_folder(path)
