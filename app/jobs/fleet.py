@@ -1,0 +1,190 @@
+"""The running workers: started through the fork server, heard through their channels, and ended."""
+
+import itertools
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import structlog
+
+log = structlog.get_logger("gradserve.jobs")
+
+CHUNK_BYTES = 1 << 18
+MAX_RESTART_SECONDS = 30.0
+
+
+@dataclass(eq=False)
+class Run:
+    """One worker process. `last_sign` is the monotonic time at which it was last heard of."""
+
+    number: int
+    job_id: str
+    channel: socket.socket
+    last_sign: float
+    lines: bytearray = field(default_factory=bytearray)
+    pid: int | None = None
+    told: str | None = None
+    told_at: float = 0.0
+    done: bool = False  # it has said how it ended, and needs only to exit
+    hung: bool = False
+
+
+class Fleet:
+    """Belongs to one thread; `bell` is a socket on which others can end a `poll` early."""
+
+    def __init__(self, training: str, bell: socket.socket) -> None:
+        self._training = training
+        self._selector = selectors.DefaultSelector()
+        self._bell = bell
+        self._selector.register(bell, selectors.EVENT_READ)
+        self._numbers = itertools.count(1)
+        self.runs: dict[int, Run] = {}
+        self.ready = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._server: socket.socket
+        self._lines = bytearray()
+        self._start_at, self._pause_seconds = 0.0, 1.0
+        self._start_server()
+
+    # ---- the fork server
+
+    def _start_server(self) -> None:
+        self._server, theirs = socket.socketpair()
+        self._selector.register(self._server, selectors.EVENT_READ)
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 (our own module)
+                [sys.executable, "-m", "app.jobs.forkserver", self._training, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # a terminal's Ctrl-C is for the service alone
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},
+            )
+
+    def _hear_server(self) -> Iterator[tuple[Run, dict[str, Any]]]:
+        data = _receive(self._server)
+        if data == b"":
+            yield from self._lose_server()
+        for line in _lines(self._lines, data):
+            message = json.loads(line)
+            if "ready" in message:
+                self.ready, self._pause_seconds = True, 1.0
+            elif "started" in message:
+                self.runs[message["started"]].pid = message["pid"]
+            else:
+                yield from self._end(self.runs[message["exited"]], message["signal"], message["code"])
+
+    def _lose_server(self) -> Iterator[tuple[Run, dict[str, Any]]]:
+        """It has died, and its workers with it; the next one starts after a pause that grows while none gets ready."""
+        log.error("the fork server died and is started again", after_seconds=0 if self.ready else self._pause_seconds)
+        self._start_at = time.monotonic() + (0 if self.ready else self._pause_seconds)
+        self._pause_seconds = min(2 * self._pause_seconds, MAX_RESTART_SECONDS)
+        self._stop_server()
+        for run in list(self.runs.values()):
+            yield from self._end(run, None, None)
+
+    def _stop_server(self) -> None:
+        self.ready = False
+        self._lines.clear()
+        self._selector.unregister(self._server)
+        self._server.close()
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+
+    def _say(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        line = orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE)
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died, as the next poll will find
+            sent = socket.send_fds(self._server, [line], fds) if fds else 0
+            self._server.sendall(line[sent:])
+
+    # ---- workers
+
+    def start(self, job_id: str, order: dict[str, Any]) -> Run:
+        """A worker for a job. Only while `ready`."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        run = Run(next(self._numbers), job_id, ours, time.monotonic())
+        self.runs[run.number] = run
+        self._selector.register(ours, selectors.EVENT_READ, run)
+        with theirs:
+            self._say({"start": run.number, "order": order}, [theirs.fileno()])
+        return run
+
+    def tell(self, run: Run, request: str) -> None:
+        """`pause` or `cancel`."""
+        run.told, run.told_at = request, time.monotonic()
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has ended, as the next poll will find
+            run.channel.send(request.encode() + b"\n")
+
+    def kill(self, run: Run) -> None:
+        self._say({"kill": run.number})
+
+    def poll(self, timeout: float) -> Iterator[tuple[Run, dict[str, Any]]]:
+        """What the workers say, after at most `timeout` seconds.
+
+        The last message of each is {"type": "exited", "signal", "code"}, with neither where the fork server died.
+        """
+        if self._process is None and time.monotonic() >= self._start_at:
+            self._start_server()
+        for key, _ in self._selector.select(timeout):
+            if key.fileobj is self._bell:
+                self._bell.recv(CHUNK_BYTES)
+            elif key.fileobj is self._server:
+                yield from self._hear_server()
+            elif key.data.number in self.runs:
+                yield from self._hear(key.data)
+
+    def _hear(self, run: Run) -> Iterator[tuple[Run, dict[str, Any]]]:
+        data = _receive(run.channel)
+        if data == b"":
+            self._selector.unregister(run.channel)  # how it ended, the fork server tells
+        for line in _lines(run.lines, data):
+            run.last_sign = time.monotonic()
+            yield run, orjson.loads(line)
+
+    def _end(self, run: Run, by_signal: int | None, code: int | None) -> Iterator[tuple[Run, dict[str, Any]]]:
+        """What was said before the end is heard first."""
+        while data := _receive(run.channel):
+            for line in _lines(run.lines, data):
+                yield run, orjson.loads(line)
+        if run.channel in self._selector.get_map():
+            self._selector.unregister(run.channel)
+        run.channel.close()
+        del self.runs[run.number]
+        yield run, {"type": "exited", "signal": by_signal, "code": code}
+
+    def close(self) -> None:
+        """End the fork server and, with it, every worker."""
+        if self._process is not None:
+            self._stop_server()
+        for run in self.runs.values():
+            run.channel.close()
+        self.runs.clear()
+        self._selector.close()
+
+
+def _receive(connection: socket.socket) -> bytes | None:
+    """What is there, None if nothing is, b"" at the end."""
+    try:
+        return connection.recv(CHUNK_BYTES)
+    except BlockingIOError:
+        return None
+    except ConnectionResetError:
+        return b""
+
+
+def _lines(buffer: bytearray, data: bytes | None) -> list[bytes]:
+    """The lines that `data` completes; the rest waits in `buffer`."""
+    buffer += data or b""
+    *complete, rest = bytes(buffer).split(b"\n")
+    buffer[:] = rest
+    return complete

@@ -1,0 +1,68 @@
+"""From what workers say to rows: each epoch once, progress thinned out, and many events in one transaction."""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from app.jobs.queue import Batch, JobQueue
+from app.storage.jobs import Job, NewEvent
+
+PROGRESS_SECONDS = 0.2  # between two progress events of a job
+FLUSH_SECONDS = 0.1
+
+
+@dataclass
+class Story:
+    """How far a job's run has got. `progressed`: beyond what any earlier run of the job had."""
+
+    last_epoch: int
+    last_step: int
+    progressed: bool = False
+    shown_at: float = 0.0
+
+
+class Recorder:
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+        self._stories: dict[str, Story] = {}
+        self._batches: defaultdict[str, Batch] = defaultdict(Batch)
+        self._flushed_at = 0.0
+
+    def begin(self, job: Job) -> None:
+        """A run of this job starts, perhaps not the first."""
+        step = (job.progress or {}).get("step", 0)
+        self._stories[job.id] = Story(self._queue.last_epoch(job.id), step)
+
+    def progressed(self, job_id: str) -> bool:
+        return self._stories[job_id].progressed
+
+    def end(self, job_id: str) -> None:
+        self._stories.pop(job_id, None)
+
+    def add(self, job_id: str, event: str, data: dict[str, Any]) -> None:
+        story, batch = self._stories[job_id], self._batches[job_id]
+        if event == "progress":
+            batch.progress = data
+            if data["step"] > story.last_step:
+                story.last_step, story.progressed = data["step"], True
+            if time.monotonic() < story.shown_at + PROGRESS_SECONDS:
+                return
+            story.shown_at = time.monotonic()
+        elif event == "metrics":
+            if data["epoch"] <= story.last_epoch:
+                return  # a run that was resumed repeats what is recorded, number for number
+            story.last_epoch, story.progressed = data["epoch"], True
+        batch.events.append(NewEvent(job_id, event, data, time.time()))
+
+    @property
+    def due_seconds(self) -> float | None:
+        """Until the next `flush` is due; None while there is nothing to write."""
+        return max(0.0, self._flushed_at + FLUSH_SECONDS - time.monotonic()) if self._batches else None
+
+    def flush(self) -> None:
+        """Write everything; what could not be written stays for the next time."""
+        if self._batches:
+            self._queue.record(self._batches)
+            self._batches.clear()
+        self._flushed_at = time.monotonic()

@@ -1,0 +1,310 @@
+"""Runs the queue: claims jobs, has workers run them, writes down what they say, and ends what must end.
+
+One process does this at a time, elected by a file lock that the operating system releases when its holder dies. All
+decisions come from comparing the database with the workers that are there (`Reign.reconcile`), so that nothing depends
+on what a predecessor or an earlier failure left half done.
+"""
+
+import fcntl
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from app.errors import Conflict
+from app.jobs.fleet import Fleet, Run
+from app.jobs.queue import TERMINAL, JobQueue, State
+from app.jobs.recorder import Recorder
+from app.storage.jobs import Job
+
+log = structlog.get_logger("gradserve.jobs")
+
+ELECTION_SECONDS = 0.5
+POLL_SECONDS = 0.1  # how late a request from another process may be seen
+RECONCILE_SECONDS = 1.0
+RETRY_SECONDS = 1.0  # after an error of the database or the disk
+CANCEL_SECONDS = 5.0  # from asking a worker to stop to ending it
+EXIT_SECONDS = 10.0  # from a worker's last word to ending it
+MAX_DEATHS = 3
+REQUESTS = {"pausing": "pause", "cancelling": "cancel"}
+
+
+class Versions(Protocol):
+    """What the supervisor needs of the model store."""
+
+    def next_version(self, name: str) -> str: ...
+    def publish(self, job_id: str, name: str, version: str) -> None: ...
+    def discard(self, job_id: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Rules:
+    """`training` names the module whose `train` the workers run."""
+
+    data_dir: Path
+    models_dir: Path
+    max_running_jobs: int
+    checkpoint_interval_seconds: float
+    worker_timeout_seconds: float
+    training: str = "app.jobs.training"
+
+
+class Supervisor:
+    """A thread that stands for election and, once elected, reigns until it is stopped."""
+
+    def __init__(self, queue: JobQueue, models: Versions, rules: Rules) -> None:
+        self._queue = queue
+        self._models = models
+        self._rules = rules
+        self._stopping = threading.Event()
+        self._grace_seconds = 0.0
+        self._bell, self._ringer = socket.socketpair()
+        self._bell.setblocking(False)
+        self._ringer.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self.leading = False
+
+    def start(self) -> None:
+        self._rules.data_dir.mkdir(parents=True, exist_ok=True)
+        self._queue.add_listener(self._ring)
+        self._thread.start()
+
+    def stop(self, grace_seconds: float = 10.0) -> None:
+        """Let each worker write a checkpoint and end. Their jobs stay `running`, and go on at the next start."""
+        self._grace_seconds = grace_seconds
+        self._stopping.set()
+        self._ring()
+        self._thread.join()
+        self._queue.remove_listener(self._ring)
+        self._bell.close()
+        self._ringer.close()
+
+    def _ring(self) -> None:
+        with suppress(OSError):  # it rings already, or there is nobody to hear it any more
+            self._ringer.send(b"!")
+
+    def _run(self) -> None:
+        with (self._rules.data_dir / "supervisor.lock").open("a") as lock:
+            while not self._stopping.is_set():
+                if not _try_lock(lock.fileno()):
+                    self._stopping.wait(ELECTION_SECONDS)
+                    continue
+                try:
+                    self._reign()
+                except Exception:
+                    log.exception("the supervisor failed and starts again")
+                    self._stopping.wait(RETRY_SECONDS)
+
+    def _reign(self) -> None:
+        with closing(Fleet(self._rules.training, self._bell)) as fleet, closing(self._queue.watch()) as watch:
+            reign = Reign(self._queue, self._models, self._rules, fleet, watch.changed)
+            self.leading = True
+            try:
+                reign.sweep()
+                while not self._stopping.is_set():
+                    try:
+                        reign.turn()
+                    except Exception:
+                        log.exception("a turn of the supervisor failed and is tried again")
+                        self._stopping.wait(RETRY_SECONDS)
+                reign.wind_down(self._grace_seconds)
+            finally:
+                self.leading = False
+
+
+class Reign:
+    """One supervisor's decisions. An error anywhere may end a turn: the next one finds the same work again."""
+
+    def __init__(
+        self, queue: JobQueue, models: Versions, rules: Rules, fleet: Fleet, changed: Callable[[], bool]
+    ) -> None:
+        self._queue = queue
+        self._models = models
+        self._rules = rules
+        self._fleet = fleet
+        self._changed = changed
+        self._recorder = Recorder(queue)
+        self._reconcile_at = 0.0
+        self._ending = False
+
+    def sweep(self) -> None:
+        """Remove the working folders of jobs that have ended or are gone."""
+        folder = self._rules.data_dir / "jobs"
+        folder.mkdir(parents=True, exist_ok=True)
+        held = self._queue.held()
+        for entry in folder.iterdir():
+            if entry.name not in held:
+                self._remove_folders(entry.name)
+
+    def turn(self) -> None:
+        """Wait for something to happen, at most `POLL_SECONDS`, and deal with it."""
+        due = self._recorder.due_seconds
+        for run, message in self._fleet.poll(POLL_SECONDS if due is None else min(due, POLL_SECONDS)):
+            self._hear(run, message)
+        if self._recorder.due_seconds == 0:
+            self._recorder.flush()
+        if self._changed() or time.monotonic() >= self._reconcile_at:
+            self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
+            self.reconcile()
+        self._end_the_stuck()
+
+    def wind_down(self, grace_seconds: float) -> None:
+        """Ask every worker for a checkpoint; who has not ended when time is up is killed by the fleet's end."""
+        self._ending = True
+        deadline = time.monotonic() + grace_seconds
+        for run in self._working():
+            if run.told is None:
+                self._fleet.tell(run, "pause")
+        while self._working() and time.monotonic() < deadline:
+            for run, message in self._fleet.poll(min(POLL_SECONDS, grace_seconds)):
+                self._hear(run, message)
+        self._recorder.flush()
+
+    # ---- the database against the workers
+
+    def reconcile(self) -> None:
+        workers = {run.job_id: run for run in self._working()}
+        for job in self._queue.active():
+            run = workers.get(job.id)
+            if run is None:
+                self._go_on(job)
+            elif job.state in REQUESTS and run.told != REQUESTS[job.state]:
+                self._fleet.tell(run, REQUESTS[job.state])
+        if self._num_free > 0:
+            for job in self._queue.claim(self._num_free):
+                self._start(job)
+
+    def _working(self) -> list[Run]:
+        return [run for run in self._fleet.runs.values() if not run.done]
+
+    @property
+    def _num_free(self) -> int:
+        return self._rules.max_running_jobs - len(self._fleet.runs) if self._fleet.ready else 0
+
+    def _go_on(self, job: Job) -> None:
+        """What to do with an active job that has no worker."""
+        if job.version is not None:
+            self._publish(job)
+        elif job.state in REQUESTS:
+            self._finish(job.id, "cancelled" if job.state == "cancelling" else "paused")
+        elif self._num_free > 0:
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        self._recorder.begin(job)
+        order = {
+            "job_id": job.id,
+            "spec": job.spec,
+            "data_dir": str(self._rules.data_dir),
+            "models_dir": str(self._rules.models_dir),
+            "checkpoint_interval_seconds": self._rules.checkpoint_interval_seconds,
+        }
+        self._fleet.start(job.id, order)
+
+    # ---- what workers say
+
+    def _hear(self, run: Run, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if kind in ("progress", "metrics", "warning"):
+            self._recorder.add(run.job_id, kind, message["data"])
+        elif kind == "log":
+            log.error(message["message"], job_id=run.job_id, traceback=message["traceback"])
+        elif kind == "outcome":
+            run.done = True
+            self._conclude(run.job_id, message)
+        elif kind == "failed":
+            run.done = True
+            self._recorder.flush()
+            self._finish(run.job_id, "failed", {"code": message["code"], "detail": message["detail"]})
+        elif kind == "exited":
+            self._reconcile_at = 0.0  # there is room for another
+            if not run.done and not self._ending:
+                self._mourn(run, message["signal"], message["code"])
+
+    def _conclude(self, job_id: str, outcome: dict[str, Any]) -> None:
+        self._recorder.flush()
+        job = self._queue.get(job_id)
+        if outcome["state"] == "succeeded":
+            version = self._models.next_version(job.model)
+            if self._queue.reserve(job_id, version, outcome["metrics"], outcome["stop_reason"]):
+                self._publish(self._queue.get(job_id))
+            else:
+                self._finish(job_id, "cancelled")
+        elif job.state in REQUESTS:
+            self._finish(job_id, "cancelled" if job.state == "cancelling" else "paused")
+        # a job that nobody but this process's end has paused goes on from its checkpoint
+
+    def _publish(self, job: Job) -> None:
+        """Make a reserved version visible. Where somebody took its number meanwhile, it gets another."""
+        assert job.version is not None
+        try:
+            self._models.publish(job.id, job.model, job.version)
+        except Conflict:
+            self._queue.reserve(job.id, self._models.next_version(job.model), job.metrics or {}, job.stop_reason)
+            self._reconcile_at = 0.0
+        except OSError as error:
+            detail = f"the trained version could not be stored: {error}"
+            self._finish(job.id, "failed", {"code": "storage_failed", "detail": detail})
+        else:
+            self._finish(job.id, "succeeded")
+
+    def _finish(self, job_id: str, to: State, error: dict[str, Any] | None = None) -> None:
+        job = self._queue.finish(job_id, to, error=error)
+        self._recorder.end(job_id)
+        log.info("job ended", job_id=job_id, state=job.state, **(error or {}))
+        if job.state in TERMINAL:
+            self._remove_folders(job_id)
+
+    def _remove_folders(self, job_id: str) -> None:
+        self._models.discard(job_id)
+        shutil.rmtree(self._rules.data_dir / "jobs" / job_id, ignore_errors=True)
+
+    # ---- death
+
+    def _mourn(self, run: Run, by_signal: int | None, code: int | None) -> None:
+        """A worker ended without an outcome: the next one goes on from its checkpoint, unless that keeps failing."""
+        how = "with the fork server" if by_signal is None and code is None else _cause(run, by_signal, code)
+        warning = {"code": "worker_died", "detail": f"the worker {how}; the job goes on from its last checkpoint"}
+        log.warning("a worker died", job_id=run.job_id, pid=run.pid, how=how)
+        progressed = self._recorder.progressed(run.job_id)
+        self._recorder.flush()
+        if by_signal is None and code is None:
+            self._recorder.add(run.job_id, "warning", warning)
+            return
+        if self._queue.count_death(run.job_id, progressed=progressed, warning=warning) >= MAX_DEATHS:
+            detail = f"the worker died {MAX_DEATHS} times in a row without getting any further; the last one {how}" + (
+                "; perhaps the machine is out of memory: a smaller network or batch needs less"
+                if by_signal == 9
+                else ""
+            )
+            self._finish(run.job_id, "failed", {"code": "worker_died", "detail": detail})
+
+    def _end_the_stuck(self) -> None:
+        now = time.monotonic()
+        for run in self._fleet.runs.values():
+            silent = now - run.last_sign
+            run.hung = run.hung or silent > self._rules.worker_timeout_seconds
+            cancelled = run.told == "cancel" and now - run.told_at > CANCEL_SECONDS
+            if run.hung or cancelled or (run.done and silent > EXIT_SECONDS):
+                self._fleet.kill(run)
+
+
+def _cause(run: Run, by_signal: int | None, code: int | None) -> str:
+    if run.hung:
+        return "gave no sign of life and was ended"
+    return f"was ended by signal {by_signal}" if by_signal is not None else f"ended with exit code {code}"
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

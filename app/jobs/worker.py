@@ -1,0 +1,135 @@
+"""One training run, in a process of its own: it tells what happens as lines of JSON and hears `pause` and `cancel`.
+
+Said on the channel: {"type": "progress" | "metrics" | "warning", "data": {…}}, {"type": "alive"}, {"type": "log",
+"message", "traceback"}, and at the end {"type": "outcome", "state", "metrics", "stop_reason"} or {"type": "failed",
+"code", "detail"}. A process that ends without either has died.
+"""
+
+import faulthandler
+import fcntl
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NoReturn
+
+import orjson
+
+from app.errors import GradserveError
+from app.jobs.order import WorkOrder
+
+ALIVE_SECONDS = 2.0
+IDLE_SHARE = 0.005  # a process that computes uses more of a core than this; one that hangs does not
+
+
+class Control:
+    """What the supervisor asks of the run; training reads `request` at every step, which also shows that it goes on."""
+
+    def __init__(self) -> None:
+        self._request: Literal["cancel", "pause"] | None = None
+        self.num_reads = 0
+
+    @property
+    def request(self) -> Literal["cancel", "pause"] | None:
+        self.num_reads += 1
+        return self._request
+
+    @request.setter
+    def request(self, value: Literal["cancel", "pause"] | None) -> None:
+        self._request = value
+
+
+class Channel:
+    """The worker's end of the socket to the supervisor. A supervisor that has gone ends the process."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._lock = threading.Lock()
+
+    def emit(self, event: str, data: dict[str, Any]) -> None:
+        self.say({"type": event, "data": data})
+
+    def say(self, message: dict[str, Any]) -> None:
+        line = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+        with self._lock:
+            try:
+                self._socket.sendall(line)
+            except (BrokenPipeError, ConnectionResetError):
+                os._exit(1)
+
+    def obey(self, control: Control) -> None:
+        """Carry requests to the run, for as long as the process lives."""
+        for line in self._socket.makefile("rb"):
+            control.request = "cancel" if line.strip() == b"cancel" else "pause"
+        os._exit(1)
+
+    def tell_alive(self, control: Control) -> None:
+        """Give a sign of life while the run reads its control or computes, and none while it hangs."""
+        while True:
+            reads, cpu_seconds = control.num_reads, time.process_time()
+            time.sleep(ALIVE_SECONDS)
+            if control.num_reads > reads or time.process_time() - cpu_seconds > IDLE_SHARE * ALIVE_SECONDS:
+                self.say({"type": "alive"})
+
+
+def run(connection: socket.socket, order: dict[str, Any], training: ModuleType) -> NoReturn:
+    """Work off an order and end the process."""
+    faulthandler.enable()
+    _offer_to_oom_killer()
+    channel, control = Channel(connection), Control()
+    threading.Thread(target=channel.obey, args=(control,), daemon=True).start()
+    threading.Thread(target=channel.tell_alive, args=(control,), daemon=True).start()
+    lock = _lock(Path(order["data_dir"]) / "jobs" / order["job_id"])
+    channel.say(_train(channel, control, order, training))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.close(lock)
+    os._exit(0)
+
+
+def _train(channel: Channel, control: Control, order: dict[str, Any], training: ModuleType) -> dict[str, Any]:
+    try:
+        outcome = training.train(WorkOrder(**order), channel.emit, control)
+    except Exception as error:  # noqa: BLE001 (whatever it is ends this run, and no other)
+        code, detail = explain(error)
+        if code == "internal_error":
+            channel.say({"type": "log", "message": "training failed", "traceback": traceback.format_exc()})
+        return {"type": "failed", "code": code, "detail": detail}
+    return {
+        "type": "outcome",
+        "state": outcome.state,
+        "metrics": outcome.metrics,
+        "stop_reason": outcome.stop_reason,
+    }
+
+
+def explain(error: Exception) -> tuple[str, str]:
+    """A code and a sentence for the user."""
+    if isinstance(error, GradserveError):
+        return error.code, error.detail
+    what = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or "OutOfMemory" in what or "can't allocate memory" in what:
+        return (
+            "out_of_memory",
+            f"the run needs more memory than there is; a smaller network or batch needs less ({what})",
+        )
+    return "internal_error", f"an error that is not yours ended the run: {what}"
+
+
+def _lock(folder: Path) -> int:
+    """Hold the job's folder alone; a predecessor that is still dying is waited for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def _offer_to_oom_killer() -> None:
+    """Where memory runs out, Linux should end this run rather than the service."""
+    score = Path("/proc/self/oom_score_adj")
+    if score.exists():
+        score.write_text("500")

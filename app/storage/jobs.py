@@ -1,0 +1,147 @@
+"""Jobs and their events as rows: the SQL, and no rules. Every function works in the caller's transaction."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
+
+from app.storage.database import events, jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row. Times are seconds since 1970; `queue_position` counts from 1 and is None for a job that is not queued."""
+
+    number: int
+    id: str
+    state: str
+    model: str
+    version: str | None
+    spec: dict[str, Any]
+    idempotency_key: str | None
+    request_digest: str | None
+    progress: dict[str, Any] | None
+    metrics: dict[str, Any] | None
+    stop_reason: str | None
+    warnings: list[Any]
+    error: dict[str, Any] | None
+    attempts: int
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    queue_position: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    id: int
+    job_id: str
+    type: str
+    data: dict[str, Any]
+    created_at: float
+
+
+class NewEvent(NamedTuple):
+    job_id: str
+    type: str
+    data: dict[str, Any]
+    created_at: float
+
+
+_ahead = jobs.alias("ahead")
+_position = select(func.count()).where(_ahead.c.state == "queued", _ahead.c.number <= jobs.c.number).scalar_subquery()
+_SELECT = select(jobs, case((jobs.c.state == "queued", _position), else_=None).label("queue_position"))
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(**row._mapping)
+
+
+# ---- jobs
+
+
+def insert_job(connection: Connection, **columns: Any) -> None:
+    connection.execute(insert(jobs).values(**columns))
+
+
+def get_job(connection: Connection, job_id: str) -> Job | None:
+    row = connection.execute(_SELECT.where(jobs.c.id == job_id)).one_or_none()
+    return None if row is None else _job(row)
+
+
+def job_by_key(connection: Connection, idempotency_key: str) -> Job | None:
+    row = connection.execute(_SELECT.where(jobs.c.idempotency_key == idempotency_key)).one_or_none()
+    return None if row is None else _job(row)
+
+
+def jobs_in(connection: Connection, states: Sequence[str], limit: int | None = None) -> list[Job]:
+    """Jobs in any of these states, in the order of submission."""
+    query = _SELECT.where(jobs.c.state.in_(states)).order_by(jobs.c.number).limit(limit)
+    return [_job(row) for row in connection.execute(query)]
+
+
+def page_of_jobs(
+    connection: Connection, *, state: str | None, model: str | None, before: int | None, limit: int
+) -> list[Job]:
+    """Newest first; `before` is the number of the last job of the page before."""
+    query = _SELECT.order_by(jobs.c.number.desc()).limit(limit)
+    if state is not None:
+        query = query.where(jobs.c.state == state)
+    if model is not None:
+        query = query.where(jobs.c.model == model)
+    if before is not None:
+        query = query.where(jobs.c.number < before)
+    return [_job(row) for row in connection.execute(query)]
+
+
+def count_jobs(connection: Connection, state: str) -> int:
+    return connection.execute(select(func.count()).where(jobs.c.state == state)).scalar_one()
+
+
+def count_by_state(connection: Connection) -> dict[str, int]:
+    counts = connection.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state))
+    return {state: count for state, count in counts.tuples()}  # noqa: C416 (typed)
+
+
+def update_job(connection: Connection, job_id: str, **columns: Any) -> None:
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(**columns))
+
+
+def delete_job(connection: Connection, job_id: str) -> None:
+    connection.execute(delete(events).where(events.c.job_id == job_id))
+    connection.execute(delete(jobs).where(jobs.c.id == job_id))
+
+
+# ---- events
+
+
+def insert_events(connection: Connection, new: Iterable[NewEvent]) -> None:
+    rows = [event._asdict() for event in new]
+    if rows:
+        connection.execute(insert(events), rows)
+
+
+def events_of_job(connection: Connection, job_id: str, *, after: int, limit: int) -> list[Event]:
+    query = select(events).where(events.c.job_id == job_id, events.c.id > after).order_by(events.c.id).limit(limit)
+    return [Event(**row._mapping) for row in connection.execute(query)]
+
+
+def events_of_all(connection: Connection, *, after: int, limit: int) -> list[Event]:
+    query = select(events).where(events.c.id > after).order_by(events.c.id).limit(limit)
+    return [Event(**row._mapping) for row in connection.execute(query)]
+
+
+def last_event_id(connection: Connection) -> int:
+    return connection.execute(select(func.max(events.c.id))).scalar() or 0
+
+
+def metrics_of_job(connection: Connection, job_id: str) -> list[dict[str, Any]]:
+    """The data of the job's `metrics` events, oldest first."""
+    query = select(events.c.data).where(events.c.job_id == job_id, events.c.type == "metrics").order_by(events.c.id)
+    return list(connection.execute(query).scalars())
+
+
+def last_metrics_of_job(connection: Connection, job_id: str) -> dict[str, Any] | None:
+    query = select(events.c.data).where(events.c.job_id == job_id, events.c.type == "metrics")
+    return connection.execute(query.order_by(events.c.id.desc()).limit(1)).scalar_one_or_none()

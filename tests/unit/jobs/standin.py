@@ -1,0 +1,68 @@
+"""A training module without torch: adds 1 to a number per epoch, checkpoints it, and misbehaves where the spec says so.
+
+spec: {"epochs": N, "epoch_seconds": S, "gate": path, "die_at": epoch, "die_with": signal, "die_times": N, "hang_at": epoch, "fail_with": "…"}
+`gate`: an epoch above the number in that file waits, so that a test decides how far a run gets.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from app.errors import Diverged
+from app.jobs.order import Control, Emit, Outcome, WorkOrder
+from app.storage.models import ModelStore
+
+
+def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
+    spec = order.spec
+    checkpoint = order.job_dir / "checkpoint.json"
+    epoch = json.loads(checkpoint.read_text()) if checkpoint.exists() else 0
+    with (Path(order.data_dir) / f"starts-{order.job_id}").open("a") as starts:
+        starts.write(f"{os.getpid()} {time.time()} {epoch}\n")
+    _fail(spec.get("fail_with"))
+    for done in range(1, epoch + 1):
+        emit("metrics", _metrics(done))
+    while epoch < spec.get("epochs", 1):
+        if control.request == "cancel":
+            return Outcome("cancelled")
+        if control.request == "pause":
+            checkpoint.write_text(json.dumps(epoch))
+            return Outcome("paused")
+        if "gate" in spec and epoch >= int(Path(spec["gate"]).read_text()):
+            time.sleep(0.002)
+            continue
+        time.sleep(spec.get("epoch_seconds", 0))
+        epoch += 1
+        _misbehave(order, epoch)
+        emit("metrics", _metrics(epoch))
+        emit("progress", {"epoch": epoch, "num_epochs": spec.get("epochs", 1), "step": epoch, "fraction": 0.5})
+        if spec.get("checkpoint", True):
+            checkpoint.write_text(json.dumps(epoch))
+    staged = ModelStore(Path(order.models_dir)).staging(order.job_id)
+    (staged / "config.json").write_text(json.dumps({"job_id": order.job_id, "epoch": epoch}))
+    return Outcome("succeeded", {"train_loss": 1 / epoch}, "max_epochs")
+
+
+def _metrics(epoch: int) -> dict[str, object]:
+    return {"epoch": epoch, "step": epoch, "train_loss": 1 / epoch, "val_loss": float("nan"), "learning_rate": 0.1}
+
+
+def _fail(how: str | None) -> None:
+    if how == "diverged":
+        raise Diverged("the loss is not finite; try a smaller learning rate")
+    if how == "memory":
+        raise MemoryError("60 GiB")
+    if how == "bug":
+        raise ZeroDivisionError("division by zero")
+
+
+def _misbehave(order: WorkOrder, epoch: int) -> None:
+    spec = order.spec
+    deaths = len((Path(order.data_dir) / f"starts-{order.job_id}").read_text().splitlines())
+    if epoch == spec.get("hang_at") and deaths == 1:
+        threading.Event().wait()
+    if epoch == spec.get("die_at") and deaths <= spec.get("die_times", 1):
+        os.kill(os.getpid(), spec.get("die_with", signal.SIGKILL))
