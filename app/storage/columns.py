@@ -1,0 +1,163 @@
+"""The types that stored columns have, and how a column comes by its own.
+
+A stored column is Int64, Float64 (finite or missing), Boolean, String, or Datetime in microseconds UTC without a zone.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from app.errors import InvalidInput, TooLarge
+
+MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
+"""Spellings of a missing value in text without types."""
+
+MAX_NAME_CHARACTERS = 1000
+DATETIME = pl.Datetime("us")
+
+_PRUNING_ROWS = 1000
+_COLUMNS_AT_ONCE = 200
+_ISO_DATETIME = r"^\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?$"
+
+Reading = Callable[[pl.Expr], pl.Expr]
+"""From a column of text to its values; missing where the text reads otherwise."""
+
+
+def check_names(names: Sequence[str], max_columns: int) -> None:
+    """Raises TooLarge or InvalidInput for columns that could not be told apart, named, or counted."""
+    if len(names) > max_columns:
+        raise TooLarge(f"The table has {len(names)} columns; at most {max_columns} are allowed.")
+    places: dict[str, int] = {}
+    for place, name in enumerate(names, start=1):
+        if not name.strip():
+            raise InvalidInput(f"Column {place} has no name. (With pandas, write the file with index=False.)")
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise InvalidInput(f"The name of column {place} is longer than {MAX_NAME_CHARACTERS} characters.")
+        if name in places:
+            raise InvalidInput(f"Columns {places[name]} and {place} are both named '{name}'; names must differ.")
+        places[name] = place
+
+
+def read_datetimes(text: pl.Expr) -> pl.Expr:
+    """ISO 8601 dates and times (to the minute or finer), moved to UTC where they carry an offset."""
+    clock = text.str.extract(r"[T ](\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?)", 1).fill_null("00:00")
+    seconds = pl.when(clock.str.len_bytes() == 5).then(pl.lit(":00")).otherwise(pl.lit(""))
+    local = (text.str.head(10) + " " + clock + seconds).str.to_datetime(
+        "%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False
+    )
+    sign = pl.when(text.str.contains(r"\d-\d{2}:?\d{2}$")).then(-1).otherwise(1)
+    hours, minutes = (
+        text.str.extract(r":.*[+-](\d{2}):?(\d{2})$", group).cast(pl.Int64).fill_null(0) for group in (1, 2)
+    )
+    utc = local - pl.duration(minutes=sign * (60 * hours + minutes))
+    return pl.when(text.str.contains(_ISO_DATETIME)).then(utc)
+
+
+def _read_pair(true: str, false: str) -> Reading:
+    def read(text: pl.Expr) -> pl.Expr:
+        word = text.str.to_lowercase()
+        return pl.when(word == true).then(True).when(word == false).then(False)
+
+    return read
+
+
+def finite(numbers: pl.Expr) -> pl.Expr:
+    return pl.when(numbers.is_finite()).then(numbers)
+
+
+TYPED_READINGS: dict[str, Reading] = {"datetime": read_datetimes}
+"""For text out of formats that have types: there a string that looks like a number was meant as a string."""
+
+UNTYPED_READINGS: dict[str, Reading] = {
+    "integer": lambda text: text.cast(pl.Int64, strict=False),
+    "number": lambda text: text.cast(pl.Float64, strict=False),
+    "boolean": _read_pair("true", "false"),
+    "yes_no": _read_pair("yes", "no"),
+    **TYPED_READINGS,
+}
+"""For text out of CSV, in order of preference."""
+
+DECIMAL_COMMA_READINGS: dict[str, Reading] = {
+    **UNTYPED_READINGS,
+    "decimal_comma": lambda text: text.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False),
+}
+"""For CSV whose columns are not separated by commas."""
+
+
+def spelled_values(text: pl.Expr) -> pl.Expr:
+    """Text out of CSV without the spaces around it, missing where it is spelled as missing."""
+    stripped = text.str.strip_chars()
+    return pl.when(~stripped.is_in(MISSING)).then(stripped)
+
+
+def storable(name: str, dtype: pl.DataType) -> pl.Expr:
+    """The column as a stored one. Raises InvalidInput for nested and binary values."""
+    column = pl.col(name)
+    match dtype:
+        case pl.String() | pl.Boolean() | pl.Int64():
+            return column
+        case pl.Categorical() | pl.Enum():
+            return column.cast(pl.String)
+        case pl.Null() | pl.Decimal():
+            return column.cast(pl.Float64)
+        case pl.Date():
+            return column.cast(DATETIME)
+        case pl.Datetime(time_zone=None):
+            return column.cast(DATETIME)
+        case pl.Datetime():
+            return column.dt.convert_time_zone("UTC").dt.replace_time_zone(None).cast(DATETIME)
+        case pl.Duration():
+            return column.dt.total_microseconds() / 1e6
+        case pl.Time():
+            return column.cast(pl.Int64) / 1e9
+        case _ if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
+            return column.cast(pl.Int64)
+        case _ if dtype.is_numeric():
+            return finite(column.cast(pl.Float64))
+    raise InvalidInput(f"Column '{name}' holds {dtype}; a column holds numbers, text, booleans or datetimes.")
+
+
+def settle_types(table: pl.LazyFrame, readings: Mapping[str, Reading]) -> pl.LazyFrame:
+    """The table with each text column read as the first of `readings` that fits every one of its values.
+
+    The first rows only rule readings out; what is left is held against all rows. A column without any value is numeric.
+    """
+    schema = table.collect_schema()
+    candidates = {name: list(readings) if dtype == pl.String else [] for name, dtype in schema.items()}
+    candidates = _that_fit(table.head(_PRUNING_ROWS), candidates, readings)[0]
+    fitting, num_values = _that_fit(table, candidates, readings)
+    return table.with_columns(
+        pl.lit(None, pl.Float64).alias(name) if not num_values[name] else readings[left[0]](pl.col(name)).alias(name)
+        for name, left in fitting.items()
+        if left or not num_values[name]
+    ).with_columns(
+        finite(pl.col(name)) for name, left in fitting.items() if left[:1] in (["number"], ["decimal_comma"])
+    )
+
+
+def _that_fit(
+    table: pl.LazyFrame, candidates: dict[str, list[str]], readings: Mapping[str, Reading]
+) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Per column the candidates that read every value, and its number of values."""
+    fitting: dict[str, list[str]] = {}
+    num_values: dict[str, int] = {}
+    names = list(candidates)
+    for start in range(0, len(names), _COLUMNS_AT_ONCE):
+        part = {name: candidates[name] for name in names[start : start + _COLUMNS_AT_ONCE]}
+        counts = _counts(table, part, readings)
+        for name, tried in part.items():
+            num_values[name], *read = counts[: len(tried) + 1]
+            del counts[: len(tried) + 1]
+            fitting[name] = [reading for reading, count in zip(tried, read, strict=True) if count == num_values[name]]
+    return fitting, num_values
+
+
+def _counts(table: pl.LazyFrame, tried: Mapping[str, Iterable[str]], readings: Mapping[str, Reading]) -> list[Any]:
+    expressions = [
+        expression.count()
+        for name, candidates in tried.items()
+        for expression in (pl.col(name), *(readings[reading](pl.col(name)) for reading in candidates))
+    ]
+    numbered = [expression.alias(str(place)) for place, expression in enumerate(expressions)]
+    return list(table.select(numbered).collect(engine="streaming").row(0))

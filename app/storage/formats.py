@@ -1,0 +1,131 @@
+"""What an upload is: a format by its first bytes, held against what its sender called it."""
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from app.errors import TooLarge, Unparseable, UnsupportedMedia
+
+Format = Literal["csv", "ndjson", "parquet", "arrow_file", "arrow_stream", "gzip"]
+
+MEDIA_TYPES: dict[str, Format | None] = {
+    "text/csv": "csv",
+    "text/tab-separated-values": "csv",
+    "application/x-ndjson": "ndjson",
+    "application/jsonl": "ndjson",
+    "application/vnd.apache.parquet": "parquet",
+    "application/vnd.apache.arrow.file": "arrow_file",
+    "application/vnd.apache.arrow.stream": "arrow_stream",
+    "application/gzip": "gzip",
+    "application/x-gzip": "gzip",
+    # what clients send that know no better; the bytes tell
+    "application/octet-stream": None,
+    "application/x-www-form-urlencoded": None,
+    "text/plain": None,
+    "": None,
+}
+
+_SPOKEN = "CSV, TSV, NDJSON, Parquet and Arrow IPC, each also gzipped"
+_MAGIC: dict[bytes, Format] = {
+    b"PAR1": "parquet",
+    b"ARROW1": "arrow_file",
+    b"\xff\xff\xff\xff": "arrow_stream",
+    b"\x1f\x8b": "gzip",
+}
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"\xfd7zXZ\x00": "compressed with xz",
+    b"BZh91AY&SY": "compressed with bzip2",
+    b"FEA1": "Feather version 1",
+    b"Obj\x01": "Avro",
+    b"\x89HDF": "HDF5",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x80\x04\x95": "a Python pickle",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "XML",
+    b"%PDF": "PDF",
+}
+_BOM = b"\xef\xbb\xbf"
+_BLOCK_BYTES = 2**20
+_FREE_GROWTH_BYTES = 2**30
+_MAX_GROWTH = 200
+
+
+def declared_format(content_type: str, content_encoding: str = "") -> Format | None:
+    """The format that a Content-Type names; None where it leaves that to the bytes. Raises UnsupportedMedia.
+
+    An encoding may be gzip; what is gzipped is seen from the bytes, whether declared or not.
+    """
+    if content_encoding.strip().lower() not in ("", "identity", "gzip", "x-gzip"):
+        raise UnsupportedMedia(f"The Content-Encoding '{content_encoding}' is not known here; gzip is.")
+    media_type, _, parameters = content_type.partition(";")
+    name = media_type.strip().lower()
+    if name not in MEDIA_TYPES:
+        raise UnsupportedMedia(f"A dataset cannot be '{name}'; it can be {_SPOKEN}.")
+    charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2]
+    if charset and charset.partition(";")[0] not in ("utf-8", "utf8", "us-ascii", "ascii"):
+        raise UnsupportedMedia(f"Text is read as UTF-8, not as {charset}; convert it, as with iconv -t utf-8.")
+    return MEDIA_TYPES[name]
+
+
+def detect_format(head: bytes) -> Format:
+    """The format of a file that begins with `head`. Raises Unparseable for what is no table."""
+    found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+    if found:
+        return found
+    foreign = next((name for magic, name in _FOREIGN.items() if head[:16].lower().startswith(magic.lower())), None)
+    if foreign:
+        raise Unparseable(f"This is {foreign}; a dataset can be {_SPOKEN}.")
+    if b"\0" in head:
+        raise Unparseable(f"This is binary, in a format that is not known here; a dataset can be {_SPOKEN}.")
+    text = head.removeprefix(_BOM).lstrip()
+    if not text:
+        raise Unparseable("The body is empty. With curl, send a file by -T FILE or --data-binary @FILE.")
+    if text.startswith(b"[") and text[1:].lstrip()[:1] in (b"{", b"["):
+        raise Unparseable("This is one JSON array; send its objects one a line (NDJSON), as with jq -c '.[]'.")
+    return "ndjson" if text.startswith(b"{") else "csv"
+
+
+def check_declared(declared: Format | None, found: Format) -> None:
+    """Raises Unparseable where the sender named another format than the bytes have."""
+    if declared not in (None, "gzip", found):
+        raise Unparseable(f"The Content-Type says {declared}, but the bytes look like {found}.")
+
+
+def gunzip(source: Path, target: Path, max_bytes: int) -> None:
+    """Decompress in bounded memory. Raises TooLarge for what grows beyond `max_bytes` or as only a bomb does."""
+    limit = min(max_bytes, max(_FREE_GROWTH_BYTES, _MAX_GROWTH * source.stat().st_size))
+    num_bytes = 0
+    try:
+        with source.open("rb") as packed, target.open("wb") as plain:
+            for block in _inflate(iter(lambda: packed.read(_BLOCK_BYTES), b"")):
+                num_bytes += len(block)
+                if num_bytes > limit:
+                    raise TooLarge(f"The gzip grows to more than {limit} bytes, which is too large.")
+                plain.write(block)
+    except zlib.error as error:
+        raise Unparseable(f"The gzip is broken after {num_bytes} decompressed bytes.") from error
+
+
+def _inflate(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The content of one or several gzip members, at most a block at a time. Raises zlib.error."""
+    member = zlib.decompressobj(wbits=31)
+    for block in blocks:
+        data = block
+        while data:
+            if member.eof:
+                if not data.strip(b"\0"):  # padding, as tapes and some tools leave it
+                    return
+                member = zlib.decompressobj(wbits=31)
+            yield member.decompress(data, _BLOCK_BYTES)
+            data = member.unused_data if member.eof else member.unconsumed_tail
+    while not member.eof and (rest := member.decompress(b"", _BLOCK_BYTES)):
+        yield rest
+    if not member.eof:
+        raise zlib.error("incomplete")

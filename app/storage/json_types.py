@@ -1,0 +1,49 @@
+"""The type of a column out of the JSON values in it."""
+
+from collections.abc import Iterable
+from types import NoneType
+
+import polars as pl
+
+_DTYPES: dict[type, type[pl.DataType]] = {
+    NoneType: pl.Null,
+    bool: pl.Boolean,
+    int: pl.Int64,
+    float: pl.Float64,
+    str: pl.String,
+}
+_WORDS = {
+    NoneType: "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def common_dtype(types: Iterable[type]) -> type[pl.DataType] | None:
+    """What a column with values of these Python types is stored as; None where no column can hold them all.
+
+    Integers beside decimals are decimals. Nothing but nulls, or no value at all, is `Null`.
+    """
+    dtypes = {_DTYPES.get(kind) for kind in types} - {pl.Null}
+    if not dtypes:
+        return pl.Null
+    if dtypes == {pl.Int64, pl.Float64}:
+        return pl.Float64
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def word_for(kind: type) -> str:
+    """A JSON value's type, as people call it."""
+    return _WORDS.get(kind, kind.__name__)
+
+
+def mismatch(kind: type, earlier: Iterable[type]) -> str:
+    """Why a value of type `kind` cannot stand below values of the `earlier` types."""
+    if kind not in _DTYPES:
+        return f"this is {word_for(kind)}; a value is a number, text, a boolean or null"
+    others = " or ".join(sorted({word_for(other) for other in earlier if other is not NoneType}))
+    return f"this is {word_for(kind)}, but the column's earlier values are {others}"
