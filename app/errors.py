@@ -15,6 +15,9 @@ GradserveError
 │   └── FileNotInVersion
 ├── Conflict              the state of the thing does not allow it
 ├── Overloaded            full for now; try again later
+├── Unavailable           a part of the service that is not there yet, or any more
+├── Unauthenticated       no valid key
+├── Forbidden             a valid key without the scope
 ├── CorruptVersion        a published version whose files are not what was published
 └── TrainingFailed        a run that ended without a model
     ├── Diverged          the loss or the weights stopped being finite numbers
@@ -111,6 +114,18 @@ class Overloaded(GradserveError):
     def __init__(self, detail: str, *, retry_after_seconds: int = 1, code: str | None = None) -> None:
         super().__init__(detail, code=code)
         self.retry_after_seconds = retry_after_seconds
+
+
+class Unavailable(GradserveError):
+    code = "unavailable"
+
+
+class Unauthenticated(GradserveError):
+    code = "unauthenticated"
+
+
+class Forbidden(GradserveError):
+    code = "forbidden"
 
 
 class CorruptVersion(GradserveError):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.jobs.feed import EventFeed
 from app.jobs.queue import JobQueue
 from app.serving.predictor import Predictor
 from app.settings import Settings
@@ -16,6 +17,7 @@ from app.storage.models import ModelStore
 class Services:
     settings: Settings
     jobs: JobQueue
+    feed: EventFeed
     datasets: DatasetStore
     models: ModelStore
     predictor: Predictor

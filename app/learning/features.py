@@ -5,6 +5,7 @@ Measures are standardised in float64. `InputColumns`, the network's first module
 one-hot vectors. Shape suffixes: N rows, K measures, I flags, C categorical columns, F = K + I + C.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -62,7 +63,7 @@ class Embedding(nn.Embedding):
 
 def embedding_width(num_codes: int) -> int:
     """The rule of thumb of fastai's tabular models: `1.6 n^0.56`, at most 50."""
-    return min(50, max(2, round(1.6 * float(num_codes) ** 0.56)))
+    return min(50, max(2, round(1.6 * math.pow(num_codes, 0.56))))
 
 
 def input_columns(columns: Sequence[ColumnProfile], spec: FeaturesSpec | None) -> tuple[InputColumns, int]:

@@ -1,6 +1,7 @@
 """What a run will take, told before anything is allocated: parameters, memory, time, threads, engine, device."""
 
 import os
+import platform
 from dataclasses import dataclass
 
 import torch
@@ -101,3 +102,14 @@ def resolve_device(device: str) -> str:
         have = f"it has {num_cards} CUDA device(s)" if num_cards else "it has no CUDA device"
         raise InvalidInput.at("/device", f"this machine has no {device}: {have}; use cpu or auto")
     return f"cuda:{index}"
+
+
+def devices() -> list[dict[str, str | int]]:
+    """What this machine can train on, with memory in bytes."""
+    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cpu: dict[str, str | int] = {"device": "cpu", "name": platform.machine(), "memory_bytes": memory}
+    return [cpu] + [
+        {"device": f"cuda:{index}", "name": card.name, "memory_bytes": card.total_memory}
+        for index, card in enumerate(cards)
+    ]

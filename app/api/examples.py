@@ -1,0 +1,51 @@
+"""Request bodies that run as they stand: shown by /docs, and run by a test."""
+
+from typing import Any
+
+SEED: dict[str, Any] = {
+    "model": "line",
+    "data": {
+        "inputs": [[1], [2], [3], [4], [5], [6], [7], [8], [9], [10]],
+        "targets": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+    },
+    "network": {"hidden_features": []},
+    "init": {"weight": "normal", "bias": "zeros"},
+    "loss": {"type": "mse"},
+    "optimizer": {"type": "sgd", "learning_rate": 0.01},
+    "descent": {"variant": "full_batch"},
+    "stop": {"max_steps": 1000},
+    "validation": None,
+    "features": None,
+}
+RECORDS: dict[str, Any] = {
+    "model": "birds",
+    "data": {
+        "records": [
+            {"bill_length_mm": 39.1, "sex": "male", "species": "Adelie"},
+            {"bill_length_mm": 38.9, "sex": "female", "species": "Adelie"},
+            {"bill_length_mm": 46.1, "sex": "female", "species": "Gentoo"},
+            {"bill_length_mm": 50.0, "sex": None, "species": "Gentoo"},
+        ],
+        "target": "species",
+    },
+    "stop": {"max_epochs": 50},
+}
+
+TRAIN: dict[str, Any] = {
+    "line": {"summary": "Ten points and a straight line", "value": SEED},
+    "records": {"summary": "Rows as objects, with a gap", "value": RECORDS},
+}
+PREDICT: dict[str, Any] = {
+    "rows": {"summary": "Rows of numbers", "value": {"model": "line", "inputs": [[4], [11]]}},
+    "records": {
+        "summary": "Rows by column name",
+        "value": {"model": "birds", "inputs": [{"sex": "male", "bill_length_mm": 40.2}, {"bill_length_mm": 47.5}]},
+    },
+}
+EVALUATE: dict[str, Any] = {
+    "rows": {
+        "summary": "Rows of numbers",
+        "value": {"model": "line", "data": {"inputs": [[3], [12]], "targets": [3, 12]}},
+    }
+}
+ALIAS: dict[str, Any] = {"champion": {"summary": "The version to use", "value": {"version": "1"}}}

@@ -1,0 +1,55 @@
+"""Routes whose bodies are JSON, read by orjson: fast, and with no NaN, which JSON does not have."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from app.errors import Unparseable, UnsupportedMedia
+
+
+class JsonRequest(Request):
+    async def json(self) -> Any:
+        return parse_json(await self.body())
+
+
+class JsonRoute(APIRoute):
+    """Says what to do about a body that has no `Content-Type: application/json`, or is no JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        takes_body = self.body_field is not None
+
+        async def handle_json(request: Request) -> Response:
+            if takes_body:
+                require_json(request)
+            return await handle(JsonRequest(request.scope, request.receive))
+
+        return handle_json
+
+
+def require_json(request: Request) -> None:
+    """Raise UnsupportedMedia unless the body is said to be JSON."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        said = f"not {media_type}" if media_type else "and the request has none"
+        raise UnsupportedMedia(
+            f"the body must come with Content-Type: application/json, {said}; "
+            "curl sends that with --json, or -H 'Content-Type: application/json'"
+        )
+
+
+def parse_json(body: bytes) -> Any:
+    """The body's value.
+
+    Raises:
+        Unparseable: it is no JSON.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Unparseable(
+            f"the body is no JSON: {error}" if body else "the body is empty; it must be a JSON object"
+        ) from error

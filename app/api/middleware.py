@@ -1,0 +1,59 @@
+"""Around every request: an id, a log line, a count."""
+
+import re
+import secrets
+import time
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+ID = re.compile(rb"[\x21-\x7e]{1,128}")
+QUIET = {"/healthz", "/readyz", "/metrics"}  # asked every few seconds; logged only when they fail
+
+log = structlog.get_logger("app.access")
+
+
+class Observe:
+    """Echoes or makes `X-Request-ID`, binds it to all log lines of the request, and measures."""
+
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self.app = app
+        self.requests = Counter(
+            "gradserve_http_requests", "Requests by route and status", ["method", "route", "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "gradserve_http_request_seconds", "Time to the end of the answer", ["route"], registry=registry
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope["request_id"] = request_id = _request_id(scope)
+        started, status = time.perf_counter(), 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode("ascii"))]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self.app(scope, receive, send_with_id)
+            finally:
+                self._observe(scope, status, time.perf_counter() - started)
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self.requests.labels(scope["method"], route, status).inc()
+        self.seconds.labels(route).observe(seconds)
+        if scope["path"] not in QUIET or status >= 500:
+            log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 2))
+
+
+def _request_id(scope: Scope) -> str:
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given.decode("ascii") if ID.fullmatch(given) else secrets.token_hex(8)

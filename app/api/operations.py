@@ -1,0 +1,93 @@
+"""What those who run the service look at."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import RedirectResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from pydantic import BaseModel
+
+from app import __version__
+from app.api.auth import require
+from app.api.services import Deps
+from app.errors import Unavailable
+from app.learning.plan import devices
+
+router = APIRouter(tags=["operations"])
+MIN_FREE_BYTES = 16 * 2**20
+
+
+class Health(BaseModel):
+    status: str = "ok"
+
+
+class Info(BaseModel):
+    """Versions of the parts, devices with their memory in bytes, and the limits that the settings state."""
+
+    version: str
+    versions: dict[str, str]
+    devices: list[dict[str, Any]]
+    num_cores: int
+    limits: dict[str, int | float]
+
+
+@router.get("/", include_in_schema=False)
+def root() -> RedirectResponse:
+    return RedirectResponse("/docs")
+
+
+@router.get("/healthz", summary="The process is alive")
+async def healthz() -> Health:
+    return Health()
+
+
+@router.get("/readyz", summary="Ready to train and to predict", responses={503: {"description": "Not yet, or no disk"}})
+def readyz(deps: Deps) -> Health:
+    """The database answers, and both folders can be written to."""
+    deps.jobs.counts()
+    for folder in (deps.settings.data_dir, deps.settings.models_dir):
+        if not os.access(folder, os.W_OK):
+            raise Unavailable(f"{folder} can't be written to")
+        if shutil.disk_usage(folder).free < MIN_FREE_BYTES:
+            raise Unavailable(f"the disk of {folder} is full")
+    return Health()
+
+
+@router.get("/info", summary="Versions, devices, limits", dependencies=[Depends(require("read"))])
+def info(deps: Deps) -> Info:
+    settings = deps.settings
+    limits = {name: value for name, value in settings.model_dump().items() if name.startswith("max_")}
+    parts = {name: version(name) for name in ("torch", "fastapi", "polars", "pydantic")}
+    return Info(
+        version=__version__,
+        versions={"python": platform.python_version(), **parts},
+        devices=devices(),
+        num_cores=os.cpu_count() or 1,
+        limits=limits,
+    )
+
+
+@router.get("/metrics", summary="Prometheus metrics", dependencies=[Depends(require("read"))], response_class=Response)
+def metrics(request: Request, deps: Deps) -> Response:
+    registry: CollectorRegistry = request.app.state.registry
+    jobs = GaugeMetricFamily("gradserve_jobs", "Jobs by state", labels=["state"])
+    for state, count in deps.jobs.counts().items():
+        jobs.add_metric([state], count)
+    exposed = generate_latest(registry) + generate_latest(_Once(jobs))
+    return Response(exposed, media_type=CONTENT_TYPE_LATEST)
+
+
+class _Once(CollectorRegistry):
+    """A registry of one family that was just collected."""
+
+    def __init__(self, family: GaugeMetricFamily) -> None:
+        super().__init__()
+        self._family = family
+
+    def collect(self) -> Any:
+        yield self._family

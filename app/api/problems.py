@@ -1,0 +1,136 @@
+"""Errors on the wire: RFC 9457 problem details, with a pointer for every fault."""
+
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from app import errors
+from app.serving.encode import escape
+
+MEDIA_TYPE = "application/problem+json"
+STATUS: dict[type[errors.GradserveError], int] = {
+    errors.InvalidInput: 422,
+    errors.TrainingFailed: 422,
+    errors.Unparseable: 400,
+    errors.UnsupportedMedia: 415,
+    errors.TooLarge: 413,
+    errors.Unauthenticated: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.Overloaded: 429,
+    errors.Unavailable: 503,
+    errors.CorruptVersion: 503,
+}
+CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 400: "unparseable"}
+
+log = structlog.get_logger()
+
+
+class FaultOut(BaseModel):
+    """One wrong place; `pointer` is a JSON pointer into the request's body, or `?name` for a query parameter."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details. `code` is a stable word, `detail` a sentence that helps."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str | None = None
+    errors: list[FaultOut] | None = None
+
+
+def problem_response(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    faults: Iterable[errors.Fault] = (),
+    headers: dict[str, str] | None = None,
+) -> Response:
+    problem = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request.scope.get("request_id"),
+        errors=[FaultOut(pointer=fault.pointer, detail=fault.detail) for fault in faults] or None,
+    )
+    body = orjson.dumps(problem.model_dump(exclude_none=True))
+    return Response(body, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Give every error its problem."""
+    app.add_exception_handler(errors.GradserveError, _expected)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _expected(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.GradserveError)
+    status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+    headers = {}
+    if isinstance(error, errors.Overloaded):
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem_response(request, status, error.code, error.detail, getattr(error, "faults", ()), headers)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [fault_of(item, error.body) for item in error.errors()]
+    return problem_response(request, 422, "invalid_input", faults[0].detail, faults)
+
+
+def fault_of(item: Any, body: Any) -> errors.Fault:
+    """A pydantic error as a fault; its location's union tags, which are not in the body, are left out."""
+    where, *path = item["loc"]
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "there is no such field"
+    if where != "body":
+        return errors.Fault("?" + "/".join(map(str, path)), message)
+    return errors.Fault(_pointer(path, body, missing=item["type"] == "missing"), message)
+
+
+def _pointer(path: Sequence[str | int], value: Any, *, missing: bool) -> str:
+    parts = []
+    for index, part in enumerate(path):
+        present = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
+        if present:
+            value = value[part]
+        if present or (missing and index == len(path) - 1):
+            parts.append("/" + escape(str(part)))
+    return "".join(parts)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = CODE_OF_STATUS.get(error.status_code, "http_error")
+    detail = {
+        404: f"there is nothing at {request.url.path}; see /docs",
+        405: f"{request.url.path} takes no {request.method}",
+        413: "the body is larger than this service allows",
+    }.get(error.status_code, str(error.detail))
+    return problem_response(request, error.status_code, code, detail, headers=dict(error.headers or {}))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.exception("request failed", exc_info=error)
+    return problem_response(request, 500, "internal_error", "this is a fault of the service; its log has the details")

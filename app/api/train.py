@@ -1,0 +1,143 @@
+"""`POST /train`: from a body to a job that survives."""
+
+import hashlib
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel
+
+from app.api.auth import require
+from app.api.examples import TRAIN
+from app.api.jobs import Job, job_response
+from app.api.json_route import JsonRoute
+from app.api.problems import Problem
+from app.api.services import Deps, Services
+from app.errors import InvalidInput
+from app.learning.plan import Plan, plan
+from app.specs.resolve import resolve
+from app.specs.table import InputsData, RecordsData, StoredData, Table
+from app.specs.training import TrainingSpec, ValidationDataset
+from app.storage.tables import frame_from_inputs, frame_from_records
+
+router = APIRouter(tags=["train"], route_class=JsonRoute, dependencies=[Depends(require("train"))])
+
+
+class DryRun(BaseModel):
+    """What would be run, and what it would take."""
+
+    spec: dict[str, Any]
+    num_parameters: int
+    memory_bytes: int
+    seconds_per_epoch: float
+    warnings: list[str]
+
+
+@router.post(
+    "/train",
+    summary="Train a model",
+    status_code=202,
+    response_model=Job,
+    responses={
+        200: {"model": Job | DryRun, "description": "The finished job (`Prefer: wait=N`), or what a dry run says"},
+        422: {"model": Problem},
+        429: {"model": Problem},
+    },
+    openapi_extra={"requestBody": {"content": {"application/json": {"examples": TRAIN}}}},
+)
+async def train(
+    spec: TrainingSpec,
+    request: Request,
+    deps: Deps,
+    dry_run: Annotated[bool, Query(description="resolve and estimate only; nothing is queued")] = False,
+    prefer: Annotated[str | None, Header(description="`wait=10`: wait that many seconds for the end")] = None,
+    idempotency_key: Annotated[str | None, Header(max_length=255, description="same key and body: same job")] = None,
+) -> Any:
+    """Queue a run; a new version of the model is published when it succeeds.
+
+    Only `model` and `data` are required. The job's `spec` shows every default that was filled in.
+    """
+    digest = f"sha256:{hashlib.sha256(await request.body()).hexdigest()}"
+    resolved, facts, warnings = await anyio.to_thread.run_sync(_resolve, deps, spec)
+    if dry_run:
+        found = DryRun(spec=resolved, warnings=warnings, **vars(facts))
+        return Response(found.model_dump_json(), media_type="application/json")
+    job = await anyio.to_thread.run_sync(
+        lambda: deps.jobs.submit(
+            resolved, spec.model, idempotency_key=idempotency_key, request_digest=digest, warnings=warnings
+        )
+    )
+    seconds = _wait_seconds(prefer, deps.settings.max_wait_seconds)
+    if seconds:
+        job = await deps.feed.wait_for(job.id, seconds)
+    out = job_response(job)
+    status = 200 if seconds and out.terminal else 202
+    return Response(
+        out.model_dump_json(), status, headers={"Location": f"/jobs/{job.id}"}, media_type="application/json"
+    )
+
+
+def _wait_seconds(prefer: str | None, most: float) -> float:
+    """The `wait` of a `Prefer` header (RFC 7240); preferences that are not understood are ignored, as it asks."""
+    for preference in (prefer or "").split(","):
+        name, _, value = preference.strip().partition("=")
+        if name.lower() == "wait" and value.strip().isdigit():
+            return min(float(value), most)
+    return 0.0
+
+
+def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, list[str]]:
+    data, table = store_data(deps, spec.data)
+    spec = spec.model_copy(update={"data": data, "validation": _resolve_validation(deps, spec)})
+    resolved, warnings = resolve(spec, table)
+    resolved = _resolve_warm_start(deps, resolved)
+    settings = deps.settings
+    settled, facts = plan(resolved, table, device=settings.device, max_parameters=settings.max_parameters)
+    return settled.model_dump(mode="json"), facts, warnings
+
+
+def store_data(deps: Services, data: StoredData | RecordsData | InputsData) -> tuple[StoredData, Table]:
+    """Data that came in the body are stored like a dataset without a name, so that the job can be run again.
+
+    Raises:
+        InvalidInput, DatasetNotFound
+    """
+    if isinstance(data, RecordsData):
+        table = deps.datasets.add_table(frame_from_records(data.records))
+        stored = StoredData(
+            digest=table.digest, target=data.target, features=data.features, sample_weight=data.sample_weight
+        )
+        return stored, table
+    if isinstance(data, InputsData):
+        frame = frame_from_inputs(data.inputs, data.targets, data.sample_weight)
+        table = deps.datasets.add_table(frame)
+        targets = tuple(name for name in frame.columns if name.startswith("y"))
+        weight = "sample_weight" if data.sample_weight is not None else None
+        target = targets[0] if len(targets) == 1 else targets
+        return StoredData(digest=table.digest, target=target, sample_weight=weight, positional=True), table
+    if data.dataset is None and data.digest is None:
+        raise InvalidInput.at("/data", "name a dataset, or give records, or inputs and targets")
+    digest = data.digest or deps.datasets.get(str(data.dataset)).digest
+    return data.model_copy(update={"digest": digest}), deps.datasets.table(digest)
+
+
+def _resolve_validation(deps: Services, spec: TrainingSpec) -> Any:
+    validation = spec.validation
+    if not isinstance(validation, ValidationDataset):
+        return validation
+    if validation.digest is None and validation.dataset is None:
+        raise InvalidInput.at("/validation", "give a fraction or a dataset, or null for no validation")
+    digest = validation.digest or deps.datasets.get(str(validation.dataset)).digest
+    return validation.model_copy(update={"digest": digest})
+
+
+def _resolve_warm_start(deps: Services, spec: TrainingSpec) -> TrainingSpec:
+    start = spec.warm_start
+    if start is None:
+        return spec
+    version = deps.models.get(start.model, deps.models.resolve(start.model, start.version))
+    if version.config["spec"]["network"] != spec.network.model_dump(mode="json"):
+        raise InvalidInput.at(
+            "/warm_start", f"version {version.version} of {start.model!r} has another network; its weights don't fit"
+        )
+    return spec.model_copy(update={"warm_start": start.model_copy(update={"version": version.version})})

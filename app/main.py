@@ -1,0 +1,105 @@
+"""The application: settings in, an ASGI app out. The one place that knows everybody."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+import torch
+from anyio import to_thread
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CollectorRegistry
+
+from app import __version__, logs
+from app.api import datasets, jobs, middleware, models, operations, predict, problems, train
+from app.api.auth import Keys
+from app.api.services import Services
+from app.jobs.feed import EventFeed, ended_by_signals
+from app.jobs.queue import JobQueue
+from app.jobs.supervisor import Rules, Supervisor
+from app.learning.plan import resolve_device, usable_cores
+from app.serving.cache import ModelCache
+from app.serving.predictor import Predictor
+from app.settings import Settings
+from app.storage.database import Database
+from app.storage.datasets import DatasetStore
+from app.storage.migrations import migrate
+from app.storage.models import ModelStore
+
+log = structlog.get_logger()
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service. Nothing is opened, read or started before its lifespan begins."""
+    settings = settings or Settings()
+    app: FastAPI = FastAPIOffline(
+        title="Gradserve",
+        version=__version__,
+        description="POST a table, get a trained neural net; POST rows, get predictions.",
+        lifespan=lifespan,
+        max_body_size=settings.max_body_bytes,
+        swagger_ui_parameters={"displayRequestDuration": True, "tryItOutEnabled": True},
+    )
+    app.state.settings = settings
+    app.state.keys = Keys(settings.api_keys.get_secret_value())
+    app.state.registry = CollectorRegistry()
+    app.add_middleware(middleware.Observe, registry=app.state.registry)
+    problems.install(app)
+    app.include_router(datasets.router, max_body_size=settings.max_dataset_bytes)
+    app.include_router(jobs.router)
+    for room in (train, models, predict, operations):
+        app.include_router(room.router)
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Open the stores, start the supervisor; at the end let running jobs write a checkpoint."""
+    settings: Settings = app.state.settings
+    logs.configure(settings.log_format, settings.log_level)
+    database = Database(settings.database_url or f"sqlite:///{settings.data_dir / 'gradserve.db'}")
+    services = await to_thread.run_sync(build_services, settings, database)
+    app.state.services = services
+    supervisor = Supervisor(services.jobs, services.models, _rules(settings))
+    supervisor.start()
+    with ended_by_signals(services.feed):
+        log.info("ready", version=__version__, models_dir=str(settings.models_dir), data_dir=str(settings.data_dir))
+        yield
+    services.feed.close()
+    await to_thread.run_sync(supervisor.stop)
+    services.predictor.close()
+    database.close()
+
+
+def build_services(settings: Settings, database: Database) -> Services:
+    """Make the folders, bring the database up to date, open the stores."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.models_dir.mkdir(parents=True, exist_ok=True)
+    migrate(database)
+    models = ModelStore(settings.models_dir)
+    torch.set_num_threads(max(1, usable_cores() // 2))  # the other half is for training
+    cache = ModelCache(models, max_bytes=settings.cache_bytes, device=resolve_device(settings.device))
+    queue = JobQueue(database, max_queued_jobs=settings.max_queued_jobs)
+    return Services(
+        settings=settings,
+        jobs=queue,
+        feed=EventFeed(queue),
+        datasets=DatasetStore(
+            settings.data_dir / "datasets", database, settings.max_dataset_bytes, settings.max_columns
+        ),
+        models=models,
+        predictor=Predictor(cache),
+    )
+
+
+def _rules(settings: Settings) -> Rules:
+    return Rules(
+        data_dir=settings.data_dir,
+        models_dir=settings.models_dir,
+        max_running_jobs=settings.max_running_jobs,
+        checkpoint_interval_seconds=settings.checkpoint_interval_seconds,
+        worker_timeout_seconds=settings.worker_timeout_seconds,
+    )
+
+
+app = create_app()

@@ -1,0 +1,66 @@
+"""Requests in flight share a forward pass: whatever waits when the network is free goes through together."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from app.serving.served_model import ServedModel
+
+MAX_ROWS_ON_LOOP = 64  # more rows than that are computed in a thread, so that the event loop stays free
+MAX_PARAMETERS_ON_LOOP = 1_000_000
+
+
+class Waiting(NamedTuple):
+    inputs: Tensor
+    future: asyncio.Future[Tensor]
+
+
+class Batcher:
+    """One for each process. All methods are called on its event loop."""
+
+    def __init__(self, executor: ThreadPoolExecutor) -> None:
+        self._executor = executor
+        self._waiting: dict[ServedModel, list[Waiting]] = {}
+        self._busy: set[ServedModel] = set()
+
+    async def predict(self, model: ServedModel, inputs: Tensor) -> Tensor:
+        """Values or probabilities `[N, ·]` of encoded rows `[N, F]`; each caller gets its own rows."""
+        future: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(model, [])
+        waiting.append(Waiting(inputs, future))
+        if len(waiting) == 1 and model not in self._busy:
+            asyncio.get_running_loop().call_soon(self._run, model)
+        return await future
+
+    def _run(self, model: ServedModel) -> None:
+        batch = [waiting for waiting in self._waiting.pop(model, []) if not waiting.future.done()]
+        if not batch:
+            return
+        inputs = batch[0].inputs if len(batch) == 1 else torch.cat([waiting.inputs for waiting in batch])
+        if len(inputs) <= MAX_ROWS_ON_LOOP and model.num_bytes <= 4 * MAX_PARAMETERS_ON_LOOP:
+            self._deliver(batch, model.model.predict(inputs))
+            return
+        self._busy.add(model)
+        running = asyncio.get_running_loop().run_in_executor(self._executor, model.model.predict, inputs)
+        running.add_done_callback(lambda done: self._finish(model, batch, done))
+
+    def _finish(self, model: ServedModel, batch: list[Waiting], done: "asyncio.Future[Tensor]") -> None:
+        self._busy.discard(model)
+        if error := done.exception():
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(error)
+        else:
+            self._deliver(batch, done.result())
+        if model in self._waiting:
+            self._run(model)
+
+    @staticmethod
+    def _deliver(batch: list[Waiting], values: Tensor) -> None:
+        parts = [values] if len(batch) == 1 else values.split([len(waiting.inputs) for waiting in batch])
+        for waiting, part in zip(batch, parts, strict=True):
+            if not waiting.future.done():  # its client may have gone meanwhile
+                waiting.future.set_result(part)

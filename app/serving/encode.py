@@ -1,0 +1,212 @@
+"""Rows as clients send them to the network's input tensor, with a fault for every cell that doesn't fit.
+
+Shape suffixes: N rows, K columns, F encoded numbers.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.errors import Fault, InvalidInput, ShapeMismatch, UnknownColumn
+from app.learning.features import Features
+from app.specs.resolve import unknown_column
+from app.specs.table import Column, Signature
+
+MAX_FAULTS = 20  # more say nothing new
+DTYPES: dict[str, pl.DataType] = {
+    "numeric": pl.Float64(),
+    "boolean": pl.Float64(),
+    "categorical": pl.String(),
+    "datetime": pl.Datetime("us"),
+}
+
+
+def encode_rows(features: Features, signature: Signature, inputs: list[Any], pointer: str = "/inputs") -> Tensor:
+    """Rows as lists in the order of the columns, or as objects by column name, to `[N, F]`.
+
+    Raises:
+        ShapeMismatch, UnknownColumn, InvalidInput: with a pointer for each fault, at most `MAX_FAULTS`.
+    """
+    if not inputs:
+        raise ShapeMismatch.at(pointer, "there are no rows; give at least one")
+    if isinstance(inputs[0], dict):
+        return encode_frame(features, frame_of_records(signature, inputs, pointer))
+    if features.all_measures and (numbers := _matrix(inputs)) is not None and numbers.shape[1] == len(signature.inputs):
+        refuse_missing(features, np.isnan(numbers), pointer)
+        return features.transform_numbers(numbers)
+    return encode_frame(features, _frame_of_lists(signature, inputs, pointer))
+
+
+def encode_frame(features: Features, frame: pl.DataFrame, pointer: str = "/inputs") -> Tensor:
+    """A frame with a column of the right type for each input, to `[N, F]`."""
+    if features.spec is None or features.spec.missing == "error":
+        nulls = np.column_stack([frame[column.name].is_null().to_numpy() for column in features.columns])
+        refuse_missing(features, nulls, pointer)
+    return features.transform(frame)
+
+
+def refuse_missing(features: Features, missing_NK: NDArray[np.bool_], pointer: str) -> None:
+    """Raise where the model was trained with no place for missing values."""
+    if (features.spec is None or features.spec.missing == "error") and missing_NK.any():
+        rows, columns = np.nonzero(missing_NK)
+        faults = [
+            Fault(
+                f"{pointer}/{row}/{column}",
+                f"{features.columns[column].name!r} is missing, and this model takes no missing values",
+            )
+            for row, column in list(zip(rows, columns, strict=True))[:MAX_FAULTS]
+        ]
+        raise InvalidInput(faults[0].detail, faults)
+
+
+def _matrix(inputs: list[Any]) -> NDArray[np.float64] | None:
+    """Numbers, booleans and nulls as `[N, K]`, or None if a look at every cell is needed to say what is wrong."""
+    try:
+        array = np.asarray(inputs)
+        if array.dtype == object and array.ndim == 2 and not _only_numbers(array):
+            return None
+        return array.astype(np.float64) if array.ndim == 2 and array.dtype.kind in "fiubO" else None
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _only_numbers(array: NDArray[Any]) -> bool:
+    return all(cell is None or isinstance(cell, (int, float)) for cell in array.ravel())
+
+
+def _frame_of_lists(signature: Signature, inputs: list[Any], pointer: str) -> pl.DataFrame:
+    width = len(signature.inputs)
+    faults = []
+    for index, row in enumerate(inputs):
+        if not isinstance(row, list):
+            faults.append(Fault(f"{pointer}/{index}", f"a row must be a list of {width} values, as in [[…], […]]"))
+        elif len(row) != width:
+            faults.append(
+                Fault(
+                    f"{pointer}/{index}",
+                    f"this row has {len(row)} values; the model takes {width}: {_names(signature)}",
+                )
+            )
+        if len(faults) >= MAX_FAULTS:
+            break
+    if faults:
+        raise ShapeMismatch(faults[0].detail, faults)
+    columns = list(zip(*inputs, strict=True))
+    return _frame(signature, columns, lambda row, column: f"{pointer}/{row}/{column}")
+
+
+def frame_of_records(signature: Signature, inputs: list[Any], pointer: str) -> pl.DataFrame:
+    """Objects by column name; a column that an object does not have is missing in it.
+
+    Raises:
+        ShapeMismatch, UnknownColumn, InvalidInput
+    """
+    names = [column.name for column in signature.inputs]
+    known = {*names, *signature.ignored, *(column.name for column in signature.targets)}
+    faults = []
+    for index, row in enumerate(inputs):
+        if not isinstance(row, dict):
+            raise ShapeMismatch.at(f"{pointer}/{index}", "the first row is an object, so every row must be one")
+        faults += [Fault(f"{pointer}/{index}/{escape(key)}", unknown_column(key, names)) for key in row.keys() - known]
+        if len(faults) >= MAX_FAULTS:
+            break
+    if faults:
+        raise UnknownColumn(faults[0].detail, faults)
+    columns = [[row.get(name) for row in inputs] for name in names]
+    return _frame(signature, columns, lambda row, column: f"{pointer}/{row}/{escape(names[column])}")
+
+
+def _names(signature: Signature) -> str:
+    names = [column.name for column in signature.inputs]
+    return ", ".join(names) if len(names) <= 20 else ", ".join(names[:20]) + ", …"
+
+
+def escape(key: str) -> str:
+    """A key as a part of a JSON pointer (RFC 6901)."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _frame(signature: Signature, columns: Sequence[Sequence[Any]], at: Callable[[int, int], str]) -> pl.DataFrame:
+    faults: list[Fault] = []
+    series = []
+    for index, (column, cells) in enumerate(zip(signature.inputs, columns, strict=True)):
+        values = [_CELLS[column.kind](cell) for cell in cells]
+        for row, value in enumerate(values):
+            if value is _WRONG and len(faults) < MAX_FAULTS:
+                faults.append(
+                    Fault(at(row, index), f"{column.name!r} takes {_WANTED[column.kind]}, not {_show(cells[row])}")
+                )
+        if not faults:
+            series.append(_series(column, values, lambda row, index=index: at(row, index), faults))  # type: ignore[misc]
+    if faults:
+        raise InvalidInput(faults[0].detail, faults)
+    return pl.DataFrame(series)
+
+
+def _series(column: Column, values: list[Any], at: Callable[[int], str], faults: list[Fault]) -> pl.Series:
+    if column.kind != "datetime":
+        return pl.Series(column.name, values, dtype=DTYPES[column.kind])
+    text = pl.Series(column.name, values, dtype=pl.String)
+    stamps = (
+        text.str.to_datetime(strict=False, time_unit="us", ambiguous="earliest")
+        if text.null_count() < len(text)
+        else None
+    )
+    if stamps is None:
+        return text.cast(pl.Datetime("us"))
+    unread = (stamps.is_null() & text.is_not_null()).arg_true().head(MAX_FAULTS)
+    faults += [
+        Fault(at(row), f"{column.name!r} takes {_WANTED['datetime']}, not {_show(values[row])}") for row in unread
+    ]
+    return stamps
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+_WRONG = object()
+_WANTED = {
+    "numeric": "a number or null",
+    "boolean": "true, false or null",
+    "categorical": "a text or null",
+    "datetime": "a time such as 2026-01-31T12:00:00, or null",
+}
+
+
+def _number(cell: Any) -> Any:
+    if cell is None:
+        return None
+    if not isinstance(cell, (int, float)):
+        return _WRONG
+    try:
+        number = float(cell)
+    except OverflowError:
+        return _WRONG
+    return number if math.isfinite(number) else None
+
+
+def _flag(cell: Any) -> Any:
+    return None if cell is None else float(cell) if isinstance(cell, (bool, int, float)) and cell in (0, 1) else _WRONG
+
+
+def _text(cell: Any) -> Any:
+    if cell is None or isinstance(cell, str):
+        return cell
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    return str(cell) if isinstance(cell, (int, float)) else _WRONG
+
+
+_CELLS: dict[str, Callable[[Any], Any]] = {
+    "numeric": _number,
+    "boolean": _flag,
+    "categorical": _text,
+    "datetime": lambda cell: cell if cell is None or isinstance(cell, str) else _WRONG,
+}

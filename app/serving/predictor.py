@@ -1,0 +1,62 @@
+"""The one way from rows to predictions, whatever protocol they came by."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from app.learning.steps import Rows
+from app.serving.batcher import Batcher
+from app.serving.cache import ModelCache
+from app.serving.encode import encode_frame, encode_rows
+from app.serving.served_model import ServedModel
+
+MAX_CELLS_ON_LOOP = 5_000  # smaller inputs are encoded at once, which takes less than handing them to a thread
+
+
+class Predictor:
+    def __init__(self, cache: ModelCache, *, num_threads: int = 4) -> None:
+        self.cache = cache
+        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
+        self._batcher = Batcher(self._executor)
+
+    async def load(self, name: str, version: str | None) -> ServedModel:
+        """A version, from memory or from disk.
+
+        Raises:
+            ModelNotFound, VersionNotFound, CorruptVersion
+        """
+        return self.cache.peek(name, version) or await self._in_thread(self.cache.get, name, version)
+
+    async def predict(self, model: ServedModel, inputs: list[Any]) -> Tensor:
+        """Values in the target's units `[N, T]`, or probabilities `[N, L]`.
+
+        Raises:
+            ShapeMismatch, UnknownColumn, InvalidInput
+        """
+        features, signature = model.model.features, model.model.signature
+        if len(inputs) * len(signature.inputs) <= MAX_CELLS_ON_LOOP:
+            encoded = encode_rows(features, signature, inputs)
+        else:
+            encoded = await self._in_thread(encode_rows, features, signature, inputs)
+        return await self._batcher.predict(model, encoded)
+
+    def evaluate(self, model: ServedModel, frame: pl.DataFrame, weight: str | None) -> dict[str, Any]:
+        """Loss and metrics of a frame that has all of the model's columns, and perhaps one with the rows' weights.
+
+        Raises:
+            BadData: labels that the model does not know, or missing values that it does not take.
+        """
+        features, targets = model.model.features, model.model.targets
+        weights = torch.from_numpy(frame[weight].cast(pl.Float32).to_numpy().copy()) if weight else None
+        rows = Rows(encode_frame(features, frame, "/data"), targets.transform(frame), weights)
+        return model.evaluate(rows, targets.truth(frame))
+
+    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)

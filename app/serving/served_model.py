@@ -1,0 +1,63 @@
+"""A version in memory, ready to answer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.learning.evaluate import forward_all
+from app.learning.losses import build_loss
+from app.learning.metrics import measure
+from app.learning.model import Model
+from app.learning.steps import Rows
+from app.storage.models import Version
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    name: str
+    version: str
+    model: Model
+    num_bytes: int
+
+    @classmethod
+    def load(cls, version: Version, device: str) -> "ServedModel":
+        """Verify, map, and warm up.
+
+        Raises:
+            CorruptVersion
+        """
+        tensors = version.load_tensors()
+        model = Model.load(tensors, version.config)
+        model.network.to(device)
+        model.predict(torch.zeros(1, model.features.num_inputs))
+        num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        return cls(version.model, version.version, model, num_bytes)
+
+    def answer(self, values: Tensor) -> dict[str, Any]:
+        """What `/predict` says of values or probabilities `[N, ·]`: numbers, or labels in their own type."""
+        signature = self.model.signature
+        said: dict[str, Any] = {"model": self.name, "version": self.version}
+        if signature.task == "regression":
+            array = values.numpy()
+            return said | {"predictions": array[:, 0] if array.shape[1] == 1 else array}
+        assert signature.classes is not None
+        classes = list(signature.classes)
+        if signature.task == "multilabel":
+            predictions: list[Any] = (values >= 0.5).tolist()
+        else:
+            predictions = [classes[index] for index in values.argmax(1).tolist()]
+        return said | {"predictions": predictions, "classes": classes, "probabilities": values.numpy()}
+
+    def evaluate(self, rows: Rows, truth: Tensor) -> dict[str, Any]:
+        """Loss (as in training) and the task's metrics (in the target's units) of encoded rows."""
+        device = next(self.model.network.parameters()).device
+        outputs = forward_all(self.model.network, rows.inputs, device=device)
+        loss = build_loss(self.model.spec.loss)(outputs, rows.targets, rows.weights)
+        values = self.model.targets.activate(outputs)
+        return {
+            "num_rows": len(rows),
+            "loss": loss.item(),
+            "metrics": measure(self.model.signature.task, values, truth),
+        }
