@@ -10,7 +10,9 @@ from typing import Any
 
 import polars as pl
 import torch
-import torchmetrics.functional  # noqa: F401  (the metrics need it at the end of a run: have it before the fork)
+import torch._dynamo  # torch.optim and meta tensors import it on first use, which takes a second
+import torchmetrics.functional.classification  # as do metrics: both are here before the fork
+import torchmetrics.functional.regression  # noqa: F401
 from torch import nn
 
 from app import __version__

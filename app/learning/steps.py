@@ -98,8 +98,8 @@ class EagerSteps:
         if learning_rate != self.learning_rate:
             set_learning_rate(self.optimizers, learning_rate)
             self.learning_rate = learning_rate
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         loss = self._gradient(rows)
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
