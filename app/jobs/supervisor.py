@@ -78,13 +78,19 @@ class Supervisor:
 
     def stop(self, grace_seconds: float = 10.0) -> None:
         """Let each worker write a checkpoint and end. Their jobs stay `running`, and go on at the next start."""
+        if self._stopping.is_set():
+            return
         self._grace_seconds = grace_seconds
         self._stopping.set()
         self._ring()
-        self._thread.join()
+        self.join()
         self._queue.remove_listener(self._ring)
         self._bell.close()
         self._ringer.close()
+
+    def join(self) -> None:
+        """Wait until it has stopped."""
+        self._thread.join()
 
     def _ring(self) -> None:
         with suppress(OSError):  # it rings already, or there is nobody to hear it any more

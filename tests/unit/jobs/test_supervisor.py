@@ -1,8 +1,40 @@
-"""Real jobs in real worker processes, with a stand-in for the training itself."""
+"""Real jobs in real worker processes, with a stand-in for the training itself, and every process killed in turn."""
 
-from app.storage.jobs import Job
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.jobs import supervisor as supervisor_module
 from app.jobs.queue import JobQueue
+from app.jobs.supervisor import Supervisor
+from app.storage.jobs import Job
+from app.storage.models import ModelStore
 from tests.waiting import until
+
+Start = Callable[..., Supervisor]
+
+
+class Gate:
+    """Lets the stand-in's runs go as far as a test wants."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.open(0)
+
+    def open(self, epoch: int) -> None:
+        new = self.path.with_suffix(".new")
+        new.write_text(str(epoch))
+        new.replace(self.path)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    return Gate(tmp_path / "gate")
 
 
 def ended(queue: JobQueue, job: Job) -> Job:
@@ -10,10 +42,437 @@ def ended(queue: JobQueue, job: Job) -> Job:
     return until(lambda: (found := queue.get(job.id)).finished_at is not None and found)
 
 
-def test_a_job_runs_and_its_version_is_published(queue, models, start):
+def in_state(queue: JobQueue, job: Job, state: str) -> Job:
+    return until(lambda: (found := queue.get(job.id)).state == state and found)
+
+
+def at_epoch(queue: JobQueue, job: Job, epoch: int) -> None:
+    until(lambda: len(queue.history(job.id)) >= epoch)
+
+
+def starts(tmp_path: Path, job: Job) -> list[tuple[int, int]]:
+    """Process id and first epoch of each of the job's runs."""
+    file = tmp_path / "data" / f"starts-{job.id}"
+    lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+    return [(int(pid), int(epoch)) for pid, _, epoch in lines]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def forkserver_of(pid: int) -> int:
+    """The parent of a worker."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def states(queue: JobQueue, job: Job) -> list[str]:
+    return [event.data["state"] for event in queue.events(job.id) if event.type == "state"]
+
+
+def epochs(queue: JobQueue, job: Job) -> list[int]:
+    return [row["epoch"] for row in queue.history(job.id)]
+
+
+# ---- the plain path
+
+
+def test_a_job_runs_and_its_version_is_published(
+    queue: JobQueue, models: ModelStore, start: Start, tmp_path: Path
+) -> None:
     start()
     job = ended(queue, queue.submit({"epochs": 3}, "penguins"))
     assert (job.state, job.version, job.stop_reason) == ("succeeded", "1", "max_epochs")
     assert job.metrics == {"train_loss": 1 / 3}
-    assert models.versions("penguins") == ["1"]
-    assert [row["epoch"] for row in queue.history(job.id)] == [1, 2, 3]
+    assert job.progress is not None
+    assert job.progress["epoch"] == 3
+    assert models.published(job.id, "penguins", "1")
+    assert [(row["epoch"], row["val_loss"]) for row in queue.history(job.id)] == [(1, None), (2, None), (3, None)]
+    assert states(queue, job) == ["queued", "running", "succeeded"]
+    until(lambda: list((tmp_path / "data" / "jobs").iterdir()) == [])
+
+
+def test_jobs_of_one_model_get_versions_of_their_own(queue: JobQueue, models: ModelStore, start: Start) -> None:
+    start(max_running_jobs=3)
+    jobs = [ended(queue, job) for job in [queue.submit({}, "m") for _ in range(6)]]
+    assert sorted(str(job.version) for job in jobs) == models.versions("m") == list("123456")
+
+
+def test_no_more_run_at_once_than_allowed(queue: JobQueue, start: Start, gate: Gate) -> None:
+    start(max_running_jobs=2)
+    jobs = [queue.submit({"gate": str(gate.path)}, "m") for _ in range(4)]
+    until(lambda: queue.counts()["running"] == 2)
+    assert [queue.get(job.id).queue_position for job in jobs] == [None, None, 1, 2]
+    gate.open(1)
+    assert {ended(queue, job).state for job in jobs} == {"succeeded"}
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "says"),
+    [
+        ("diverged", "diverged", "try a smaller learning rate"),
+        ("memory", "out_of_memory", "60 GiB"),
+        ("bug", "internal_error", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_failure_has_a_code_and_a_sentence(
+    queue: JobQueue, models: ModelStore, start: Start, how: str, code: str, says: str
+) -> None:
+    start()
+    job = ended(queue, queue.submit({"fail_with": how}, "m"))
+    assert job.state == "failed"
+    assert job.error is not None
+    assert job.error["code"] == code
+    assert says in job.error["detail"]
+    assert models.names() == []
+
+
+# ---- requests while running
+
+
+def test_pause_and_resume(queue: JobQueue, start: Start, gate: Gate, tmp_path: Path) -> None:
+    start()
+    job = queue.submit({"epochs": 4, "gate": str(gate.path)}, "m")
+    gate.open(2)
+    at_epoch(queue, job, 2)
+    assert queue.pause(job.id).state == "pausing"
+    in_state(queue, job, "paused")
+    queue.resume(job.id)
+    gate.open(4)
+    assert ended(queue, job).state == "succeeded"
+    assert epochs(queue, job) == [1, 2, 3, 4]
+    assert [epoch for _, epoch in starts(tmp_path, job)] == [0, 2]
+    assert states(queue, job) == ["queued", "running", "pausing", "paused", "queued", "running", "succeeded"]
+
+
+def test_cancel(queue: JobQueue, models: ModelStore, start: Start, gate: Gate, tmp_path: Path) -> None:
+    start()
+    job = queue.submit({"epochs": 4, "gate": str(gate.path)}, "m")
+    gate.open(1)
+    at_epoch(queue, job, 1)
+    assert queue.cancel(job.id).state == "cancelling"
+    assert ended(queue, job).state == "cancelled"
+    assert models.names() == []
+    until(lambda: list((tmp_path / "data" / "jobs").iterdir()) == [])
+
+
+def test_a_worker_that_ignores_a_cancel_is_ended(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "CANCEL_SECONDS", 0.1)
+    start()
+    job = queue.submit({"deaf": True, "gate": str(gate.path)}, "m")
+    ((pid, _),) = until(lambda: starts(tmp_path, job))
+    queue.cancel(job.id)
+    assert ended(queue, job).state == "cancelled"
+    until(lambda: not is_alive(pid))
+
+
+def test_requests_from_another_process_are_seen(
+    queue: JobQueue, database: object, start: Start, gate: Gate, tmp_path: Path
+) -> None:
+    start()
+    elsewhere = (
+        "from app.storage.database import Database; from app.jobs.queue import JobQueue;"
+        f"queue = JobQueue(Database('sqlite:///{tmp_path}/data/gradserve.db'), max_queued_jobs=9);"
+    )
+    spec = {"gate": str(gate.path)}
+    job_id = python(f"{elsewhere} print(queue.submit({spec!r}, 'm').id)")
+    until(lambda: queue.get(job_id).state == "running")
+    python(f"{elsewhere} queue.cancel({job_id!r})")
+    until(lambda: queue.get(job_id).state == "cancelled")
+
+
+def python(code: str) -> str:
+    run = [sys.executable, "-c", code]
+    return subprocess.run(run, check=True, capture_output=True, text=True, env=child_environment()).stdout.strip()
+
+
+def child_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+# ---- death
+
+
+def test_a_killed_worker_goes_on_from_its_checkpoint(queue: JobQueue, start: Start, gate: Gate, tmp_path: Path) -> None:
+    start()
+    job = queue.submit({"epochs": 5, "gate": str(gate.path)}, "m")
+    gate.open(3)
+    at_epoch(queue, job, 3)
+    ((pid, _),) = starts(tmp_path, job)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: len(starts(tmp_path, job)) == 2)
+    gate.open(5)
+    done = ended(queue, job)
+    assert (done.state, done.attempts) == ("succeeded", 1)
+    assert "signal 9" in done.warnings[0]["detail"]
+    assert epochs(queue, job) == [1, 2, 3, 4, 5]
+    assert [epoch for _, epoch in starts(tmp_path, job)] == [0, 3]
+    assert states(queue, job) == ["queued", "running", "succeeded"]
+
+
+def test_a_worker_that_keeps_dying_fails_its_job(queue: JobQueue, start: Start, tmp_path: Path) -> None:
+    start()
+    job = ended(queue, queue.submit({"epochs": 9, "die_at": 4, "die_times": 99}, "m"))
+    assert job.state == "failed"
+    assert job.error is not None
+    assert job.error["code"] == "worker_died"
+    assert "out of memory" in job.error["detail"]
+    assert epochs(queue, job) == [1, 2, 3]
+    assert len(starts(tmp_path, job)) == 3  # the first got further than any before, and still counts
+
+
+def test_deaths_with_progress_in_between_do_not_add_up(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path
+) -> None:
+    start()
+    job = queue.submit({"epochs": 6, "gate": str(gate.path)}, "m")
+    for epoch in range(1, 6):
+        gate.open(epoch)
+        at_epoch(queue, job, epoch)
+        os.kill(starts(tmp_path, job)[-1][0], signal.SIGKILL)
+        until(lambda: len(starts(tmp_path, job)) == epoch + 1)  # noqa: B023
+    gate.open(6)
+    assert ended(queue, job).state == "succeeded"
+    assert epochs(queue, job) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_killed_worker_is_cancelled_or_paused_where_that_was_asked(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path
+) -> None:
+    start(max_running_jobs=2)
+    spec = {"epochs": 2, "gate": str(gate.path), "deaf": True}
+    cancelled, paused = queue.submit(spec, "m"), queue.submit(spec, "m")
+    pids = [until(lambda: starts(tmp_path, job))[0][0] for job in (cancelled, paused)]  # noqa: B023
+    queue.cancel(cancelled.id)
+    queue.pause(paused.id)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    in_state(queue, cancelled, "cancelled")
+    in_state(queue, paused, "paused")
+    assert (tmp_path / "data" / "jobs" / paused.id).exists()
+
+
+def test_a_killed_fork_server_takes_its_workers_along_and_the_jobs_go_on(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path
+) -> None:
+    start(max_running_jobs=2)
+    jobs = [queue.submit({"epochs": 2, "gate": str(gate.path)}, "m") for _ in range(2)]
+    gate.open(1)
+    for job in jobs:
+        at_epoch(queue, job, 1)
+    pids = [starts(tmp_path, job)[0][0] for job in jobs]
+    os.kill(forkserver_of(pids[0]), signal.SIGKILL)
+    until(lambda: not any(is_alive(pid) for pid in pids))
+    gate.open(2)
+    assert {ended(queue, job).state for job in jobs} == {"succeeded"}
+    assert all(epochs(queue, job) == [1, 2] for job in jobs)
+    assert {queue.get(job.id).attempts for job in jobs} == {0}  # not the jobs' fault
+
+
+def test_a_hung_worker_is_noticed_and_ended(queue: JobQueue, start: Start, tmp_path: Path) -> None:
+    start(worker_timeout_seconds=3.0)
+    job = ended(queue, queue.submit({"epochs": 3, "hang_at": 2}, "m"))
+    assert job.state == "succeeded"
+    assert "no sign of life" in job.warnings[0]["detail"]
+    assert len(starts(tmp_path, job)) == 2
+
+
+def test_a_worker_holds_no_other_workers_channel(queue: JobQueue, start: Start, gate: Gate, tmp_path: Path) -> None:
+    start(max_running_jobs=3)
+    jobs = [queue.submit({"gate": str(gate.path)}, "m") for _ in range(3)]
+    pids = [until(lambda: starts(tmp_path, job))[0][0] for job in jobs]  # noqa: B023
+    opened = [[str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()] for pid in pids]
+    sockets = [{name for name in names if name.startswith("socket:")} for names in opened]
+    assert [len(found) for found in sockets] == [1, 1, 1]
+    assert len(set.union(*sockets)) == 3
+    gate.open(1)
+
+
+# ---- the end of a supervisor, and the next
+
+
+def test_a_stopped_supervisor_leaves_jobs_that_the_next_one_goes_on_with(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path
+) -> None:
+    job = queue.submit({"epochs": 3, "gate": str(gate.path)}, "m")
+    first = start()
+    gate.open(2)
+    at_epoch(queue, job, 2)
+    first.stop(grace_seconds=10)
+    assert queue.get(job.id).state == "running"
+    assert (tmp_path / "data" / "jobs" / job.id / "checkpoint.json").read_text() == "2"
+    gate.open(3)
+    start()
+    assert ended(queue, job).state == "succeeded"
+    assert [epoch for _, epoch in starts(tmp_path, job)] == [0, 2]
+    assert epochs(queue, job) == [1, 2, 3]
+
+
+SERVICE = """
+import sys
+from pathlib import Path
+from app.jobs.queue import JobQueue
+from app.jobs.supervisor import Supervisor
+from app.storage.database import Database
+from app.storage.models import ModelStore
+from tests.unit.jobs.conftest import rules
+root = Path(sys.argv[1])
+queue = JobQueue(Database(f"sqlite:///{root}/data/gradserve.db"), max_queued_jobs=1000)
+supervisor = Supervisor(queue, ModelStore(root / "models"), rules(root))
+supervisor.start()
+print("started", flush=True)
+supervisor.join()
+"""
+
+
+@pytest.fixture
+def service(database: object, tmp_path: Path) -> Callable[[], subprocess.Popen[bytes]]:
+    """Starts processes that have a supervisor each."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def service() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", SERVICE, str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=child_environment())
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"started\n"
+        return process
+
+    yield service
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_the_next_supervisor_takes_over_from_one_that_was_killed(
+    queue: JobQueue, service: Callable[[], subprocess.Popen[bytes]], gate: Gate, tmp_path: Path
+) -> None:
+    job = queue.submit({"epochs": 4, "gate": str(gate.path)}, "m")
+    waiting = [queue.submit({"epochs": 4, "gate": str(gate.path), "deaf": True}, "m") for _ in range(2)]
+    leader = service()
+    gate.open(2)
+    at_epoch(queue, job, 2)
+    successor = service()
+    ((pid, _),) = starts(tmp_path, job)
+    assert forkserver_of(forkserver_of(pid)) == leader.pid
+    leader.kill()
+    until(lambda: not is_alive(pid))
+    _, (heir, epoch) = until(lambda: (found := starts(tmp_path, job)) and len(found) == 2 and found)
+    assert (forkserver_of(forkserver_of(heir)), epoch) == (successor.pid, 2)
+    gate.open(4)
+    assert {ended(queue, each).state for each in (job, *waiting)} == {"succeeded"}
+    assert epochs(queue, job) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("asked", "state"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_what_was_asked_of_a_killed_service_is_done_by_the_next(
+    queue: JobQueue, service: Callable[[], subprocess.Popen[bytes]], start: Start, gate: Gate, asked: str, state: str
+) -> None:
+    job = queue.submit({"gate": str(gate.path), "deaf": True}, "m")
+    process = service()
+    in_state(queue, job, "running")
+    getattr(queue, asked)(job.id)
+    process.kill()
+    process.wait()
+    start()
+    in_state(queue, job, state)
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_crash_while_publishing_is_completed(
+    queue: JobQueue, models: ModelStore, start: Start, tmp_path: Path, renamed: bool
+) -> None:
+    """The job's row has its version; the rename was or was not done."""
+    job = queue.submit({"die_at": 1, "die_times": 99}, "m")
+    queue.claim(1)
+    queue.reserve(job.id, "1", {"val_loss": 0.5}, "patience")
+    (models.staging(job.id) / "config.json").write_text(f'{{"job_id": "{job.id}"}}')
+    if renamed:
+        models.publish(job.id, "m", "1")
+    start()
+    done = ended(queue, job)
+    assert (done.state, done.version, done.metrics, done.stop_reason) == (
+        "succeeded",
+        "1",
+        {"val_loss": 0.5},
+        "patience",
+    )
+    assert models.versions("m") == ["1"]
+    assert starts(tmp_path, job) == []
+
+
+def test_a_version_number_that_was_taken_meanwhile_is_replaced(
+    queue: JobQueue, models: ModelStore, start: Start
+) -> None:
+    job, other = queue.submit({}, "m"), "someone"
+    queue.claim(1)
+    queue.reserve(job.id, "1", {}, None)
+    for each in (job.id, other):
+        (models.staging(each) / "config.json").write_text(f'{{"job_id": "{each}"}}')
+    models.publish(other, "m", "1")
+    start()
+    done = ended(queue, job)
+    assert (done.state, done.version) == ("succeeded", "2")
+
+
+def test_a_version_that_cannot_be_stored_fails_its_job(queue: JobQueue, models: ModelStore, start: Start) -> None:
+    job = queue.submit({}, "m")
+    queue.claim(1)
+    queue.reserve(job.id, "1", {}, None)  # and nothing is staged
+    start()
+    failed = ended(queue, job)
+    assert failed.error is not None
+    assert failed.error["code"] == "storage_failed"
+
+
+def test_folders_that_no_job_needs_are_swept(queue: JobQueue, start: Start, tmp_path: Path) -> None:
+    ended_job, held = queue.submit({}, "m"), queue.submit({}, "m")
+    queue.cancel(ended_job.id)
+    queue.pause(held.id)
+    folders = {name: tmp_path / "data" / "jobs" / name for name in (ended_job.id, held.id, "gone")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    start()
+    until(lambda: not folders["gone"].exists())
+    until(lambda: not folders[ended_job.id].exists())
+    assert folders[held.id].exists()
+
+
+def test_an_error_of_the_database_is_got_over(
+    queue: JobQueue, start: Start, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that workers said while it lasted is lost."""
+    monkeypatch.setattr(supervisor_module, "RETRY_SECONDS", 0.01)
+    start()
+    job = queue.submit({"epochs": 3, "gate": str(gate.path)}, "m")
+    in_state(queue, job, "running")
+    record, failures = queue.record, []
+
+    def fail_twice(*args: object) -> None:
+        if len(failures) < 2:
+            failures.append(args)
+            raise OSError("disk full")
+        record(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(queue, "record", fail_twice)
+    gate.open(3)
+    assert ended(queue, job).state == "succeeded"
+    assert len(failures) == 2
+    assert epochs(queue, job) == [1, 2, 3]
+
+
+def test_a_queue_of_toy_jobs_is_fast(queue: JobQueue, start: Start) -> None:
+    start()
+    ended(queue, queue.submit({}, "m"))
+    jobs = [queue.submit({}, "m") for _ in range(20)]
+    until(lambda: queue.counts()["succeeded"] == 21)
+    first, last = queue.get(jobs[0].id), queue.get(jobs[-1].id)
+    assert first.started_at is not None
+    assert last.finished_at is not None
+    assert 20 / (last.finished_at - first.started_at) > 10

@@ -1,0 +1,132 @@
+"""The database: transactions, migrations, and seeing what others write."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import insert, select, text
+
+from app.errors import GradserveError
+from app.storage import migrations
+from app.storage.database import ChangeWatch, Database, datasets, metadata
+from app.storage.migrations import head, migrate
+
+ROW = {"name": "penguins", "digest": "d", "num_rows": 1, "num_bytes": 2, "columns": [], "created_at": 0.0}
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path}/data/gradserve.db")
+    migrate(database)
+    yield database
+    database.close()
+
+
+def test_the_migrated_schema_is_that_of_the_code(database: Database) -> None:
+    with database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_head_is_the_last_revision_and_every_revision_has_a_file_of_its_name() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    scripts = ScriptDirectory.from_config(config)
+    assert scripts.get_heads() == [head()]
+    assert all(Path(script.path).name.startswith(f"{script.revision}_") for script in scripts.walk_revisions())
+
+
+def test_an_up_to_date_database_needs_no_alembic(database: Database) -> None:
+    url = database.engine.url.render_as_string()
+    code = (
+        "import sys; from app.storage.database import Database; from app.storage.migrations import migrate;"
+        f"migrate(Database({url!r})); assert 'alembic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path.cwd())})
+
+
+def test_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
+    code = (
+        "from app.storage.database import Database; from app.storage.migrations import migrate;"
+        f"migrate(Database('sqlite:///{tmp_path}/new.db'))"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], env={"PYTHONPATH": str(Path.cwd())}) for _ in range(4)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0, 0]
+
+
+def test_a_database_of_a_later_release_is_refused(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(GradserveError, match="newer than this Gradserve") as raised:
+        migrate(database)
+    assert raised.value.code == "database_too_new"
+
+
+def test_a_failed_write_leaves_no_trace(database: Database) -> None:
+    def fail() -> None:
+        with database.write() as connection:
+            connection.execute(insert(datasets).values(ROW))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with database.read() as connection:
+        assert connection.execute(select(datasets)).all() == []
+
+
+def test_a_reader_sees_one_state_while_others_write(database: Database) -> None:
+    with database.read() as reader:
+        assert reader.execute(select(datasets)).all() == []
+        with database.write() as writer:
+            writer.execute(insert(datasets).values(ROW))
+        assert reader.execute(select(datasets)).all() == []
+    with database.read() as reader:
+        assert len(reader.execute(select(datasets)).all()) == 1
+
+
+def test_what_json_cannot_say_is_null(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(insert(datasets).values(ROW | {"columns": [float("nan"), float("inf"), 1.5]}))
+    with database.read() as connection:
+        assert connection.execute(select(datasets.c.columns)).scalar_one() == [None, None, 1.5]
+
+
+def test_a_commit_is_forced_to_disk(database: Database) -> None:
+    with database.write() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_many_threads_write_through_two_engines(database: Database) -> None:
+    """Two engines are as two processes: neither's lock keeps the other out."""
+    other = Database(database.engine.url.render_as_string())
+
+    def write(number: int) -> None:
+        with (database, other)[number % 2].write() as connection:
+            connection.execute(insert(datasets).values(ROW | {"name": f"d{number}"}))
+
+    with ThreadPoolExecutor(32) as threads:
+        list(threads.map(write, range(200)))
+    with database.read() as connection:
+        assert len(connection.execute(select(datasets)).all()) == 200
+    other.close()
+
+
+def test_a_watch_sees_each_commit_once(database: Database) -> None:
+    other = Database(database.engine.url.render_as_string())
+    watch = ChangeWatch(database)
+    watch.changed()
+    assert not watch.changed()
+    for writer in (database, other):
+        with writer.write() as connection:
+            connection.execute(insert(datasets).values(ROW | {"name": f"d{id(writer)}"}))
+        assert watch.changed()
+        assert not watch.changed()
+    watch.close()
+    other.close()
