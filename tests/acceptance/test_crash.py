@@ -1,0 +1,151 @@
+"""Nothing is lost: processes are killed with -9 in the middle, and the job ends as if nothing had happened."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from scripts.service import Service
+from tests.waiting import until
+
+ROWS = np.random.default_rng(7).standard_normal((600, 6))
+SPEC: dict[str, Any] = {
+    "data": {"inputs": ROWS.tolist(), "targets": np.tanh(ROWS @ np.arange(6)).tolist()},
+    "network": {"hidden_features": [32, 32], "dropout": 0.1, "normalization": "batch_norm"},
+    "optimizer": {"type": "adamw", "learning_rate": 0.002},
+    "schedule": {"type": "cosine", "warmup_steps": 20},
+    "descent": {"batch_size": 8},
+    "stop": {"max_epochs": 40},
+}
+OFTEN = {"GRADSERVE_CHECKPOINT_INTERVAL_SECONDS": "0.1"}
+PATIENCE_SECONDS = 120.0
+
+
+def test_killed_worker_resumes_bit_for_bit(start_service: Callable[..., Service]) -> None:
+    service = start_service(**OFTEN)
+    undisturbed = finished(service, submit(service, "undisturbed"))
+    job = submit(service, "disturbed")
+    for _ in range(3):
+        kill_worker(service, job)
+    disturbed = finished(service, job)
+    assert sum("killed" in str(warning) or "signal" in str(warning) for warning in disturbed["warnings"]) == 3
+    assert_same_run(service, undisturbed, disturbed)
+
+
+def test_killed_service_resumes_bit_for_bit(start_service: Callable[..., Service]) -> None:
+    service = start_service(**OFTEN)
+    undisturbed = finished(service, submit(service, "undisturbed"))
+    job = submit(service, "disturbed")
+    until(lambda: checkpoint(service, job).exists(), PATIENCE_SECONDS)
+    worker = worker_of(service)
+    service.kill()
+    until(lambda: not Path(f"/proc/{worker}").exists())
+    service.start()
+    assert_same_run(service, undisturbed, finished(service, job))
+
+
+def test_a_202_survives_the_service(start_service: Callable[..., Service]) -> None:
+    service = start_service()
+    job = submit(service, "accepted")
+    service.kill()
+    service.start()
+    assert finished(service, job)["state"] == "succeeded"
+
+
+def test_paused_and_resumed_is_the_same_run(start_service: Callable[..., Service]) -> None:
+    service = start_service()
+    undisturbed = finished(service, submit(service, "undisturbed"))
+    job = submit(service, "disturbed")
+    for _ in range(2):
+        until(lambda: get(service, job)["progress"]["step"] > 0, PATIENCE_SECONDS)
+        assert httpx.post(f"{service.url}/jobs/{job}/pause").status_code == 202
+        until(lambda: get(service, job)["state"] == "paused", PATIENCE_SECONDS)
+        assert httpx.post(f"{service.url}/jobs/{job}/resume").status_code == 202
+    assert_same_run(service, undisturbed, finished(service, job))
+
+
+# ---- helpers
+
+
+def submit(service: Service, model: str) -> str:
+    answer = httpx.post(f"{service.url}/train", json={"model": model, **SPEC}, timeout=30)
+    assert answer.status_code == 202, answer.text
+    job: str = answer.json()["id"]
+    return job
+
+
+def get(service: Service, job: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{service.url}/jobs/{job}").raise_for_status().json()
+    return found
+
+
+def finished(service: Service, job: str) -> dict[str, Any]:
+    until(lambda: get(service, job)["terminal"], PATIENCE_SECONDS)
+    found = get(service, job)
+    assert found["state"] == "succeeded", found["error"]
+    return found
+
+
+def checkpoint(service: Service, job: str) -> Path:
+    return service.root / "data" / "jobs" / job / "checkpoint.safetensors"
+
+
+def kill_worker(service: Service, job: str) -> None:
+    """Kill the worker after it has written a checkpoint of its own."""
+    before = checkpoint(service, job).stat().st_mtime_ns if checkpoint(service, job).exists() else 0
+    until(
+        lambda: checkpoint(service, job).exists() and checkpoint(service, job).stat().st_mtime_ns > before,
+        PATIENCE_SECONDS,
+    )
+    os.kill(worker_of(service), signal.SIGKILL)
+
+
+def worker_of(service: Service) -> int:
+    """The one process that the service's fork server has forked."""
+    assert service.process
+    return until(lambda: next((w for server in children(service.process.pid) for w in children(server)), 0))  # type: ignore[union-attr]
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] + [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            if task.name != str(pid)
+            for child in (task / "children").read_text().split()
+        ]
+    except FileNotFoundError:
+        return []
+
+
+def assert_same_run(service: Service, one: dict[str, Any], other: dict[str, Any]) -> None:
+    first, second = (weights(service, job) for job in (one, other))
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    assert [strip(row) for row in history(service, one)] == [strip(row) for row in history(service, other)]
+    assert one["metrics"] == other["metrics"]
+    assert other["progress"]["step"] == one["progress"]["step"]
+
+
+def weights(service: Service, job: dict[str, Any]) -> dict[str, Any]:
+    return dict(load_file(service.root / "models" / job["model"] / job["version"] / "model.safetensors"))
+
+
+def history(service: Service, job: dict[str, Any]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = httpx.get(f"{service.url}{job['links']['history']}").json()["data"]
+    assert [row["epoch"] for row in rows] == list(range(1, 41))
+    return rows
+
+
+def strip(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "elapsed_seconds"}
+
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the worker through /proc")
