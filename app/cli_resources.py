@@ -1,0 +1,198 @@
+"""The commands under `gradserve jobs`, `models` and `datasets`, and what all commands share."""
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from app.client import Client
+
+jobs = typer.Typer(help="Training runs: list, show, follow, stop.", no_args_is_help=True)
+models = typer.Typer(help="Trained models and their versions.", no_args_is_help=True)
+datasets = typer.Typer(help="Tables that the service keeps.", no_args_is_help=True)
+URL = "http://127.0.0.1:8000"
+Url = Annotated[str, typer.Option(envvar="GRADSERVE_URL", help="Where the service is.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="GRADSERVE_API_KEY", help="Key, where the service wants one.")]
+Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+
+
+def connect(url: str, api_key: str | None) -> "Client":
+    from app.client import Client
+
+    return Client(url, api_key)
+
+
+def show(answer: Any) -> None:
+    from rich import print_json
+
+    print_json(json.dumps(answer))
+
+
+def show_list(rows: Iterable[dict[str, Any]], columns: list[str], limit: int) -> None:
+    from rich.console import Console
+
+    from app.terminal import listing
+
+    width = None if sys.stdout.isatty() else 1000  # what reads a pipe wants whole values
+    Console(width=width).print(listing(islice(rows, limit), columns))
+
+
+def name_of(file: Path) -> str:
+    """A dataset's name from a file's: `Iris 2.csv.gz` -> `iris-2`."""
+    stem = file.name.split(".")[0] or file.stem
+    return re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-_")[:64] or "table"
+
+
+# ---- jobs
+
+
+@jobs.command("list")
+def list_jobs(
+    state: Annotated[str | None, typer.Option(help="queued, running, paused, succeeded, failed, cancelled, …")] = None,
+    model: Annotated[str | None, typer.Option(help="Only runs of this model.")] = None,
+    limit: Limit = 20,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Jobs, one a line."""
+    columns = ["id", "state", "model", "version", "stop_reason", "created_at", "finished_at"]
+    with connect(url, api_key) as client:
+        show_list(client.jobs(state, model), columns, limit)
+
+
+@jobs.command("show")
+def show_job(job_id: str, url: Url = URL, api_key: ApiKey = None) -> None:
+    """All of a job, as JSON."""
+    with connect(url, api_key) as client:
+        show(client.job(job_id))
+
+
+@jobs.command("events")
+def follow_job(job_id: str, url: Url = URL, api_key: ApiKey = None) -> None:
+    """A job's events up to its end, live, one JSON object a line."""
+    with connect(url, api_key) as client:
+        for event in client.events(job_id):
+            typer.echo(json.dumps(event._asdict()))
+
+
+@jobs.command("cancel")
+def cancel_job(job_id: str, url: Url = URL, api_key: ApiKey = None) -> None:
+    """End a job without a model."""
+    with connect(url, api_key) as client:
+        typer.echo(f"Job {job_id} is {client.cancel(job_id)['state']}")
+
+
+@jobs.command("pause")
+def pause_job(job_id: str, url: Url = URL, api_key: ApiKey = None) -> None:
+    """Stop a job so that it can go on later."""
+    with connect(url, api_key) as client:
+        typer.echo(f"Job {job_id} is {client.pause(job_id)['state']}")
+
+
+@jobs.command("resume")
+def resume_job(job_id: str, url: Url = URL, api_key: ApiKey = None) -> None:
+    """Go on with a paused job."""
+    with connect(url, api_key) as client:
+        typer.echo(f"Job {job_id} is {client.resume(job_id)['state']}")
+
+
+# ---- models
+
+
+@models.command("list")
+def list_models(limit: Limit = 50, url: Url = URL, api_key: ApiKey = None) -> None:
+    """Models, one a line."""
+    with connect(url, api_key) as client:
+        rows = ({**model["newest"], **model["newest"]["signature"], "name": model["name"]} for model in client.models())
+        show_list(rows, ["name", "version", "task", "num_parameters", "num_bytes", "created_at"], limit)
+
+
+@models.command("show")
+def show_model(
+    name: str, version: Annotated[str | None, typer.Option()] = None, url: Url = URL, api_key: ApiKey = None
+) -> None:
+    """A model, or one version of it, as JSON."""
+    with connect(url, api_key) as client:
+        show(client.model(name, version))
+
+
+@models.command("delete")
+def delete_model(
+    name: str,
+    version: Annotated[str | None, typer.Option(help="Only this version.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Delete a model with all its versions, or one of them."""
+    with connect(url, api_key) as client:
+        what = f"version {version} of model {name}" if version else f"model {name} with all its versions"
+        if not yes:
+            typer.confirm(f"Delete {what}?", abort=True)
+        client.delete_model(name, version)
+
+
+@models.command("download")
+def download_model(
+    name: str,
+    version: Annotated[str | None, typer.Option(help="Version or alias (default: the newest)")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder (default: NAME/VERSION, as models/ has it)")] = None,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Fetch a version's files; the folder serves in another service's models/."""
+    with connect(url, api_key) as client:
+        found = client.model(name, version) if version else client.model(name)["newest"]
+        folder = output or Path(name) / found["version"]
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in found["files"]:
+            client.download(name, found["version"], file, folder / file)
+        typer.echo(f"{folder}: {', '.join(found['files'])}")
+
+
+# ---- datasets
+
+
+@datasets.command("list")
+def list_datasets(limit: Limit = 50, url: Url = URL, api_key: ApiKey = None) -> None:
+    """Datasets, one a line."""
+    with connect(url, api_key) as client:
+        show_list(client.datasets(), ["name", "num_rows", "num_bytes", "digest", "created_at"], limit)
+
+
+@datasets.command("show")
+def show_dataset(name: str, url: Url = URL, api_key: ApiKey = None) -> None:
+    """A dataset's columns and what they hold, as JSON."""
+    with connect(url, api_key) as client:
+        show(client.dataset(name))
+
+
+@datasets.command("upload")
+def upload_dataset(
+    file: Path,
+    name: Annotated[str | None, typer.Option(help="Name of the dataset (default: the file's)")] = None,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Upload a table, replacing the dataset of that name."""
+    with connect(url, api_key) as client:
+        stored = client.upload_dataset(name or name_of(file), file)
+        show_list(
+            stored["columns"],
+            ["name", "kind", "num_missing", "num_unique", "min", "max", "mean"],
+            len(stored["columns"]),
+        )
+        typer.echo(f"{stored['num_rows']} rows: {client.base_url}/datasets/{stored['name']}")
+
+
+@datasets.command("delete")
+def delete_dataset(name: str, url: Url = URL, api_key: ApiKey = None) -> None:
+    """Delete a dataset; jobs that use it keep its rows."""
+    with connect(url, api_key) as client:
+        client.delete_dataset(name)

@@ -1,0 +1,118 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from app.cli import _assignment, _is_loopback, _put, main
+from app.cli_resources import name_of
+from app.predict_file import read_rows
+from scripts.service import free_port
+
+
+def run(*arguments: str) -> int:
+    """The exit status of `gradserve arguments…`, run in this process."""
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_help_is_there_at_once() -> None:
+    command = [sys.executable, "-m", "app.cli", "--help"]
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 0.5
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from app.cli import main
+heavy = {"torch", "polars", "fastapi", "sqlalchemy", "httpx"}
+try:
+    main(["train", "--help"])
+except SystemExit:
+    sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--target" in done.stdout
+
+
+def test_without_a_service_it_says_where_it_looked_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    assert run("jobs", "list", "--url", url) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"Error: no answer from {url}")
+    assert "gradserve serve" in second
+
+
+def test_a_setting_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("GRADSERVE_PORT", "http")
+    assert run("serve") == 1
+    assert capsys.readouterr().err.startswith("Error: GRADSERVE_PORT: Input should be a valid integer")
+
+
+def test_predict_wants_a_file_or_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", "penguins") == 2
+    assert run("predict", "penguins", "--row", "[1,") == 2
+    assert "not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stop.max_epochs=20", ("stop.max_epochs", 20)),
+        ("features=null", ("features", None)),
+        ("optimizer.type=sgd", ("optimizer.type", "sgd")),
+        ('tags={"a": "b=c"}', ("tags", {"a": "b=c"})),
+        ("description=", ("description", "")),
+    ],
+)
+def test_assignments(text: str, expected: tuple[str, Any]) -> None:
+    assert _assignment(text) == expected
+
+
+@pytest.mark.parametrize("text", ["stop.max_epochs", "=20"])
+def test_assignments_without_a_key_or_a_value(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match=r"not KEY\.PATH=JSON"):
+        _assignment(text)
+
+
+def test_put_goes_down_a_path() -> None:
+    body: dict[str, Any] = {"stop": {"max_epochs": 5}, "features": None}
+    _put(body, "stop.patience", 3)
+    _put(body, "network.hidden_features", [8])
+    assert body == {"stop": {"max_epochs": 5, "patience": 3}, "features": None, "network": {"hidden_features": [8]}}
+    with pytest.raises(typer.BadParameter, match="features is no object"):
+        _put(body, "features.standardize", False)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("penguins.csv", "penguins"), ("Iris 2.csv.gz", "iris-2"), ("__x__.tsv", "x"), ("表.csv", "table")],
+)
+def test_a_dataset_is_named_after_its_file(file: str, name: str) -> None:
+    assert name_of(Path("/somewhere") / file) == name
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+     ("example.org", False), ("10.0.0.1", False)],
+)  # fmt: skip
+def test_only_this_machine_s_own_addresses_are_loopback(host: str, expected: bool) -> None:
+    assert _is_loopback(host) is expected
+
+
+def test_rows_of_a_file_have_the_types_that_training_gave_them(tmp_path: Path) -> None:
+    file = tmp_path / "rows.tsv"
+    file.write_text("a\tb\tc\n1\tx\tNA\n2.5\t\t7\n")
+    assert read_rows(file).to_dicts() == [{"a": 1.0, "b": "x", "c": None}, {"a": 2.5, "b": None, "c": 7}]

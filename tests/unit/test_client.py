@@ -1,0 +1,199 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import orjson
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import client as module
+from app.client import (
+    ApiError,
+    BadRequest,
+    Client,
+    Conflict,
+    Event,
+    JobFailed,
+    NotFound,
+    Overloaded,
+    Unauthorized,
+    Unreachable,
+)
+from app.client_wire import parse_events
+from scripts.service import free_port
+from tests.unit import scripted_server as answers
+from tests.unit.scripted_server import ScriptedServer, scripted_server
+
+RUNNING = answers.json({"id": "a", "terminal": False})
+SUCCEEDED = answers.json({"id": "a", "terminal": True, "state": "succeeded", "error": None})
+QUEUED = answers.json({"id": "a", "state": "queued", "terminal": False})
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with scripted_server() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: ScriptedServer) -> Iterator[Client]:
+    with Client(server.url, "secret") as client:
+        yield client
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the client waited before it tried again; it doesn't wait here."""
+    taken: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", taken.append)
+    return taken
+
+
+def sse(number: int, kind: str, data: str) -> str:
+    return f"id: {number}\nevent: {kind}\ndata: {data}\n\n"
+
+
+DONE = sse(3, "state", '{"state": "succeeded"}')
+
+
+# ---- events
+
+
+@given(st.data())
+def test_events_do_not_depend_on_how_the_stream_was_cut(data: st.DataObject) -> None:
+    text = ': ping\n\nid: 7\r\nevent: metrics\r\ndata: {"loss": "½\u2028"}\r\n\r\n' + DONE + "id: 8\nevent: sta"
+    whole = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)))))
+    parts = [whole[first:last] for first, last in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    assert list(parse_events(parts)) == [
+        Event("7", "metrics", {"loss": "½\u2028"}),
+        Event("3", "state", {"state": "succeeded"}),
+    ]
+
+
+def test_a_broken_stream_is_taken_up_where_it_broke(server: ScriptedServer, client: Client, naps: list[float]) -> None:
+    first = sse(1, "state", '{"state": "running"}') + sse(2, "metrics", '{"epoch": 1}') + "id: 3\nevent: sta"
+    server.answers = [RUNNING, answers.broken_stream(first), RUNNING, answers.stream(DONE)]
+    assert [event.id for event in client.events("a")] == ["1", "2", "3"]
+    assert [request.headers["Last-Event-ID"] for request in server.requests] == [None, None, None, "2"]
+    assert len(naps) == 1
+
+
+def test_a_stream_that_ends_early_is_asked_for_again(server: ScriptedServer, client: Client) -> None:
+    server.answers = [RUNNING, answers.stream(sse(1, "metrics", "{}")), RUNNING, answers.stream(DONE)]
+    assert [event.id for event in client.events("a")] == ["1", "3"]
+
+
+def test_events_of_an_ended_job_end(server: ScriptedServer, client: Client) -> None:
+    server.answers = [SUCCEEDED, answers.stream("")]
+    assert list(client.events("a", after="3")) == []
+    assert server.requests[1].headers["Last-Event-ID"] == "3"
+
+
+def test_events_give_up_on_a_service_that_stays_away(naps: list[float]) -> None:
+    with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(Unreachable, match="no answer from http"):
+        list(client.events("a"))
+    assert len(naps) == module.MAX_RECONNECTS
+    assert 5 < sum(naps) < 30
+
+
+# ---- jobs
+
+
+def test_train_follows_the_run_to_its_end(server: ScriptedServer, client: Client) -> None:
+    server.answers = [QUEUED, RUNNING, answers.stream(sse(2, "metrics", '{"epoch": 1}') + DONE), SUCCEEDED]
+    seen: list[Event] = []
+    job = client.train({"model": "m"}, data={"dataset": "d"}, on_event=seen.append)
+    assert job["state"] == "succeeded"
+    assert [event.type for event in seen] == ["metrics", "state"]
+    assert orjson.loads(server.requests[0].body) == {"model": "m", "data": {"dataset": "d"}}
+    assert server.requests[0].headers["Idempotency-Key"]
+
+
+def test_train_raises_for_a_run_without_a_model(server: ScriptedServer, client: Client) -> None:
+    ended = sse(3, "state", '{"state": "failed"}')
+    job = {"id": "a", "state": "failed", "terminal": True, "error": {"code": "diverged", "detail": "the loss …"}}
+    server.answers = [QUEUED, RUNNING, answers.stream(ended), answers.json(job)]
+    with pytest.raises(JobFailed, match="the loss …") as caught:
+        client.train(model="m")
+    assert caught.value.code == "diverged"
+    assert caught.value.job == job
+
+
+def test_lists_go_through_all_pages(server: ScriptedServer, client: Client) -> None:
+    server.answers = [
+        answers.json({"data": [{"id": 1}, {"id": 2}], "next": "x y"}),
+        answers.json({"data": [{"id": 3}], "next": None}),
+    ]
+    assert [job["id"] for job in client.jobs(state="queued")] == [1, 2, 3]
+    assert [request.path for request in server.requests] == ["/jobs?state=queued", "/jobs?state=queued&after=x+y"]
+
+
+# ---- requests and errors
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sent"),
+    [
+        ([[1, None]], [[1, None]]),
+        (np.array([[1.5, np.nan]]), [[1.5, None]]),
+        (pl.DataFrame({"a": [1, None], "b": ["x", "y"]}), [{"a": 1, "b": "x"}, {"a": None, "b": "y"}]),
+    ],
+)
+def test_predict_takes_lists_arrays_and_frames(
+    server: ScriptedServer, client: Client, inputs: object, sent: object
+) -> None:
+    server.answers = [answers.json({"predictions": []}), answers.json({"predictions": []})]
+    client.predict("m", inputs)
+    client.predict("m", inputs, version="champion")
+    first, second = (orjson.loads(request.body) for request in server.requests)
+    assert first == {"model": "m", "inputs": sent}
+    assert second == {"model": "m", "version": "champion", "inputs": sent}
+    assert server.requests[0].headers["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(400, BadRequest), (422, BadRequest), (401, Unauthorized), (403, Unauthorized), (404, NotFound), (409, Conflict),
+     (429, Overloaded), (503, Overloaded), (500, ApiError)],
+)  # fmt: skip
+def test_problems_become_typed_errors(
+    server: ScriptedServer, client: Client, status: int, error: type[ApiError]
+) -> None:
+    faults = [{"pointer": "/data/target", "detail": "there is no such column"}]
+    content = {"code": "unknown_column", "detail": "no column", "errors": faults}
+    server.answers = [answers.problem(status, content, X_Request_ID="r1", Retry_After="7")]
+    with pytest.raises(ApiError, match="no column") as caught:
+        client.model("m")
+    assert type(caught.value) is error
+    assert (caught.value.status, caught.value.code, caught.value.request_id) == (status, "unknown_column", "r1")
+    assert caught.value.faults[0].pointer == "/data/target"
+    assert caught.value.retry_after_seconds == 7
+
+
+def test_an_answer_that_is_not_the_service_s_own(server: ScriptedServer, client: Client) -> None:
+    server.answers = [lambda handler: handler.send(502, b"<html>", Content_Type="text/html")]
+    with pytest.raises(ApiError, match="502 Bad Gateway") as caught:
+        client.info()
+    assert caught.value.code == "http_error"
+
+
+def test_names_stay_one_part_of_the_address(server: ScriptedServer, client: Client) -> None:
+    server.answers = [answers.json({})]
+    client.dataset("../jobs?x=1")
+    assert server.requests[0].path == "/datasets/..%2Fjobs%3Fx%3D1"
+
+
+def test_ready_says_no_where_nobody_is() -> None:
+    with Client(f"http://127.0.0.1:{free_port()}") as client:
+        assert not client.ready()
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'pandas', 'polars', 'numpy', 'fastapi', 'sqlalchemy'}"
+    code = f"import sys, app.client; sys.exit(str({heavy} & set(sys.modules)) if {heavy} & set(sys.modules) else 0)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,66 @@
+"""What the documentation says about the code is what the code says."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from scripts import docs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("page", docs.TABLES)
+def test_tables_are_up_to_date(page: str) -> None:
+    assert (docs.DOCS / page).read_text() == docs.up_to_date(page), "run scripts/docs"
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+
+
+def test_every_type_has_a_row_with_its_defaults() -> None:
+    page = (docs.DOCS / "training.md").read_text()
+    assert "| `sgd` | `learning_rate` `0.01`, `momentum` `0.0`," in page
+    assert "| `residual` | `layers` (required) |" in page
+    assert '| `variant` | `"mini_batch"` | `"full_batch"`, `"stochastic"` |' in page
+
+
+def test_json_in_the_pages_is_json() -> None:
+    """Inline JSON objects, where `…` stands for what is left to the reader."""
+
+    for page in docs.DOCS.glob("*.md"):
+        for text in re.findall(r"`(\{\".*?\})`", page.read_text(), re.DOTALL):
+            json.loads(text.replace(", …", ""))
+
+
+def test_the_container_is_started_as_the_readme_says() -> None:
+    dockerfile, readme = (ROOT / "Dockerfile").read_text(), (ROOT / "README.md").read_text()
+    (run,) = re.findall(r"^docker run .*$", readme, re.MULTILINE)
+    volumes = re.search(r'^VOLUME \["(.*)", "(.*)"\]$', dockerfile, re.MULTILINE)
+    assert volumes
+    assert set(re.findall(r"--volume [\w-]+:(\S+)", run)) == set(volumes.groups())
+    (port,) = re.findall(r"^EXPOSE (\d+)$", dockerfile, re.MULTILINE)
+    assert f"--publish {port}:{port} " in run
+    assert f"GRADSERVE_PORT={port}" in dockerfile
+    assert "ARG TORCH_INDEX_URL" in dockerfile
+    assert "--build-arg TORCH_INDEX_URL=" in readme
+
+
+def test_constraints_name_every_dependency_exactly() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    for requirement in wanted:
+        assert re.split(r"[\[<>=]", requirement)[0].lower().replace("_", "-") in pinned, requirement
+
+
+def test_scripts_are_described() -> None:
+    described = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "scripts" / "README.md").read_text(), re.MULTILINE))
+    assert described == {path.name for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix}
