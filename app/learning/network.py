@@ -1,92 +1,16 @@
-"""From layer specs to an nn.Module.
-
-Modules are first built on the meta device, where shapes are inferred and parameters counted without memory, then
-given memory and initial weights. Shape suffixes: B batch, F features.
+"""The network of a spec: built on the meta device, where shapes are inferred and parameters counted without memory,
+then given memory and initial weights. Shape suffixes: B batch, F features.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from app.errors import ShapeMismatch
+from app.learning.layers import build_sequence, reshape, shape_after
 from app.specs import network as specs
-from app.specs.base import Spec
-
-Shape = tuple[int, ...]
-"""The shape of one row, without the batch."""
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "selu": nn.SELU,
-    "silu": nn.SiLU,
-    "mish": nn.Mish,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "log_sigmoid": nn.LogSigmoid,
-    "hardswish": nn.Hardswish,
-    "hardsigmoid": nn.Hardsigmoid,
-    "hardtanh": nn.Hardtanh,
-    "softsign": nn.Softsign,
-    "tanhshrink": nn.Tanhshrink,
-    "identity": nn.Identity,
-}
-
-
-class Linear(nn.Linear):
-    """A linear layer that remembers how its weight is to start."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool, init: str | None) -> None:
-        super().__init__(in_features, out_features, bias)
-        self.init = init
-
-
-class Residual(nn.Module):
-    """`shortcut(x) + body(x)`."""
-
-    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.body, self.shortcut = body, shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.shortcut(x) + self.body(x)
-        return out
-
-
-def _linear(spec: specs.Linear, shape: Shape, _pointer: str) -> nn.Module:
-    return Linear(shape[-1], spec.out_features, spec.bias, spec.init)
-
-
-def _batch_norm(spec: specs.BatchNorm, shape: Shape, _pointer: str) -> nn.Module:
-    return nn.BatchNorm1d(shape[0], eps=spec.eps, momentum=spec.momentum, affine=spec.affine)
-
-
-def _residual(spec: specs.Residual, shape: Shape, pointer: str) -> nn.Module:
-    body = _sequence(spec.layers, shape, f"{pointer}/layers")
-    out = _shape_after(body, shape, pointer)
-    if len(out) != len(shape):
-        raise ShapeMismatch.at(
-            pointer, f"a residual block got {list(shape)} a row, and its layers turn that into {list(out)}"
-        )
-    return Residual(body, nn.Identity() if out == shape else nn.Linear(shape[-1], out[-1], bias=False))
-
-
-LAYERS: dict[type[Spec], Callable[[Any, Shape, str], nn.Module]] = {
-    specs.Linear: _linear,
-    specs.Activation: lambda spec, shape, pointer: ACTIVATIONS[spec.type](),
-    specs.LeakyReLU: lambda spec, shape, pointer: nn.LeakyReLU(spec.negative_slope),
-    specs.ELU: lambda spec, shape, pointer: (nn.ELU if spec.type == "elu" else nn.CELU)(spec.alpha),
-    specs.GELU: lambda spec, shape, pointer: nn.GELU(spec.approximate),
-    specs.Softplus: lambda spec, shape, pointer: nn.Softplus(spec.beta),
-    specs.PReLU: lambda spec, shape, pointer: nn.PReLU(init=spec.init),
-    specs.Dropout: lambda spec, shape, pointer: nn.Dropout(spec.p),
-    specs.BatchNorm: _batch_norm,
-    specs.LayerNorm: lambda spec, shape, pointer: nn.LayerNorm(shape[-1], spec.eps, spec.affine),
-    specs.Residual: _residual,
-}
 
 
 def build_network(spec: specs.LayeredNetwork, front: nn.Module, num_inputs: int, num_outputs: int) -> nn.Sequential:
@@ -96,32 +20,23 @@ def build_network(spec: specs.LayeredNetwork, front: nn.Module, num_inputs: int,
         ShapeMismatch: naming the layer that does not fit.
     """
     assert not spec.head, "the spec is resolved"
+    modules = [front.to("meta")]
     with torch.device("meta"):
-        shape = _shape_after(front.to("meta"), (num_inputs,), "/network")
-        body = _sequence(spec.layers, shape, "/network/layers")
-        out = _shape_after(body, shape, "/network/layers")
+        shape = shape_after(front, (num_inputs,), "the input", "/network")
+        if spec.input_shape is not None:
+            if math.prod(spec.input_shape) != math.prod(shape):
+                wanted = f"{list(spec.input_shape)} holds {math.prod(spec.input_shape)} numbers"
+                raise ShapeMismatch.at("/network/input_shape", f"{wanted}, and a row has {math.prod(shape)}")
+            modules.append(reshape(spec.input_shape))
+            shape = spec.input_shape
+        body, out = build_sequence(spec.layers, shape, "/network/layers")
     if out != (num_outputs,):
         last = f"/network/layers/{max(0, len(spec.layers) - 1)}"
-        raise ShapeMismatch.at(last, f"the last layer gives {list(out)} a row, and the target needs [{num_outputs}]")
-    return nn.Sequential(front, *body)
-
-
-def _sequence(layers: Sequence[Any], shape: Shape, pointer: str) -> nn.Sequential:
-    modules = []
-    for index, layer in enumerate(layers):
-        module = LAYERS[type(layer)](layer, shape, f"{pointer}/{index}")
-        shape = _shape_after(module, shape, f"{pointer}/{index}")
-        modules.append(module)
-    return nn.Sequential(*modules)
-
-
-def _shape_after(module: nn.Module, shape: Shape, pointer: str) -> Shape:
-    try:
-        with torch.no_grad():
-            out: Tensor = module(torch.empty((2, *shape), device="meta"))
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise ShapeMismatch.at(pointer, f"the layer does not fit its input of {list(shape)} a row: {error}") from error
-    return tuple(out.shape[1:])
+        hint = "; flatten or pool before the output layer" if len(out) > 1 else ""
+        raise ShapeMismatch.at(
+            last, f"the last layer gives {list(out)} a row, and the target needs [{num_outputs}]{hint}"
+        )
+    return nn.Sequential(*modules, *body)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -162,10 +77,10 @@ def initialize(network: nn.Module, init: specs.InitSpec, device: torch.device | 
     """
     network.to_empty(device="cpu")
     for module in network.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             INITIALIZERS[getattr(module, "init", None) or init.weight](module.weight, init)
             if module.bias is not None:
                 INITIALIZERS[init.bias](module.bias, init)
-        elif callable(reset := getattr(module, "reset_parameters", None)):
+        elif reset := getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None):
             reset()
     return network.to(device)

@@ -4,7 +4,8 @@ import difflib
 from collections.abc import Iterable
 
 from app.errors import Fault, InvalidInput, UnknownColumn
-from app.specs.network import BatchNorm, DenseNetwork, Dropout, Initializer, Layer, LayeredNetwork, LayerNorm, Linear
+from app.specs.layers import BatchNorm, Dropout, Initializer, Layer, LayerNorm, Linear
+from app.specs.network import DenseNetwork, LayeredNetwork
 from app.specs.optimization import AutoLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, LossSpec, PlainLoss
 from app.specs.table import Column, ColumnProfile, Signature, StoredData, Table, Task
 from app.specs.training import TrainingSpec, ValidationFraction
@@ -246,7 +247,8 @@ def _resolve_network(spec: TrainingSpec, num_outputs: int) -> LayeredNetwork:
         # an output of zero (the target's mean, or equal odds) is the best guess of a net that has learnt nothing yet
         init: Initializer | None = "zeros" if layers and "init" not in spec.model_fields_set else None
         layers.append(Linear(out_features=num_outputs, init=init))
-    return LayeredNetwork(layers=tuple(layers), head=False)
+    shape = None if isinstance(network, DenseNetwork) else network.input_shape
+    return LayeredNetwork(layers=tuple(layers), head=False, input_shape=shape)
 
 
 def _dense_layers(network: DenseNetwork) -> Iterable[Layer]:

@@ -116,13 +116,14 @@ class InputsData(Spec):
 
 
 def _form(value: Any) -> str:
-    keys = value if isinstance(value, dict) else type(value).model_fields
-    return "inputs" if "inputs" in keys else "records" if "records" in keys else "stored"
+    """Which class a value is meant for. No tag is also a field, so that pointers to faults can leave tags out."""
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
+    return "inputs_data" if "inputs" in keys else "records_data" if "records" in keys else "stored_data"
 
 
 DataSpec = Annotated[
-    Annotated[StoredData, Tag("stored")]
-    | Annotated[RecordsData, Tag("records")]
-    | Annotated[InputsData, Tag("inputs")],
+    Annotated[StoredData, Tag("stored_data")]
+    | Annotated[RecordsData, Tag("records_data")]
+    | Annotated[InputsData, Tag("inputs_data")],
     Discriminator(_form),
 ]

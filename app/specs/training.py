@@ -41,15 +41,14 @@ class ValidationDataset(Spec):
 
 
 def _form(value: Any) -> str:
-    return (
-        "fraction"
-        if (isinstance(value, dict) and "fraction" in value) or isinstance(value, ValidationFraction)
-        else "dataset"
-    )
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
+    return "validation_fraction" if "fraction" in keys else "validation_dataset"
 
 
 ValidationSpec = Annotated[
-    Annotated[ValidationFraction, Tag("fraction")] | Annotated[ValidationDataset, Tag("dataset")], Discriminator(_form)
+    Annotated[ValidationFraction, Tag("validation_fraction")]
+    | Annotated[ValidationDataset, Tag("validation_dataset")],
+    Discriminator(_form),
 ]
 
 

@@ -1,0 +1,346 @@
+"""From a layer's spec to its module. A builder gets the shape of a row and says what it would need instead.
+
+Shape suffixes: B batch, L length, D features of a place.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.errors import ShapeMismatch
+from app.specs import layers as specs
+from app.specs.base import Spec
+
+Shape = tuple[int, ...]
+"""The shape of one row, without the batch."""
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "selu": nn.SELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "log_sigmoid": nn.LogSigmoid,
+    "hardswish": nn.Hardswish,
+    "hardsigmoid": nn.Hardsigmoid,
+    "hardtanh": nn.Hardtanh,
+    "softsign": nn.Softsign,
+    "tanhshrink": nn.Tanhshrink,
+    "identity": nn.Identity,
+}
+
+
+# ---- modules that torch does not have
+
+
+class Linear(nn.Linear):
+    """A linear layer that remembers how its weight is to start."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, init: str | None) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.init = init
+
+
+class Residual(nn.Module):
+    """`shortcut(x) + body(x)`."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.shortcut(x) + self.body(x)
+        return out
+
+
+class Parallel(nn.Module):
+    """All branches of the same input, side by side or added up."""
+
+    def __init__(self, branches: Sequence[nn.Module], merge: str) -> None:
+        super().__init__()
+        self.branches, self.merge = nn.ModuleList(branches), merge
+
+    def forward(self, x: Tensor) -> Tensor:
+        outs = [branch(x) for branch in self.branches]
+        return torch.cat(outs, dim=1) if self.merge == "concatenate" else torch.stack(outs).sum(0)
+
+
+class Function(nn.Module):
+    """A module without parameters, from a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], name: str) -> None:
+        super().__init__()
+        self.function, self.name = function, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+class WholeNumbers(nn.Embedding):
+    """An embedding of floats that are whole numbers; those out of range are taken to the nearest in range."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.long().clamp(0, self.num_embeddings - 1))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.1)
+
+
+class PositionalEmbedding(nn.Module):
+    def __init__(self, shape_LD: Shape) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape_LD))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD + self.weight
+
+
+class Recurrent(nn.Module):
+    """A GRU or LSTM `[B, L, D]`: all outputs, or the last layer's last state of each direction."""
+
+    def __init__(self, rnn: nn.RNNBase, output: str) -> None:
+        super().__init__()
+        self.rnn, self.output = rnn, output
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        outputs, state = self.rnn(x_BLD)
+        if self.output == "sequence":
+            sequence: Tensor = outputs
+            return sequence
+        hidden = state[0] if isinstance(self.rnn, nn.LSTM) else state
+        return torch.cat(tuple(hidden[-2:] if self.rnn.bidirectional else hidden[-1:]), dim=1)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, features: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(features, num_heads, dropout=dropout, batch_first=True)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        out: Tensor = self.attention(x_BLD, x_BLD, x_BLD, need_weights=False)[0]
+        return out
+
+
+# ---- builders
+
+
+def reshape(shape: Shape) -> nn.Module:
+    return Function(lambda x: x.reshape(len(x), *shape), f"reshape {list(shape)}")
+
+
+def need(shape: Shape, num_axes: int, layer: str, wanted: str, pointer: str) -> None:
+    """Raise ShapeMismatch, naming layer, what it got and what it wants, unless a row has so many axes."""
+    if len(shape) != num_axes:
+        hint = "; set network.input_shape" if len(shape) == 1 else ""
+        raise ShapeMismatch.at(pointer, f"{layer} takes {wanted} a row and got {list(shape)}{hint}")
+
+
+def _batch_norm(spec: specs.BatchNorm, shape: Shape, pointer: str) -> nn.Module:
+    norms = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm2d}
+    if len(shape) not in norms:
+        raise ShapeMismatch.at(pointer, f"batch_norm takes one to three axes a row and got {list(shape)}")
+    return norms[len(shape)](shape[0], eps=spec.eps, momentum=spec.momentum, affine=spec.affine)
+
+
+def _group_norm(spec: specs.GroupNorm, shape: Shape, pointer: str) -> nn.Module:
+    if shape[0] % spec.num_groups:
+        raise ShapeMismatch.at(pointer, f"group_norm can't divide {shape[0]} channels into {spec.num_groups} groups")
+    return nn.GroupNorm(spec.num_groups, shape[0], spec.eps, spec.affine)
+
+
+def _convolution(spec: specs.Convolution, shape: Shape, pointer: str) -> nn.Module:
+    one = spec.type == "conv1d"
+    need(shape, 2 if one else 3, spec.type, "[channels, length]" if one else "[channels, height, width]", pointer)
+    if shape[0] % spec.groups or spec.out_channels % spec.groups:
+        raise ShapeMismatch.at(pointer, f"{spec.groups} groups must divide {shape[0]} and {spec.out_channels} channels")
+    return (nn.Conv1d if one else nn.Conv2d)(
+        shape[0],
+        spec.out_channels,
+        spec.kernel_size,
+        stride=spec.stride,
+        padding=spec.padding,
+        dilation=spec.dilation,
+        groups=spec.groups,
+        bias=spec.bias,
+    )
+
+
+POOLS: dict[str, Callable[..., nn.Module]] = {
+    "max_pool1d": nn.MaxPool1d,
+    "max_pool2d": nn.MaxPool2d,
+    "avg_pool1d": nn.AvgPool1d,
+    "avg_pool2d": nn.AvgPool2d,
+}
+
+
+def _pooling(spec: specs.Pooling, shape: Shape, pointer: str) -> nn.Module:
+    one = spec.type.endswith("1d")
+    need(shape, 2 if one else 3, spec.type, "[channels, length]" if one else "[channels, height, width]", pointer)
+    return POOLS[spec.type](spec.kernel_size, spec.stride, spec.padding)
+
+
+def _global_pooling(spec: specs.GlobalPooling, shape: Shape, pointer: str) -> nn.Module:
+    if len(shape) < 2:
+        raise ShapeMismatch.at(pointer, f"{spec.type} takes [channels, …] a row and got {list(shape)}")
+    axes = tuple(range(2, len(shape) + 1))
+    pool = torch.mean if spec.type == "global_avg_pool" else torch.amax
+    return Function(lambda x: pool(x, dim=axes), spec.type)
+
+
+SEQUENCE_POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean_over_sequence": lambda x: x.mean(1),
+    "max_over_sequence": lambda x: x.amax(1),
+    "last_place": lambda x: x[:, -1],
+}
+
+
+def _sequence_pooling(spec: specs.SequencePooling, shape: Shape, pointer: str) -> nn.Module:
+    need(shape, 2, spec.type, "[length, features]", pointer)
+    return Function(SEQUENCE_POOLS[spec.type], spec.type)
+
+
+def _transpose(_spec: specs.Transpose, shape: Shape, pointer: str) -> nn.Module:
+    need(shape, 2, "transpose", "two axes", pointer)
+    return Function(lambda x: x.transpose(1, 2), "transpose")
+
+
+def _embedding(spec: specs.EmbeddingLayer, shape: Shape, pointer: str) -> nn.Module:
+    need(shape, 1, "embedding", "[length] whole numbers", pointer)
+    return WholeNumbers(spec.num_embeddings, spec.embedding_features)
+
+
+def _positional(_spec: specs.PositionalEmbedding, shape: Shape, pointer: str) -> nn.Module:
+    need(shape, 2, "positional_embedding", "[length, features]", pointer)
+    return PositionalEmbedding(shape)
+
+
+def _recurrent(spec: specs.Recurrent, shape: Shape, pointer: str) -> nn.Module:
+    need(shape, 2, spec.type, "[length, features]", pointer)
+    rnn = (nn.GRU if spec.type == "gru" else nn.LSTM)(
+        shape[1],
+        spec.hidden_features,
+        spec.num_layers,
+        batch_first=True,
+        dropout=spec.dropout if spec.num_layers > 1 else 0.0,  # between layers; one layer has no between
+        bidirectional=spec.bidirectional,
+    )
+    return Recurrent(rnn, spec.output)
+
+
+def _check_heads(layer: str, num_heads: int, shape: Shape, pointer: str) -> None:
+    need(shape, 2, layer, "[length, features]", pointer)
+    if shape[1] % num_heads:
+        raise ShapeMismatch.at(pointer, f"{layer} can't divide {shape[1]} features among {num_heads} heads")
+
+
+def _self_attention(spec: specs.SelfAttention, shape: Shape, pointer: str) -> nn.Module:
+    _check_heads("self_attention", spec.num_heads, shape, pointer)
+    return SelfAttention(shape[1], spec.num_heads, spec.dropout)
+
+
+def _transformer(spec: specs.TransformerEncoder, shape: Shape, pointer: str) -> nn.Module:
+    _check_heads("transformer_encoder", spec.num_heads, shape, pointer)
+    blocks = [
+        nn.TransformerEncoderLayer(
+            shape[1],
+            spec.num_heads,
+            spec.feedforward_features,
+            spec.dropout,
+            spec.activation,
+            batch_first=True,
+            norm_first=True,
+        )
+        for _ in range(spec.num_layers)
+    ]
+    return nn.Sequential(*blocks)
+
+
+def _residual(spec: specs.Residual, shape: Shape, pointer: str) -> nn.Module:
+    body, out = build_sequence(spec.layers, shape, f"{pointer}/layers")
+    if out == shape:
+        return Residual(body, nn.Identity())
+    if out[:-1] != shape[:-1]:
+        raise ShapeMismatch.at(pointer, f"residual adds its input {list(shape)} to its layers' output {list(out)}")
+    return Residual(body, nn.Linear(shape[-1], out[-1], bias=False))
+
+
+def _parallel(spec: specs.Parallel, shape: Shape, pointer: str) -> nn.Module:
+    built = [build_sequence(branch, shape, f"{pointer}/branches/{index}") for index, branch in enumerate(spec.branches)]
+    outs = [out for _, out in built]
+    compared = {out[1:] if spec.merge == "concatenate" else out for out in outs}
+    if len(compared) > 1:
+        raise ShapeMismatch.at(
+            pointer, f"the branches give {', '.join(str(list(out)) for out in outs)}: no {spec.merge}"
+        )
+    return Parallel([module for module, _ in built], spec.merge)
+
+
+LAYERS: dict[type[Spec], Callable[[Any, Shape, str], nn.Module]] = {
+    specs.Linear: lambda spec, shape, pointer: Linear(shape[-1], spec.out_features, spec.bias, spec.init),
+    specs.Activation: lambda spec, shape, pointer: ACTIVATIONS[spec.type](),
+    specs.LeakyReLU: lambda spec, shape, pointer: nn.LeakyReLU(spec.negative_slope),
+    specs.ELU: lambda spec, shape, pointer: (nn.ELU if spec.type == "elu" else nn.CELU)(spec.alpha),
+    specs.GELU: lambda spec, shape, pointer: nn.GELU(spec.approximate),
+    specs.Softplus: lambda spec, shape, pointer: nn.Softplus(spec.beta),
+    specs.PReLU: lambda spec, shape, pointer: nn.PReLU(init=spec.init),
+    specs.Dropout: lambda spec, shape, pointer: nn.Dropout(spec.p),
+    specs.BatchNorm: _batch_norm,
+    specs.LayerNorm: lambda spec, shape, pointer: nn.LayerNorm(shape[-1], spec.eps, spec.affine),
+    specs.RMSNorm: lambda spec, shape, pointer: nn.RMSNorm(shape[-1], spec.eps, spec.affine),
+    specs.GroupNorm: _group_norm,
+    specs.Convolution: _convolution,
+    specs.Pooling: _pooling,
+    specs.GlobalPooling: _global_pooling,
+    specs.SequencePooling: _sequence_pooling,
+    specs.Flatten: lambda spec, shape, pointer: nn.Flatten(),
+    specs.Reshape: lambda spec, shape, pointer: reshape(spec.shape),
+    specs.Transpose: _transpose,
+    specs.EmbeddingLayer: _embedding,
+    specs.PositionalEmbedding: _positional,
+    specs.Recurrent: _recurrent,
+    specs.SelfAttention: _self_attention,
+    specs.TransformerEncoder: _transformer,
+    specs.Residual: _residual,
+    specs.Parallel: _parallel,
+}
+
+
+def build_sequence(layers: Sequence[Any], shape: Shape, pointer: str) -> tuple[nn.Sequential, Shape]:
+    """The layers' modules, and the shape of a row after them. Called under the meta device.
+
+    Raises:
+        ShapeMismatch: naming the first layer that does not fit.
+    """
+    modules = []
+    for index, layer in enumerate(layers):
+        here = f"{pointer}/{index}"
+        module = LAYERS[type(layer)](layer, shape, here)
+        shape = shape_after(module, shape, layer.type, here)
+        modules.append(module)
+    return nn.Sequential(*modules), shape
+
+
+def shape_after(module: nn.Module, shape: Shape, name: str, pointer: str) -> Shape:
+    """The shape of a row after a module, by a forward pass on the meta device.
+
+    Raises:
+        ShapeMismatch
+    """
+    try:
+        with torch.no_grad():
+            out: Tensor = module(torch.empty((2, *shape), device="meta"))
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise ShapeMismatch.at(pointer, f"{name} does not fit an input of {list(shape)} a row: {reason}") from error
+    return tuple(out.shape[1:])
