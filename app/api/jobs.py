@@ -9,10 +9,13 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.auth import require
+from app.api.paging import Limit, Page, page_of
+from app.api.problems import Problem
 from app.api.services import Deps
 from app.errors import InvalidInput
 from app.jobs.feed import EventFeed
@@ -20,9 +23,11 @@ from app.jobs.queue import TERMINAL, JobQueue, State
 from app.storage import jobs as rows
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+read, write = [Depends(require("read"))], [Depends(require("train"))]
+MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem}}
+CONFLICT = MISSING | {409: {"model": Problem, "description": "The job's state does not allow it"}}
 
 JobId = Annotated[str, Path(examples=["019aaf3bd1c87bb1a4c9f5e2d3a60718"])]
-Limit = Annotated[int, Query(ge=1, le=200)]
 
 
 class Progress(BaseModel):
@@ -65,20 +70,13 @@ class Job(BaseModel):
     progress: Progress
     metrics: dict[str, Any]
     stop_reason: str | None
-    warnings: list[Any]
+    warnings: list[str]
     error: JobError | None
     queue_position: int | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     links: Links
-
-
-class JobPage(BaseModel):
-    """Jobs, newest first; `next` is the `after` of the next page."""
-
-    data: list[Job]
-    next: str | None
 
 
 class Event(BaseModel):
@@ -88,13 +86,6 @@ class Event(BaseModel):
     type: str
     data: dict[str, Any]
     created_at: datetime
-
-
-class EventPage(BaseModel):
-    """Events in order; `next` is the `after` of the next page, null where there are no more so far."""
-
-    data: list[Event]
-    next: str | None
 
 
 class History(BaseModel):
@@ -139,44 +130,44 @@ def _time(seconds: float) -> datetime:
 # ---- jobs
 
 
-@router.get("")
+@router.get("", summary="List jobs", dependencies=read)
 def list_jobs(
     deps: Deps,
     state: State | None = None,
     model: str | None = None,
     limit: Limit = 50,
     after: Annotated[str | None, Query(description="`next` of the page before")] = None,
-) -> JobPage:
+) -> Page[Job]:
     """All jobs, newest first, or those in a state or of a model."""
     found, following = deps.jobs.page(state=state, model=model, limit=limit, after=after)
-    return JobPage(data=[job_response(job) for job in found], next=following)
+    return Page(data=[job_response(job) for job in found], next=following)
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", summary="Describe a job", dependencies=read, responses=MISSING)
 def get_job(job_id: JobId, deps: Deps) -> Job:
     """One job."""
     return job_response(deps.jobs.get(job_id))
 
 
-@router.post("/{job_id}/cancel", status_code=202)
+@router.post("/{job_id}/cancel", summary="Cancel a job", status_code=202, dependencies=write, responses=CONFLICT)
 def cancel_job(job_id: JobId, deps: Deps) -> Job:
     """Stop for good: at once where the job waits; a running one is `cancelling` until its worker has ended."""
     return job_response(deps.jobs.cancel(job_id))
 
 
-@router.post("/{job_id}/pause", status_code=202)
+@router.post("/{job_id}/pause", summary="Pause a job", status_code=202, dependencies=write, responses=CONFLICT)
 def pause_job(job_id: JobId, deps: Deps) -> Job:
     """Stop for now. A running job is `pausing` until its checkpoint is written."""
     return job_response(deps.jobs.pause(job_id))
 
 
-@router.post("/{job_id}/resume", status_code=202)
+@router.post("/{job_id}/resume", summary="Resume a job", status_code=202, dependencies=write, responses=CONFLICT)
 def resume_job(job_id: JobId, deps: Deps) -> Job:
     """Put a paused job back in its place in the queue; it goes on from its checkpoint."""
     return job_response(deps.jobs.resume(job_id))
 
 
-@router.delete("/{job_id}", status_code=204)
+@router.delete("/{job_id}", summary="Delete a finished job", status_code=204, dependencies=write, responses=CONFLICT)
 def delete_job(job_id: JobId, deps: Deps) -> None:
     """Forget a finished job, its events and its history. The version that it published stays."""
     deps.jobs.delete(job_id)
@@ -187,7 +178,12 @@ def delete_job(job_id: JobId, deps: Deps) -> None:
 _EVENT_STREAM = {"schema": {"type": "string"}, "example": 'event: state\ndata: {"state":"running"}\nid: 17\n\n'}
 
 
-@router.get("/{job_id}/events", responses={200: {"model": EventPage, "content": {"text/event-stream": _EVENT_STREAM}}})
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job",
+    dependencies=read,
+    responses=MISSING | {200: {"model": Page[Event], "content": {"text/event-stream": _EVENT_STREAM}}},
+)
 async def get_events(
     request: Request,
     job_id: JobId,
@@ -218,11 +214,11 @@ def _has_events(queue: JobQueue, job_id: str, after: int) -> bool:
     return bool(queue.events(job_id, after=after, limit=1))
 
 
-def _event_page(events: list[rows.Event], limit: int) -> EventPage:
+def _event_page(events: list[rows.Event], limit: int) -> Page[Event]:
     data = [
         Event(id=event.id, type=event.type, data=event.data, created_at=_time(event.created_at)) for event in events
     ]
-    return EventPage(data=data[:limit], next=str(data[limit - 1].id) if len(data) > limit else None)
+    return page_of(data[:limit], more=len(data) > limit, cursor=lambda event: str(event.id))
 
 
 async def _stream(feed: EventFeed, job_id: str, after: int) -> AsyncIterator[bytes]:
@@ -241,7 +237,12 @@ def _event_id(text: str) -> int:
     return int(text)
 
 
-@router.get("/{job_id}/history", responses={200: {"model": History, "content": {"text/csv": {}}}})
+@router.get(
+    "/{job_id}/history",
+    summary="Metrics per epoch",
+    dependencies=read,
+    responses=MISSING | {200: {"model": History, "content": {"text/csv": {"schema": {"type": "string"}}}}},
+)
 def get_history(request: Request, job_id: JobId, deps: Deps) -> Response:
     """The metrics of each epoch so far, as JSON or, with `Accept: text/csv`, as a table."""
     history = deps.jobs.history(job_id)

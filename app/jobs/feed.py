@@ -69,10 +69,9 @@ class EventFeed:
                     if events is None:
                         return
                 else:
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(listener.wake.wait(), KEEP_ALIVE_SECONDS)
+                    quiet = not await _is_set(listener.wake, KEEP_ALIVE_SECONDS)
                     events = [event for event in listener.take() if event.id > after]
-                    if listener.behind and not events:
+                    if not events and not quiet:
                         continue
                 after = events[-1].id if events else after
                 yield events
@@ -115,6 +114,10 @@ class EventFeed:
                 listener.lost = True
                 listener.wake.set()
 
+    @property
+    def num_listeners(self) -> int:
+        return sum(map(len, self._listeners.values()))
+
     # ---- the one reader
 
     @asynccontextmanager
@@ -151,8 +154,7 @@ class EventFeed:
             last = await asyncio.to_thread(self._queue.last_event_id)
             self._started.set()
             while self._listeners and not self._closed:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(bell.wait(), POLL_SECONDS)
+                await _is_set(bell, POLL_SECONDS)
                 bell.clear()
                 if watch.changed():
                     last = await self._hand_out(last)
@@ -173,6 +175,13 @@ class EventFeed:
             last = events[-1].id if events else last
             if len(events) < PAGE:
                 return last
+
+
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, but not for ever."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()
 
 
 @contextmanager

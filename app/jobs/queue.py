@@ -81,7 +81,7 @@ class JobQueue:
         *,
         idempotency_key: str | None = None,
         request_digest: str | None = None,
-        warnings: Sequence[Any] = (),
+        warnings: Sequence[str] = (),
     ) -> Job:
         """A new job, on disk once this returns; or the job of an earlier request with the same key and digest.
 
@@ -296,7 +296,7 @@ def _record(connection: Any, job_id: str, batch: Batch) -> None:
     rows.insert_events(connection, batch.events)
     if batch.progress is not None:
         rows.update_job(connection, job_id, progress=batch.progress)
-    told = [event.data for event in batch.events if event.type == "warning"]
+    told = [event.data["detail"] for event in batch.events if event.type == "warning"]
     if told:
         rows.update_job(connection, job_id, warnings=[*_get(connection, job_id).warnings, *told])
 

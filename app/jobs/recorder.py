@@ -14,10 +14,11 @@ FLUSH_SECONDS = 0.1
 
 @dataclass
 class Story:
-    """How far a job's run has got. `progressed`: beyond what any earlier run of the job had."""
+    """What is known of a job, so as not to tell it again. `progressed`: its run got further than any before."""
 
     last_epoch: int
     last_step: int
+    warned: set[str]
     progressed: bool = False
     shown_at: float = 0.0
 
@@ -32,7 +33,7 @@ class Recorder:
     def begin(self, job: Job) -> None:
         """A run of this job starts, perhaps not the first."""
         step = (job.progress or {}).get("step", 0)
-        self._stories[job.id] = Story(self._queue.last_epoch(job.id), step)
+        self._stories[job.id] = Story(self._queue.last_epoch(job.id), step, set(job.warnings))
 
     def progressed(self, job_id: str) -> bool:
         return self._stories[job_id].progressed
@@ -53,6 +54,10 @@ class Recorder:
             if data["epoch"] <= story.last_epoch:
                 return  # a run that was resumed repeats what is recorded, number for number
             story.last_epoch, story.progressed = data["epoch"], True
+        elif data["detail"] in story.warned:
+            return
+        else:
+            story.warned.add(data["detail"])
         batch.events.append(NewEvent(job_id, event, data, time.time()))
 
     @property

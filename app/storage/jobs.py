@@ -24,7 +24,7 @@ class Job:
     progress: dict[str, Any] | None
     metrics: dict[str, Any] | None
     stop_reason: str | None
-    warnings: list[Any]
+    warnings: list[str]
     error: dict[str, Any] | None
     attempts: int
     created_at: float

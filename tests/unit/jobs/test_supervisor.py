@@ -209,7 +209,7 @@ def test_a_killed_worker_goes_on_from_its_checkpoint(queue: JobQueue, start: Sta
     gate.open(5)
     done = ended(queue, job)
     assert (done.state, done.attempts) == ("succeeded", 1)
-    assert "signal 9" in done.warnings[0]["detail"]
+    assert "signal 9" in done.warnings[0]
     assert epochs(queue, job) == [1, 2, 3, 4, 5]
     assert [epoch for _, epoch in starts(tmp_path, job)] == [0, 3]
     assert states(queue, job) == ["queued", "running", "succeeded"]
@@ -278,7 +278,7 @@ def test_a_hung_worker_is_noticed_and_ended(queue: JobQueue, start: Start, tmp_p
     start(worker_timeout_seconds=3.0)
     job = ended(queue, queue.submit({"epochs": 3, "hang_at": 2}, "m"))
     assert job.state == "succeeded"
-    assert "no sign of life" in job.warnings[0]["detail"]
+    assert "no sign of life" in job.warnings[0]
     assert len(starts(tmp_path, job)) == 2
 
 
