@@ -1,5 +1,6 @@
 """Errors on the wire: RFC 9457 problem details, with a pointer for every fault."""
 
+import difflib
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -30,6 +31,17 @@ STATUS: dict[type[errors.GradserveError], int] = {
     errors.CorruptVersion: 503,
 }
 CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 400: "unparseable"}
+WORDS = {
+    "extra_forbidden": "there is no such field",
+    "missing": "this is required",
+    "model_type": "this must be an object",
+    "model_attributes_type": "this must be an object",
+    "dict_type": "this must be an object",
+    "tuple_type": "this must be an array",
+    "list_type": "this must be an array",
+    "union_tag_not_found": 'this needs a "type"',
+}
+"""Our words for pydantic's errors, where its own speak of Python."""
 
 log = structlog.get_logger()
 
@@ -101,12 +113,18 @@ async def _invalid(request: Request, error: Exception) -> Response:
 def fault_of(item: Any, body: Any) -> errors.Fault:
     """A pydantic error as a fault; its location's union tags, which are not in the body, are left out."""
     where, *path = item["loc"]
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        message = "there is no such field"
+    message = WORDS.get(item["type"]) or str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "union_tag_invalid":
+        path, message = [*path, "type"], _unknown_type(**item["ctx"])
     if where != "body":
         return errors.Fault("?" + "/".join(map(str, path)), message)
     return errors.Fault(_pointer(path, body, missing=item["type"] == "missing"), message)
+
+
+def _unknown_type(tag: str, expected_tags: str, **_: Any) -> str:
+    known = expected_tags.replace("'", "").split(", ")
+    near = difflib.get_close_matches(tag, known, n=1)
+    return f"there is no type {tag!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {expected_tags}")
 
 
 def _pointer(path: Sequence[str | int], value: Any, *, missing: bool) -> str:

@@ -93,6 +93,7 @@ def _resolve_columns(data: StoredData, table: Table, warnings: list[str]) -> Sto
         faults += _unknown("/data/sample_weight", [data.sample_weight], table)
     if faults:
         raise UnknownColumn(faults[0].detail, faults)
+    _refuse_repeats(data)
     weight = table.column(data.sample_weight) if data.sample_weight else None
     if weight and weight.kind not in ("numeric", "boolean"):
         raise InvalidInput.at("/data/sample_weight", f"{weight.name!r} is {weight.kind}; a weight must be a number")
@@ -111,6 +112,15 @@ def _resolve_columns(data: StoredData, table: Table, warnings: list[str]) -> Sto
     if not features:
         raise InvalidInput.at("/data/features", "no column is left to learn from")
     return data.model_copy(update={"features": tuple(features)})
+
+
+def _refuse_repeats(data: StoredData) -> None:
+    for pointer, names in [("/data/target", data.targets), ("/data/features", data.features or ())]:
+        if len(set(names)) < len(names):
+            index = next(index for index, name in enumerate(names) if name in names[:index])
+            raise InvalidInput.at(f"{pointer}/{index}", f"{names[index]!r} is there twice")
+    if data.sample_weight in data.targets:
+        raise InvalidInput.at("/data/sample_weight", f"{data.sample_weight!r} is also the target")
 
 
 def _usable(table: Table, reserved: set[str | None], warnings: list[str]) -> tuple[str, ...]:
