@@ -1,0 +1,47 @@
+"""Tables, resolved specs and trained models for tests that are about something else."""
+
+from typing import Any
+
+import polars as pl
+import torch
+
+from app.learning.model import Model, assemble
+from app.learning.network import initialize
+from app.learning.prepare import Prepared, prepare
+from app.specs.resolve import resolve, signature_of
+from app.specs.table import Table
+from app.specs.training import TrainingSpec
+from app.storage.profile import profile_table
+
+DIGEST = f"sha256:{'0' * 64}"
+
+
+def table_of(frame: pl.DataFrame) -> Table:
+    return profile_table(frame.lazy(), DIGEST)
+
+
+def posted(target: str | list[str] = "y", data: dict[str, Any] | None = None, **spec: Any) -> TrainingSpec:
+    """A spec as a user gives it, of a stored table."""
+    stored = {"digest": DIGEST, "target": target, **(data or {})}
+    return TrainingSpec.model_validate({"model": "m", "data": stored, **spec})
+
+
+def resolved(
+    frame: pl.DataFrame, target: str | list[str] = "y", data: dict[str, Any] | None = None, **spec: Any
+) -> TrainingSpec:
+    return resolve(posted(target, data, **spec), table_of(frame))[0]
+
+
+def prepared(spec: TrainingSpec, frame: pl.DataFrame, other: pl.DataFrame | None = None) -> Prepared:
+    return prepare(spec, signature_of(spec, table_of(frame)), frame, other)
+
+
+def untrained(frame: pl.DataFrame, target: str | list[str] = "y", **spec: Any) -> Model:
+    """A model with its features and targets fitted, and its weights as they start."""
+    resolved_spec = resolved(frame, target, **spec)
+    parts = prepared(resolved_spec, frame)
+    torch.manual_seed(resolved_spec.seed)
+    network = initialize(
+        assemble(resolved_spec, parts.features, parts.targets.num_outputs), resolved_spec.init
+    ).requires_grad_(False)
+    return Model(resolved_spec, parts.features, parts.targets, network.eval())

@@ -1,0 +1,158 @@
+"""What a request may say: the examples, the defaults of api.md, and a pointer to whatever is wrong."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.api import examples
+from app.api.models import AliasBody
+from app.api.predict import EvaluateRequest, PredictRequest
+from app.api.problems import fault_of
+from app.errors import Fault
+from app.specs.base import Spec
+from app.specs.training import TrainingSpec
+
+INPUTS = {"inputs": [[1]], "targets": [1]}
+RECORDS = {"records": [{"x": 1, "y": 2}], "target": "y"}
+
+
+def faults(body: Any, kind: type[Spec] = TrainingSpec) -> list[Fault]:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    return [fault_of(item | {"loc": ("body", *item["loc"])}, body) for item in caught.value.errors()]
+
+
+def training(**fields: Any) -> dict[str, Any]:
+    return {"model": "m", "data": INPUTS, **fields}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (kind, example["value"])
+        for kind, group in [
+            (TrainingSpec, examples.TRAIN),
+            (PredictRequest, examples.PREDICT),
+            (EvaluateRequest, examples.EVALUATE),
+            (AliasBody, examples.ALIAS),
+        ]
+        for example in group.values()
+    ],
+)
+def test_examples_are_valid(kind: type[Spec], body: dict[str, Any]) -> None:
+    kind.model_validate(body)
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    spec = TrainingSpec.model_validate(training()).model_dump(mode="json")
+    assert spec["task"] == "auto"
+    assert spec["network"] == {"hidden_features": [64, 64], "activation": "relu", "dropout": 0.0, "normalization": None}
+    assert spec["loss"] == {"type": "auto", "class_weight": None}
+    assert spec["optimizer"]["type"] == "adamw"
+    assert spec["optimizer"]["learning_rate"] == 0.001
+    assert spec["descent"] == {
+        "variant": "mini_batch", "batch_size": None, "shuffle": True, "accumulate_steps": 1, "max_grad_norm": None,
+    }  # fmt: skip
+    assert spec["schedule"] == {"type": "constant", "warmup_steps": 0}
+    assert {**spec["stop"], "min_delta": 0.0} == dict.fromkeys(spec["stop"]) | {"min_delta": 0.0}
+    assert spec["validation"] == {"fraction": 0.1}
+    assert spec["features"] == {"standardize": True, "missing": "impute", "categorical": "embedding"}
+    assert (spec["init"]["weight"], spec["init"]["bias"]) == ("kaiming_uniform", "zeros")
+    assert (spec["device"], spec["precision"], spec["engine"], spec["seed"]) == ("auto", "float32", "auto", 0)
+    assert (spec["warm_start"], spec["tags"], spec["description"]) == (None, {}, "")
+
+
+LAYERS = [
+    {"type": "linear", "out_features": 2},
+    {"type": "residual", "layers": [{"type": "dropout", "p": 0.5, "q": 1}]},
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        (training(q=1), "/q"),
+        (training(data=INPUTS | {"q": 1}), "/data/q"),
+        (training(data=RECORDS | {"q": 1}), "/data/q"),
+        (training(data={"dataset": "d", "target": "y", "q": 1}), "/data/q"),
+        (training(network={"q": 1}), "/network/q"),
+        (training(network={"layers": [], "q": 1}), "/network/q"),
+        (training(network={"layers": LAYERS}), "/network/layers/1/layers/0/q"),
+        (training(loss={"type": "huber", "q": 1}), "/loss/q"),
+        (training(loss={"type": "auto", "q": 1}), "/loss/q"),
+        (training(optimizer={"type": "sgd", "lr": 1.0}), "/optimizer/lr"),
+        (training(descent={"q": 1}), "/descent/q"),
+        (training(schedule={"type": "cosine", "q": 1}), "/schedule/q"),
+        (training(stop={"q": 1}), "/stop/q"),
+        (training(validation={"fraction": 0.1, "q": 1}), "/validation/q"),
+        (training(validation={"dataset": "d", "q": 1}), "/validation/q"),
+        (training(features={"q": 1}), "/features/q"),
+        (training(init={"q": 1}), "/init/q"),
+        (training(warm_start={"model": "m", "q": 1}), "/warm_start/q"),
+        (training(**{"a/b~c": 1}), "/a~1b~0c"),
+    ],
+)
+def test_unknown_fields_are_refused_where_they_are(body: Any, pointer: str) -> None:
+    assert faults(body)[0] == Fault(pointer, "there is no such field")
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"data": INPUTS}, "/model"),
+        ({"model": "m"}, "/data"),
+        (training(data={"inputs": [[1]]}), "/data/targets"),
+        (training(data={"records": [{}]}), "/data/target"),
+        (training(data={"dataset": "d"}), "/data/target"),
+        (training(network={"layers": [{"type": "linear"}]}), "/network/layers/0/out_features"),
+        (training(warm_start={}), "/warm_start/model"),
+    ],
+)
+def test_missing_fields_are_named(body: Any, pointer: str) -> None:
+    assert faults(body) == [Fault(pointer, "this is required")]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "words"),
+    [
+        (5, "", "object"),
+        ([], "", "object"),
+        (training(data=5), "/data", "object"),
+        (training(data=[]), "/data", "object"),
+        (training(validation=5), "/validation", "object"),
+        (training(network=5), "/network", "object"),
+        (training(network={"layers": 5}), "/network/layers", "array"),
+        (training(network={"layers": [5]}), "/network/layers/0", "object"),
+        (training(network={"layers": [{"out_features": 5}]}), "/network/layers/0", '"type"'),
+        (training(network={"layers": [{"type": "linaer"}]}), "/network/layers/0/type", "'linear'"),
+        (training(network={"hidden_features": [0]}), "/network/hidden_features/0", "1"),
+        (training(network={"hidden_features": [64.0]}), "/network/hidden_features/0", "integer"),
+        (training(loss="mse"), "/loss", "object"),
+        (training(loss={"type": "mes"}), "/loss/type", "'mse'"),
+        (training(optimizer={"learning_rate": 0.1}), "/optimizer", '"type"'),
+        (training(optimizer={"type": "adam", "learning_rate": 0}), "/optimizer/learning_rate", "0"),
+        (training(optimizer={"type": "adam", "beta2": 1}), "/optimizer/beta2", "1"),
+        (training(optimizer={"type": "sgd", "nesterov": True}), "/optimizer", "momentum"),
+        (training(descent={"variant": "stochastic", "batch_size": 5}), "/descent", "mini_batch"),
+        (training(descent={"accumulate_steps": 0}), "/descent/accumulate_steps", "1"),
+        (training(stop={"max_epochs": 0}), "/stop/max_epochs", "1"),
+        (training(validation={"fraction": 1.0}), "/validation/fraction", "0.9"),
+        (training(seed=-1), "/seed", "0"),
+        (training(seed=True), "/seed", "integer"),
+        (training(device="gpu"), "/device", "cuda"),
+        (training(model="../etc"), "/model", "a-z"),
+        (training(tags={"a": 1}), "/tags/a", "string"),
+        (training(optimizer={"type": "sgd", "learning_rate": float("nan")}), "/optimizer/learning_rate", "finite"),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_told_with_what_would_be_right(body: Any, pointer: str, words: str) -> None:
+    found = faults(body)
+    assert found[0].pointer == pointer
+    assert words in found[0].detail
+
+
+def test_a_fault_names_the_class_of_no_python_object() -> None:
+    details = " ".join(fault.detail for fault in faults(training(data=5, network=7, loss="x", features=[], init=0)))
+    assert "instance" not in details
+    assert "Data" not in details

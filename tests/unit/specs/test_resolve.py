@@ -1,0 +1,353 @@
+"""From an open spec to one with nothing left open."""
+
+import random
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import InvalidInput, UnknownColumn
+from app.learning.plan import plan
+from app.specs.network import DenseNetwork, LayeredNetwork
+from app.specs.resolve import count_outputs, resolve, signature_of
+from app.specs.table import ColumnProfile, StoredData, Table
+from app.specs.training import TrainingSpec
+from tests.samples import DIGEST, posted, resolved, table_of
+
+NUM_ROWS = 100
+rng = random.Random(0)
+COLUMNS: dict[str, list[Any]] = {
+    "x": [rng.gauss(0, 1) for _ in range(NUM_ROWS)],
+    "gaps": [None if i % 7 == 0 else rng.gauss(5, 2) for i in range(NUM_ROWS)],
+    "color": [["red", "green", "blue"][i % 3] for i in range(NUM_ROWS)],
+    "note": [f"the note number {i}" for i in range(NUM_ROWS)],
+    "seen": [datetime(2026, 1, 1 + i % 28, i % 24) for i in range(NUM_ROWS)],
+    "empty": [None] * NUM_ROWS,
+    "weight": [1.0 + i for i in range(NUM_ROWS)],
+    "amount": [i / 3 for i in range(NUM_ROWS)],
+    "answer": [["yes", "no"][i % 2] for i in range(NUM_ROWS)],
+    "flag": [i % 2 == 0 for i in range(NUM_ROWS)],
+    "bit": [i % 2 for i in range(NUM_ROWS)],
+    "grade": [i % 5 for i in range(NUM_ROWS)],
+    "half": [(i % 4) / 2 for i in range(NUM_ROWS)],
+    "count": list(range(NUM_ROWS)),
+    "same": [3] * NUM_ROWS,
+}
+FRAME = pl.DataFrame(COLUMNS, schema_overrides={"empty": pl.Float64})
+TABLE = table_of(FRAME)
+
+
+def settle(target: str | list[str] = "amount", **spec: Any) -> tuple[TrainingSpec, list[str]]:
+    data = spec.pop("data", {"features": ["x"]})
+    return resolve(posted(target, data, **spec), TABLE)
+
+
+def fault_at(pointer: str, target: str | list[str] = "amount", **spec: Any) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        settle(target, **spec)
+    assert caught.value.faults[0].pointer == pointer
+    assert caught.value.faults[0].detail == caught.value.detail
+    return caught.value
+
+
+# ---- task and loss
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "task", "loss", "num_outputs"),
+    [
+        ("amount", {}, "regression", "mse", 1),
+        ("half", {}, "regression", "mse", 1),
+        ("answer", {}, "binary", "binary_cross_entropy", 1),
+        ("color", {}, "multiclass", "cross_entropy", 3),
+        ("flag", {}, "binary", "binary_cross_entropy", 1),
+        ("bit", {}, "binary", "binary_cross_entropy", 1),
+        ("grade", {}, "multiclass", "cross_entropy", 5),
+        ("count", {}, "regression", "mse", 1),
+        (["flag", "bit"], {}, "multilabel", "binary_cross_entropy", 2),
+        (["amount", "count", "flag"], {}, "regression", "mse", 3),
+        ("bit", {"loss": {"type": "mse"}}, "regression", "mse", 1),
+        ("grade", {"loss": {"type": "poisson_nll"}}, "regression", "poisson_nll", 1),
+        (["flag", "bit"], {"loss": {"type": "huber"}}, "regression", "huber", 2),
+        ("half", {"loss": {"type": "cross_entropy"}}, "multiclass", "cross_entropy", 4),
+        ("count", {"loss": {"type": "cross_entropy"}}, "multiclass", "cross_entropy", 100),
+        ("flag", {"loss": {"type": "cross_entropy"}}, "binary", "cross_entropy", 2),
+        ("grade", {"task": "regression"}, "regression", "mse", 1),
+        ("count", {"task": "multiclass"}, "multiclass", "cross_entropy", 100),
+        ("flag", {"task": "multilabel"}, "multilabel", "binary_cross_entropy", 1),
+        ("flag", {"task": "multiclass"}, "multiclass", "cross_entropy", 2),
+    ],
+)
+def test_task_and_loss_follow_from_the_target(
+    target: str | list[str], asked: dict[str, Any], task: str, loss: str, num_outputs: int
+) -> None:
+    spec, _ = settle(target, **asked)
+    assert (spec.task, spec.loss.type, count_outputs(spec, TABLE)) == (task, loss, num_outputs)
+
+
+def test_whole_numbers_taken_as_classes_are_warned_of() -> None:
+    assert "grade" in settle("grade")[1][0]
+    assert settle("bit")[1] == []
+    assert settle("grade", task="multiclass")[1] == []
+    assert settle("grade", loss={"type": "cross_entropy"})[1] == []
+
+
+def test_few_rows_make_whole_numbers_quantities() -> None:
+    grades = pl.DataFrame({"x": range(49), "y": [i % 5 for i in range(49)]})
+    assert resolved(grades).task == "regression"
+    assert resolved(pl.concat([grades, grades.head(1)])).task == "multiclass"
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize(
+    ("pointer", "words", "target", "spec"),
+    [
+        ("/data/target", "'count'", "cuont", {}),
+        ("/data/target", "amount", "zzz", {}),
+        ("/data/features", "'color'", "amount", {"data": {"features": ["x", "colour"]}}),
+        ("/data/sample_weight", "'weight'", "amount", {"data": {"sample_weight": "wieght"}}),
+    ],
+)
+def test_unknown_columns_come_with_what_was_perhaps_meant(
+    pointer: str, words: str, target: str, spec: dict[str, Any]
+) -> None:
+    error = fault_at(pointer, target, **spec)
+    assert isinstance(error, UnknownColumn)
+    assert words in error.detail
+
+
+@pytest.mark.parametrize(
+    ("pointer", "words", "target", "spec"),
+    [
+        ("/data/features/1", "text", "amount", {"data": {"features": ["x", "note"]}}),
+        ("/data/features/1", "target", "amount", {"data": {"features": ["x", "amount"]}}),
+        ("/data/features/0", "weight", "amount", {"data": {"features": ["weight"], "sample_weight": "weight"}}),
+        ("/data/features/1", "twice", "amount", {"data": {"features": ["x", "x"]}}),
+        ("/data/target/1", "twice", ["flag", "flag"], {}),
+        ("/data/sample_weight", "target", "amount", {"data": {"features": ["x"], "sample_weight": "amount"}}),
+        ("/data/sample_weight", "number", "amount", {"data": {"features": ["x"], "sample_weight": "color"}}),
+        ("/data/target", "empty", "empty", {}),
+        ("/data/target", "text", "note", {}),
+        ("/data/target", "datetime", "seen", {}),
+        ("/data/target", "1 distinct", "same", {"task": "multiclass"}),
+        ("/data/target", "exactly 2", "color", {"task": "binary"}),
+        ("/data/target", "numbers", "color", {"task": "regression"}),
+        ("/data/target", "numbers", ["amount", "color"], {}),
+        ("/data/target", "0/1", ["flag", "amount"], {"task": "multilabel"}),
+        ("/data/target", "multilabel", ["flag", "bit"], {"task": "binary"}),
+        ("/features", "'gaps'", "amount", {"data": {"features": ["gaps"]}, "features": None}),
+        ("/features", "'gaps'", "amount", {"data": {"features": ["gaps"]}, "features": {"missing": "error"}}),
+        ("/features", "'color'", "amount", {"data": {"features": ["color"]}, "features": None}),
+        ("/loss/type", "mse or mae", "amount", {"task": "regression", "loss": {"type": "cross_entropy"}}),
+        ("/loss/type", "cross_entropy", "color", {"loss": {"type": "binary_cross_entropy"}}),
+        ("/loss/type", "binary_cross_entropy", ["flag", "bit"], {"task": "multilabel", "loss": {"type": "mse"}}),
+        ("/loss/class_weight", "classification", "amount", {"loss": {"type": "auto", "class_weight": "balanced"}}),
+        ("/loss/class_weight", "one target", ["flag", "bit"], {"loss": {"type": "auto", "class_weight": "balanced"}}),
+        ("/descent/batch_size", "mini_batch", "amount", {"descent": {"variant": "full_batch", "batch_size": 8}}),
+        ("/descent/accumulate_steps", "one gradient", "amount",
+         {"descent": {"variant": "full_batch", "accumulate_steps": 2}}),
+        ("/schedule/type", "max_steps", "amount", {"schedule": {"type": "cosine"}, "stop": {"max_seconds": 1.0}}),
+        ("/schedule/type", "max_steps", "amount", {"schedule": {"type": "linear"}, "stop": {"max_seconds": 1.0}}),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(pointer: str, words: str, target: Any, spec: dict[str, Any]) -> None:
+    assert words in fault_at(pointer, target, **spec).detail
+
+
+def test_stochastic_descent_sees_one_row() -> None:
+    assert settle(descent={"variant": "stochastic"})[0].descent.batch_size == 1
+
+
+def test_a_column_alone_is_nothing_to_learn_from() -> None:
+    with pytest.raises(InvalidInput, match="no column is left"):
+        resolve(posted("y"), table_of(pl.DataFrame({"y": [1.0, 2.0]})))
+
+
+# ---- columns
+
+
+def test_features_are_all_columns_that_can_be() -> None:
+    spec, warnings = settle("amount", data={"sample_weight": "weight"})
+    assert isinstance(spec.data, StoredData)
+    assert spec.data.features == (
+        "x",
+        "gaps",
+        "color",
+        "seen",
+        "answer",
+        "flag",
+        "bit",
+        "grade",
+        "half",
+        "count",
+        "same",
+    )
+    assert any("'note'" in warning for warning in warnings)
+    assert any("'empty'" in warning for warning in warnings)
+    signature = signature_of(spec, TABLE)
+    assert [column.name for column in signature.inputs] == list(spec.data.features)
+    assert signature.ignored == ("note", "empty", "weight")
+
+
+# ---- network, stop, validation
+
+
+@pytest.mark.parametrize(
+    ("network", "types"),
+    [
+        ({}, ["linear", "relu", "linear", "relu", "linear"]),
+        ({"hidden_features": []}, ["linear"]),
+        ({"hidden_features": [3], "activation": "gelu", "dropout": 0.5}, ["linear", "gelu", "dropout", "linear"]),
+        ({"hidden_features": [3], "normalization": "batch_norm"}, ["linear", "batch_norm", "relu", "linear"]),
+        ({"layers": [{"type": "tanh"}]}, ["tanh", "linear"]),
+        ({"layers": []}, ["linear"]),
+        ({"layers": [{"type": "linear", "out_features": 1}], "head": False}, ["linear"]),
+    ],
+)
+def test_the_output_layer_is_added(network: dict[str, Any], types: list[str]) -> None:
+    found = settle(network=network)[0].network
+    assert isinstance(found, LayeredNetwork)
+    assert [layer.type for layer in found.layers] == types
+    assert found.head is False
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "celu", "gelu", "softplus", "prelu", "silu"])
+def test_every_activation_has_a_layer(activation: str) -> None:
+    found = settle(network={"hidden_features": [3], "activation": activation})[0].network
+    assert isinstance(found, LayeredNetwork)
+    assert found.layers[1].type == activation
+
+
+@pytest.mark.parametrize(
+    ("spec", "start"),
+    [
+        ({}, "zeros"),
+        ({"network": {"hidden_features": []}}, None),
+        ({"init": {"weight": "normal"}}, None),
+    ],
+)
+def test_a_net_starts_with_a_zero_output_unless_told_how(spec: dict[str, Any], start: str | None) -> None:
+    found = settle(**spec)[0].network
+    assert isinstance(found, LayeredNetwork)
+    assert found.layers[-1].model_dump()["init"] == start
+
+
+@pytest.mark.parametrize(
+    ("stop", "validation", "max_epochs", "restore_best"),
+    [
+        ({}, {"fraction": 0.1}, 100, True),
+        ({}, None, 100, False),
+        ({"patience": 3}, None, 100, True),
+        ({"patience": 3, "restore_best": False}, {"fraction": 0.1}, 100, False),
+        ({"max_steps": 5}, None, None, False),
+        ({"max_seconds": 5.0}, None, None, False),
+        ({"max_steps": 5, "max_epochs": 7}, None, 7, False),
+    ],
+)
+def test_stop_has_an_end(stop: dict[str, Any], validation: Any, max_epochs: int | None, restore_best: bool) -> None:
+    spec = settle(stop=stop, validation=validation)[0]
+    assert (spec.stop.max_epochs, spec.stop.restore_best) == (max_epochs, restore_best)
+
+
+def test_one_row_is_too_few_to_hold_some_out() -> None:
+    spec, warnings = resolve(posted(), table_of(pl.DataFrame({"x": [1.0], "y": [2.5]})))
+    assert spec.validation is None
+    assert spec.stop.restore_best is False
+    assert "too few" in warnings[0]
+
+
+# ---- the law: nothing is left open, and resolving twice changes nothing
+
+networks = st.one_of(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "hidden_features": st.lists(st.integers(1, 9), max_size=3),
+            "activation": st.sampled_from(["relu", "gelu", "tanh", "prelu"]),
+            "dropout": st.sampled_from([0.0, 0.5]),
+            "normalization": st.sampled_from([None, "batch_norm", "layer_norm"]),
+        },
+    ),
+    st.fixed_dictionaries(
+        {"layers": st.lists(st.sampled_from([{"type": "relu"}, {"type": "linear", "out_features": 3}]))}
+    ),
+)
+descents = st.one_of(
+    st.just({"variant": "full_batch"}),
+    st.just({"variant": "stochastic"}),
+    st.fixed_dictionaries({}, optional={"batch_size": st.integers(1, 200), "accumulate_steps": st.integers(1, 4)}),
+)
+stops = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_epochs": st.integers(1, 9),
+        "max_steps": st.integers(1, 9),
+        "max_seconds": st.just(5.0),
+        "patience": st.integers(1, 9),
+        "restore_best": st.booleans(),
+    },
+)
+schedules = st.sampled_from([{"type": name} for name in ("constant", "step", "exponential")])
+TARGETS = ["amount", "answer", "color", "flag", "bit", "grade", "count"]
+bodies = st.fixed_dictionaries(
+    {"target": st.sampled_from([*TARGETS, ["flag", "bit"], ["x", "count"]])},
+    optional={
+        "network": networks,
+        "descent": descents,
+        "stop": stops,
+        "schedule": schedules,
+        "validation": st.sampled_from([None, {"fraction": 0.5}]),
+        "features": st.sampled_from([{}, {"standardize": False, "categorical": "one_hot"}]),
+        "init": st.sampled_from([{}, {"weight": "normal"}]),
+        "seed": st.integers(0, 2**53 - 1),
+    },
+)  # fmt: skip
+
+
+@given(bodies)
+def test_resolved_means_nothing_is_left_open(body: dict[str, Any]) -> None:
+    spec, _ = settle(**{"data": {"features": ["weight", "seen"]}, **body})
+    settled, facts = plan(spec, TABLE, device="auto", max_parameters=10**6)
+    assert settled.task != "auto"
+    assert settled.loss.type != "auto"
+    assert settled.engine != "auto"
+    assert settled.device in ("cpu", "cuda:0")
+    assert settled.num_threads is not None
+    assert settled.stop.restore_best is not None
+    assert (settled.stop.max_epochs, settled.stop.max_steps, settled.stop.max_seconds) != (None, None, None)
+    assert (settled.descent.batch_size is None) == (settled.descent.variant == "full_batch")
+    assert isinstance(settled.network, LayeredNetwork)
+    assert settled.network.head is False
+    assert isinstance(settled.data, StoredData)
+    assert settled.data.digest == DIGEST
+    assert settled.data.features
+    assert facts.num_parameters > 0
+
+
+@given(bodies)
+def test_resolving_twice_changes_nothing(body: dict[str, Any]) -> None:
+    spec, _ = settle(**{"data": {"features": ["weight", "seen"]}, **body})
+    settled, facts = plan(spec, TABLE, device="auto", max_parameters=10**6)
+    read_back = TrainingSpec.model_validate_json(settled.model_dump_json())
+    assert read_back == settled
+    again, warnings = resolve(TrainingSpec.model_validate(settled.model_dump(mode="json")), TABLE)
+    assert again == settled
+    assert warnings == []
+    assert plan(again, TABLE, device="auto", max_parameters=10**6) == (settled, facts)
+
+
+def test_dense_and_layered_networks_are_told_apart() -> None:
+    assert isinstance(posted(network={"hidden_features": []}).network, DenseNetwork)
+    assert isinstance(posted(network={"layers": []}).network, LayeredNetwork)
+
+
+def test_a_table_finds_its_columns() -> None:
+    column = ColumnProfile(name="a", kind="numeric", num_missing=0, num_unique=1)
+    table = Table(digest=DIGEST, num_rows=1, columns=(column,))
+    assert table.column("a") is column
+    assert table.column("b") is None
