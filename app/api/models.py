@@ -32,7 +32,7 @@ class VersionOut(BaseModel):
     num_parameters: int
     num_bytes: int
     signature: dict[str, Any]
-    metrics: dict[str, float | None]
+    metrics: dict[str, Any]
     aliases: list[str]
     spec: dict[str, Any]
     files: dict[str, str]

@@ -58,9 +58,14 @@ def plan_batches(spec: DescentSpec, num_rows: int, *, least: int = 1) -> Batchin
     return Batching(num_rows, min(spec.batch_size, num_rows), spec.accumulate_steps, spec.shuffle, least)
 
 
-def epoch_order(batching: Batching, seed: int, epoch: int, device: torch.device) -> Tensor | None:
-    """A permutation of the rows `[num_rows]` for this epoch (from 0), or None for the order they are in."""
-    if not batching.shuffle:
-        return None
+def epoch_order(
+    batching: Batching, seed: int, epoch: int, device: torch.device, chances: Tensor | None = None
+) -> Tensor | None:
+    """The rows `[num_rows]` of this epoch (from 0) in order, or None for the order they are in.
+
+    A permutation; with `chances` `[num_rows]`, draws with replacement, each row as likely as its chance says.
+    """
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
-    return torch.randperm(batching.num_rows, generator=generator).to(device)
+    if chances is not None:
+        return torch.multinomial(chances, batching.num_rows, replacement=True, generator=generator).to(device)
+    return torch.randperm(batching.num_rows, generator=generator).to(device) if batching.shuffle else None

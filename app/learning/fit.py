@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import Diverged
+from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching, epoch_order
 from app.learning.evaluate import mean_loss
 from app.learning.losses import LossFunction
 from app.learning.schedules import Span, learning_rate_at
 from app.learning.steps import Engine, Rows
+from app.specs.optimization import PlateauSchedule
 from app.specs.training import TrainingSpec
 
+MORE_IS_BETTER = {"accuracy", "f1_macro", "roc_auc", "exact_match", "r2"}
 CHUNK_SECONDS = 0.2  # how long steps run without a look at the clock or at requests
 
 
@@ -29,9 +33,11 @@ class State:
     step_in_epoch: int = 0
     loss_sum: float = 0.0  # of this epoch so far, a row at a time
     elapsed_seconds: float = 0.0
-    best_loss: float | None = None
+    best: float | None = None  # of what is watched
     best_epoch: int = 0
     epochs_without_gain: int = 0
+    plateau_factor: float = 1.0
+    plateau_epoch: int = 0  # when the plateau's patience began to count
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -46,6 +52,9 @@ class Run:
     batching: Batching
     train: Rows
     validation: Rows | None = None
+    chances: Tensor | None = None  # of each row to be drawn, where not every row is seen once
+    average: WeightAverage | None = None
+    judge: Callable[[Tensor], float] | None = None  # the watched metric of validation outputs, where it is no loss
 
 
 class Watcher(Protocol):
@@ -72,7 +81,7 @@ def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = t
     run.network.train()
     reason = _over(spec, state) or _out_of_epochs(spec, state)
     while reason is None:
-        order = epoch_order(batching, spec.seed, state.epoch, device)
+        order = epoch_order(batching, spec.seed, state.epoch, device, run.chances)
         while reason is None and state.step_in_epoch < batching.steps_per_epoch:
             begun = clock()
             rates = _learning_rates(spec, state, span, chunk)
@@ -102,7 +111,10 @@ def _learning_rates(spec: TrainingSpec, state: State, span: Span, chunk: int) ->
     num = min(chunk, span.steps_per_epoch - state.step_in_epoch)
     if spec.stop.max_steps is not None:
         num = min(num, spec.stop.max_steps - state.step)
-    return [learning_rate_at(spec.schedule, spec.optimizer.learning_rate, state.step + i, span) for i in range(num)]
+    base = spec.optimizer.learning_rate
+    assert base != "auto", "the range test has settled it"
+    steps = range(state.step, state.step + num)
+    return [learning_rate_at(spec.schedule, base, step, span) * state.plateau_factor for step in steps]
 
 
 def _take_in(losses: Tensor, batching: Batching, state: State) -> None:
@@ -123,28 +135,42 @@ def _end_epoch(run: Run, state: State, learning_rate: float) -> dict[str, Any]:
     """Validate and count an epoch; one that `max_steps` or `max_seconds` cut short is an epoch of its rows."""
     train_loss = state.loss_sum / run.batching.bounds(0, state.step_in_epoch)[1]
     state.epoch, state.step_in_epoch, state.loss_sum = state.epoch + 1, 0, 0.0
-    val_loss = None
-    if run.validation is not None:
-        validation = run.validation
-        val_loss, _ = mean_loss(run.network, run.loss, validation.inputs, validation.targets, validation.weights)
-    _track_best(run, state, train_loss if val_loss is None else val_loss)
-    return {
-        "epoch": state.epoch,
-        "step": state.step,
-        "train_loss": train_loss,
-        "val_loss": val_loss,
-        "learning_rate": learning_rate,
-        "elapsed_seconds": round(state.elapsed_seconds, 6),
-    }
+    metrics = {"epoch": state.epoch, "step": state.step, "train_loss": train_loss, "val_loss": None}
+    with run.average.in_place() if run.average else nullcontext():
+        metrics |= _validate(run)
+        _track_best(run, state, watched(run.spec, metrics))
+    return metrics | {"learning_rate": learning_rate, "elapsed_seconds": round(state.elapsed_seconds, 6)}
 
 
-def _track_best(run: Run, state: State, loss: float) -> None:
-    if state.best_loss is None or loss < state.best_loss - run.spec.stop.min_delta:
-        state.best_loss, state.best_epoch, state.epochs_without_gain = loss, state.epoch, 0
+def _validate(run: Run) -> dict[str, float]:
+    rows = run.validation
+    if rows is None:
+        return {}
+    val_loss, outputs = mean_loss(run.network, run.loss, rows.inputs, rows.targets, rows.weights)
+    judged = {f"val_{run.spec.stop.metric}": run.judge(outputs)} if run.judge else {}
+    return {"val_loss": val_loss} | judged
+
+
+def watched(spec: TrainingSpec, metrics: dict[str, Any]) -> float:
+    """What early stopping, plateaus and the best epoch go by; less is better."""
+    if metrics["val_loss"] is None:
+        return float(metrics["train_loss"])
+    value = float(metrics[f"val_{spec.stop.metric}"])
+    return -value if spec.stop.metric in MORE_IS_BETTER else value
+
+
+def _track_best(run: Run, state: State, value: float) -> None:
+    schedule = run.spec.schedule
+    if state.best is None or value < state.best - run.spec.stop.min_delta:
+        state.best, state.best_epoch, state.epochs_without_gain = value, state.epoch, 0
+        state.plateau_epoch = state.epoch
         if run.spec.stop.restore_best:
             state.best_weights = {name: value.detach().clone() for name, value in run.network.state_dict().items()}
-    else:
-        state.epochs_without_gain += 1
+        return
+    state.epochs_without_gain += 1
+    if isinstance(schedule, PlateauSchedule) and state.epoch - state.plateau_epoch >= schedule.patience:
+        state.plateau_factor = max(schedule.end_factor, state.plateau_factor * schedule.gamma)
+        state.plateau_epoch = state.epoch
 
 
 def _over(spec: TrainingSpec, state: State) -> str | None:
@@ -157,8 +183,8 @@ def _over(spec: TrainingSpec, state: State) -> str | None:
 
 def _stop_after_epoch(run: Run, state: State, metrics: dict[str, Any]) -> str | None:
     stop = run.spec.stop
-    watched = metrics["train_loss"] if metrics["val_loss"] is None else metrics["val_loss"]
-    if stop.target_loss is not None and watched <= stop.target_loss:
+    loss = metrics["train_loss"] if metrics["val_loss"] is None else metrics["val_loss"]
+    if stop.target_loss is not None and loss <= stop.target_loss:
         return "target_loss"
     if stop.patience is not None and state.epochs_without_gain >= stop.patience:
         return "patience"

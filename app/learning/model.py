@@ -60,7 +60,7 @@ class Model:
         return cls(spec, features, targets, network.eval().requires_grad_(False))
 
 
-def assemble(spec: TrainingSpec, features: Features, num_outputs: int) -> nn.Module:
+def assemble(spec: TrainingSpec, features: Features, num_outputs: int) -> nn.Sequential:
     """The network of a resolved spec over fitted features, on the meta device.
 
     Raises:

@@ -3,44 +3,67 @@ then given memory and initial weights. Shape suffixes: B batch, F features.
 """
 
 import math
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from app.errors import ShapeMismatch
+from app.errors import InvalidInput, ShapeMismatch
 from app.learning.layers import build_sequence, reshape, shape_after
 from app.specs import network as specs
 
 
 def build_network(spec: specs.LayeredNetwork, front: nn.Module, num_inputs: int, num_outputs: int) -> nn.Sequential:
-    """The network on the meta device: `front` takes `[B, num_inputs]`, the layers give `[B, num_outputs]`.
+    """The network on the meta device, of the parts `input`, `shape` and `layers`.
+
+    `front` takes `[B, num_inputs]`, the layers give `[B, num_outputs]`.
 
     Raises:
         ShapeMismatch: naming the layer that does not fit.
     """
     assert not spec.head, "the spec is resolved"
-    modules = [front.to("meta")]
+    modules: OrderedDict[str, nn.Module] = OrderedDict(input=front.to("meta"))
     with torch.device("meta"):
         shape = shape_after(front, (num_inputs,), "the input", "/network")
         if spec.input_shape is not None:
             if math.prod(spec.input_shape) != math.prod(shape):
                 wanted = f"{list(spec.input_shape)} holds {math.prod(spec.input_shape)} numbers"
                 raise ShapeMismatch.at("/network/input_shape", f"{wanted}, and a row has {math.prod(shape)}")
-            modules.append(reshape(spec.input_shape))
+            modules["shape"] = reshape(spec.input_shape)
             shape = spec.input_shape
-        body, out = build_sequence(spec.layers, shape, "/network/layers")
+        modules["layers"], out = build_sequence(spec.layers, shape, "/network/layers")
     if out != (num_outputs,):
         last = f"/network/layers/{max(0, len(spec.layers) - 1)}"
         hint = "; flatten or pool before the output layer" if len(out) > 1 else ""
         raise ShapeMismatch.at(
             last, f"the last layer gives {list(out)} a row, and the target needs [{num_outputs}]{hint}"
         )
-    return nn.Sequential(*modules, *body)
+    return nn.Sequential(modules)
 
 
 def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def freeze(network: nn.Module, parts: Sequence[str]) -> None:
+    """Let the parameters of these parts (`layers.0`, `input`) keep their values.
+
+    Raises:
+        InvalidInput: a part that has no parameters, or all of them frozen.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    for index, part in enumerate(parts):
+        found = [name for name in names if name == part or name.startswith(part + ".")]
+        if not found:
+            known = sorted({name.rpartition(".")[0] for name in names})
+            raise InvalidInput.at(
+                f"/freeze/{index}", f"no part {part!r} has weights; those that have: {', '.join(known[:50])}"
+            )
+        for name in found:
+            network.get_parameter(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InvalidInput.at("/freeze", "all weights are frozen; nothing is left to train")
 
 
 # ---- initial weights
@@ -69,8 +92,8 @@ INITIALIZERS: dict[str, Fill] = {
 }
 
 
-def initialize(network: nn.Module, init: specs.InitSpec, device: torch.device | str = "cpu") -> nn.Module:
-    """Give a meta network memory on `device`, and its initial weights from torch's global generator of the CPU.
+def initialize(network: nn.Module, init: specs.InitSpec) -> None:
+    """Give a meta network memory on the CPU, and its initial weights from torch's global generator of the CPU.
 
     Matrices are drawn by `init.weight`, biases by `init.bias`; every other module resets itself, as norms and
     embeddings do.
@@ -83,4 +106,3 @@ def initialize(network: nn.Module, init: specs.InitSpec, device: torch.device | 
                 INITIALIZERS[init.bias](module.bias, init)
         elif reset := getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None):
             reset()
-    return network.to(device)

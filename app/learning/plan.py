@@ -10,7 +10,7 @@ from torch import nn
 from app.errors import InvalidInput, TooLarge
 from app.learning.batches import plan_batches
 from app.learning.features import input_columns
-from app.learning.network import build_network, count_parameters
+from app.learning.network import build_network, count_parameters, freeze
 from app.specs.network import LayeredNetwork
 from app.specs.optimization import SGD
 from app.specs.resolve import count_outputs
@@ -40,6 +40,7 @@ def plan(spec: TrainingSpec, table: Table, *, device: str, max_parameters: int) 
         InvalidInput: a device that this machine does not have.
     """
     network, num_inputs = expected_network(spec, table)
+    freeze(network, spec.freeze)
     num_parameters = count_parameters(network)
     if num_parameters > max_parameters:
         raise TooLarge(f"the network has {num_parameters:,} parameters; this service allows {max_parameters:,}")

@@ -21,8 +21,18 @@ def _toward_end(step: int, warmup: int, span: Span) -> float:
 
 
 def _cosine(spec: specs.CosineSchedule, step: int, span: Span) -> float:
-    half = (1 + math.cos(math.pi * _toward_end(step, spec.warmup_steps, span))) / 2
-    return spec.end_factor + (1 - spec.end_factor) * half
+    return _half_cosine(1.0, spec.end_factor, _toward_end(step, spec.warmup_steps, span))
+
+
+def _one_cycle(spec: specs.OneCycleSchedule, step: int, span: Span) -> float:
+    way = _toward_end(step, spec.warmup_steps, span)
+    if way < spec.rise:
+        return _half_cosine(spec.start_factor, 1.0, way / spec.rise)
+    return _half_cosine(1.0, spec.end_factor, (way - spec.rise) / (1 - spec.rise))
+
+
+def _half_cosine(start: float, end: float, way: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * way)) / 2
 
 
 SCHEDULES: dict[type[Spec], Callable[[Any, int, Span], float]] = {
@@ -31,6 +41,8 @@ SCHEDULES: dict[type[Spec], Callable[[Any, int, Span], float]] = {
     specs.LinearSchedule: lambda spec, step, span: (
         1 + (spec.end_factor - 1) * _toward_end(step, spec.warmup_steps, span)
     ),
+    specs.OneCycleSchedule: _one_cycle,
+    specs.PlateauSchedule: lambda spec, step, span: 1.0,  # falls by what the run sees: `State.plateau_factor`
     specs.StepSchedule: lambda spec, step, span: spec.gamma ** (step // span.steps_per_epoch // spec.every_epochs),
     specs.ExponentialSchedule: lambda spec, step, span: spec.gamma ** (step // span.steps_per_epoch),
 }

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching
 from app.learning.losses import LossFunction
 from app.learning.optimizers import Optimizers, set_learning_rate
@@ -61,14 +62,17 @@ class Engine(Protocol):
 class EagerSteps:
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Sequential,
         loss: LossFunction,
         optimizers: Optimizers,
         batching: Batching,
         *,
         max_grad_norm: float | None,
         precision: str = "float32",
+        mixup: float | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
+        self.mixup, self.average = mixup, average
         self.network, self.loss, self.optimizers, self.batching = network, loss, optimizers, batching
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.max_grad_norm = max_grad_norm
@@ -76,6 +80,7 @@ class EagerSteps:
         self.autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if precision != "float32":
             self.autocast = torch.autocast(self.device.type, dtype=getattr(torch, precision))
+        self.scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
         self.learning_rate: float | None = None
 
     def run(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
@@ -101,31 +106,60 @@ class EagerSteps:
         for parameter in self.parameters:
             parameter.grad = None
         loss = self._gradient(rows)
+        if self.scaler:
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self._update()
         return loss
 
+    def _update(self) -> None:
+        for optimizer in self.optimizers:
+            if self.scaler:
+                self.scaler.step(optimizer)  # which leaves out a step whose gradients overflowed
+            else:
+                optimizer.step()
+        if self.scaler:
+            self.scaler.update()
+        if self.average is not None:
+            self.average.update()
+
     def _gradient(self, rows: Rows) -> Tensor:
-        parts = self.batching.parts(len(rows)) if len(rows) > self.batching.batch_size else ()
-        if len(parts) < 2:
-            with self.autocast:
-                outputs = self.network(rows.inputs)
-            loss = self.loss(outputs.float(), rows.targets, rows.weights)
-            loss.backward()
-            return loss.detach()
-        return self._accumulated(rows, list(parts))
+        sizes = self.batching.parts(len(rows)) if len(rows) > self.batching.batch_size else ()
+        if len(sizes) < 2:
+            return self._backward(rows, None)
+        return self._accumulated(rows, list(sizes))
 
     def _accumulated(self, rows: Rows, sizes: list[int]) -> Tensor:
         """The gradient of the mean over all rows, in parts: the same as in one part."""
         total = torch.zeros((), device=self.device)
         whole = len(rows) if rows.weights is None else rows.weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
         for part in rows.split(sizes):
-            share = (len(part) if part.weights is None else part.weights.sum()) / whole
-            with self.autocast:
-                outputs = self.network(part.inputs)
-            loss = self.loss(outputs.float(), part.targets, part.weights) * share
-            loss.backward()
-            total += loss.detach()
+            total += self._backward(part, (len(part) if part.weights is None else part.weights.sum()) / whole)
         return total
+
+    def _backward(self, rows: Rows, share: Tensor | float | None) -> Tensor:
+        loss = self._mixed_loss(rows) if self.mixup is not None else self._loss(rows)
+        if share is not None:
+            loss = loss * share
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+        return loss.detach()
+
+    def _loss(self, rows: Rows) -> Tensor:
+        with self.autocast:
+            outputs = self.network(rows.inputs)
+        return self.loss(outputs.float(), rows.targets, rows.weights)
+
+    def _mixed_loss(self, rows: Rows) -> Tensor:
+        """Rows are mixed after the `input` part, where category codes have become numbers."""
+        assert self.mixup is not None
+        share = float(torch._sample_dirichlet(torch.full((2,), self.mixup))[0])
+        order = torch.randperm(len(rows), device=self.device)
+        partners = rows.take(order, 0, len(rows), self.device)
+        with self.autocast:
+            x = self.network[0](rows.inputs)
+            outputs = self.network[1:](torch.lerp(x[order], x, share))
+        one = self.loss(outputs.float(), rows.targets, rows.weights)
+        other = self.loss(outputs.float(), partners.targets, partners.weights)
+        return share * one + (1 - share) * other

@@ -128,5 +128,10 @@ def class_weights(spec: Any, codes: Tensor, classes: tuple[Label, ...]) -> Tenso
     return per_class[codes].float()
 
 
+def class_chances(codes: Tensor) -> Tensor:
+    """A chance per row `[N]` that makes all classes as likely to be drawn."""
+    return 1.0 / torch.bincount(codes).double()[codes]
+
+
 def _as_key(label: Label) -> str:
     return str(label).lower() if isinstance(label, bool) else str(label)

@@ -6,7 +6,10 @@ from pydantic import Field, model_validator
 
 from app.specs.base import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Spec
 
-LearningRate = Annotated[float, Field(gt=0, le=1e6)]
+LearningRate = Annotated[float, Field(gt=0, le=1e6)] | Literal["auto"]
+"""`auto`: found by a range test before the first step (Smith 2017)."""
+
+Metric = Literal["loss", "accuracy", "f1_macro", "roc_auc", "exact_match", "mae", "rmse", "r2"]
 ClassWeight = Literal["balanced"] | dict[str, PositiveFloat] | None
 """`balanced`: each class weighs `num_rows / (num_classes * its rows)`; or a weight per label."""
 
@@ -199,11 +202,13 @@ class DescentSpec(Spec):
     """How many rows a gradient sees: all of them, `batch_size`, or one.
 
     An update takes the mean of `accumulate_steps` gradients; `max_grad_norm` clips the norm of that mean.
+    `sampling`: every row once an epoch, or as many draws with replacement in which all classes are as likely.
     """
 
     variant: Literal["full_batch", "mini_batch", "stochastic"] = "mini_batch"
     batch_size: PositiveInt | None = None
     shuffle: bool = True
+    sampling: Literal["every_row", "class_balanced"] = "every_row"
     accumulate_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     max_grad_norm: PositiveFloat | None = None
 
@@ -252,8 +257,34 @@ class ExponentialSchedule(Spec):
     warmup_steps: NonNegativeInt = 0
 
 
+class OneCycleSchedule(Spec):
+    """Up from `start_factor` to 1 in `rise` of the steps, then down to `end_factor`, by half cosines (Smith 2018)."""
+
+    type: Literal["one_cycle"] = "one_cycle"
+    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    start_factor: Annotated[float, Field(gt=0, le=1)] = 0.04
+    end_factor: Annotated[float, Field(ge=0, le=1)] = 4e-6
+    warmup_steps: NonNegativeInt = 0
+
+
+class PlateauSchedule(Spec):
+    """Times `gamma` after `patience` epochs in which the watched loss or metric got no better."""
+
+    type: Literal["plateau"] = "plateau"
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience: PositiveInt = 10
+    end_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    warmup_steps: NonNegativeInt = 0
+
+
 ScheduleSpec = Annotated[
-    ConstantSchedule | CosineSchedule | LinearSchedule | StepSchedule | ExponentialSchedule,
+    ConstantSchedule
+    | CosineSchedule
+    | LinearSchedule
+    | StepSchedule
+    | ExponentialSchedule
+    | OneCycleSchedule
+    | PlateauSchedule,
     Field(discriminator="type"),
 ]
 SCHEDULE_SPECS: tuple[type[Spec], ...] = get_args(get_args(ScheduleSpec)[0])
@@ -262,15 +293,16 @@ SCHEDULE_SPECS: tuple[type[Spec], ...] = get_args(get_args(ScheduleSpec)[0])
 class StopSpec(Spec):
     """Whichever comes first. `max_epochs` is 100 where neither it, `max_steps` nor `max_seconds` is given.
 
-    `patience`: epochs in which the validation loss (the training loss where there is no validation) did not
-    fall by more than `min_delta`. `target_loss` is compared with the same loss. `min_grad_norm`: the norm of an
-    epoch's last gradient. `restore_best`: the weights of the epoch with the least of that loss are kept rather than
-    the last; absent, that is done where there is validation or patience.
+    What is watched is `metric` over the validation rows (the training loss where there are none). `patience`: epochs
+    in which it got no better by more than `min_delta`. `target_loss` is compared with the watched loss.
+    `min_grad_norm`: the norm of an epoch's last gradient. `restore_best`: the weights of the best epoch are kept
+    rather than the last; absent, that is done where there is validation or patience.
     """
 
     max_epochs: PositiveInt | None = None
     max_steps: PositiveInt | None = None
     max_seconds: PositiveFloat | None = None
+    metric: Metric = "loss"
     patience: PositiveInt | None = None
     min_delta: NonNegativeFloat = 0.0
     target_loss: float | None = None

@@ -8,7 +8,7 @@ from app.specs.layers import BatchNorm, Dropout, Initializer, Layer, LayerNorm, 
 from app.specs.network import DenseNetwork, LayeredNetwork
 from app.specs.optimization import AutoLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, LossSpec, PlainLoss
 from app.specs.table import Column, ColumnProfile, Signature, StoredData, Table, Task
-from app.specs.training import TrainingSpec, ValidationFraction
+from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
 DEFAULT_EPOCHS = 100
 DEFAULT_BATCH_SIZE = 32
@@ -137,7 +137,7 @@ def _usable(table: Table, reserved: set[str | None], warnings: list[str]) -> tup
 
 def _unknown(pointer: str, names: Iterable[str], table: Table) -> list[Fault]:
     known = [column.name for column in table.columns]
-    return [Fault(pointer, unknown_column(name, known)) for name in names if name not in known]
+    return [Fault(pointer, unknown_column(name, known)) for name in names if table.column(name) is None]
 
 
 def unknown_column(name: str, known: list[str]) -> str:
@@ -283,6 +283,11 @@ def _resolve_descent(spec: TrainingSpec, table: Table, warnings: list[str]) -> T
         if num_rows - num_validation < 1:
             warnings.append(f"{num_rows} row(s) are too few to hold some out; there is no validation")
             spec = spec.model_copy(update={"validation": None})
+    if isinstance(spec.validation, ValidationFolds) and spec.validation.folds > num_rows:
+        raise InvalidInput.at(
+            "/validation/folds", f"{num_rows} rows can't be divided into {spec.validation.folds} folds"
+        )
+    _check_extras(spec)
     descent, stop = spec.descent, spec.stop
     if descent.variant == "full_batch":
         if descent.batch_size is not None:
@@ -300,8 +305,33 @@ def _resolve_descent(spec: TrainingSpec, table: Table, warnings: list[str]) -> T
         stop = stop.model_copy(update={"max_epochs": DEFAULT_EPOCHS})
     if stop.restore_best is None:
         stop = stop.model_copy(update={"restore_best": spec.validation is not None or stop.patience is not None})
-    if spec.schedule.type in ("cosine", "linear") and stop.max_epochs is None and stop.max_steps is None:
+    if spec.schedule.type in ("cosine", "linear", "one_cycle") and stop.max_epochs is None and stop.max_steps is None:
         raise InvalidInput.at(
             "/schedule/type", f"{spec.schedule.type} needs to know its end: set stop.max_epochs or stop.max_steps"
         )
     return spec.model_copy(update={"descent": descent, "stop": stop})
+
+
+METRICS_OF_TASK: dict[Task, tuple[str, ...]] = {
+    "regression": ("mae", "rmse", "r2"),
+    "binary": ("accuracy", "f1_macro", "roc_auc"),
+    "multiclass": ("accuracy", "f1_macro"),
+    "multilabel": ("accuracy", "exact_match", "f1_macro"),
+}
+
+
+def _check_extras(spec: TrainingSpec) -> None:
+    assert spec.task != "auto"
+    metric, layers = spec.stop.metric, getattr(spec.network, "layers", ())
+    if metric != "loss":
+        if spec.validation is None:
+            raise InvalidInput.at(
+                "/stop/metric", f"{metric} is measured on validation rows, and there is no validation"
+            )
+        if metric not in METRICS_OF_TASK[spec.task]:
+            fits = ", ".join(("loss", *METRICS_OF_TASK[spec.task]))
+            raise InvalidInput.at("/stop/metric", f"{metric} does not fit the task {spec.task}; use {fits}")
+    if spec.descent.sampling == "class_balanced" and spec.task not in ("binary", "multiclass"):
+        raise InvalidInput.at("/descent/sampling", f"class_balanced needs classes; the task is {spec.task}")
+    if spec.mixup is not None and layers and layers[0].type == "embedding":
+        raise InvalidInput.at("/mixup", "whole numbers for an embedding can't be mixed")

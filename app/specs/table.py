@@ -1,5 +1,6 @@
 """Tables: the kinds of their columns, the part of a request that names them, and a model's signature."""
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, WithJsonSchema
@@ -41,7 +42,11 @@ class Table(Spec):
     columns: Items[ColumnProfile]
 
     def column(self, name: str) -> ColumnProfile | None:
-        return next((column for column in self.columns if column.name == name), None)
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, ColumnProfile]:
+        return {column.name: column for column in self.columns}
 
 
 class Signature(Spec):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from app.specs.base import Name, NonNegativeInt, PositiveInt, Spec
+from app.specs.base import Items, Name, NonNegativeInt, PositiveInt, Spec
 from app.specs.network import DenseNetwork, InitSpec, NetworkSpec
 from app.specs.optimization import (
     AdamW,
@@ -40,14 +40,21 @@ class ValidationDataset(Spec):
     digest: Digest | None = None
 
 
+class ValidationFolds(Spec):
+    """Cross-validation: a run for each of `folds` parts, which it holds out; then one over all rows is published."""
+
+    folds: Annotated[int, Field(ge=2, le=100)]
+
+
 def _form(value: Any) -> str:
-    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
-    return "validation_fraction" if "fraction" in keys else "validation_dataset"
+    keys = value if isinstance(value, dict) else type(value).model_fields
+    return "folds" if "folds" in keys else "dataset" if "dataset" in keys or "digest" in keys else "fraction"
 
 
 ValidationSpec = Annotated[
-    Annotated[ValidationFraction, Tag("validation_fraction")]
-    | Annotated[ValidationDataset, Tag("validation_dataset")],
+    Annotated[ValidationFraction, Tag("fraction")]
+    | Annotated[ValidationDataset, Tag("dataset")]
+    | Annotated[ValidationFolds, Tag("folds")],
     Discriminator(_form),
 ]
 
@@ -60,7 +67,12 @@ class WarmStart(Spec):
 
 
 class TrainingSpec(Spec):
-    """The body of `POST /train`, and, resolved, what a run can be repeated from."""
+    """The body of `POST /train`, and, resolved, what a run can be repeated from.
+
+    `freeze`: parts of the network that keep their weights, such as `layers.0` or `input`. `mixup`: each batch is mixed
+    with itself in another order, by shares from Beta(mixup, mixup) (Zhang et al. 2018). `ema_decay`: validated and
+    published is the exponential moving average of the weights.
+    """
 
     model: Name
     data: DataSpec
@@ -80,5 +92,8 @@ class TrainingSpec(Spec):
     num_threads: PositiveInt | None = None
     seed: Annotated[NonNegativeInt, Field(le=2**53 - 1)] = 0
     warm_start: WarmStart | None = None
+    freeze: Items[Annotated[str, Field(min_length=1, max_length=200)]] = ()
+    mixup: Annotated[float, Field(gt=0, le=10)] | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     tags: dict[str, str] = Field(default_factory=dict)
     description: Annotated[str, Field(max_length=10_000)] = ""

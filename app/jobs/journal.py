@@ -1,0 +1,96 @@
+"""The watcher of a job's fits: reports, checkpoints, and stops on request."""
+
+import time
+from typing import Any
+
+from torch import Tensor
+
+from app.jobs.order import Control, Emit
+from app.jobs.session import Session
+from app.learning.fit import State
+from app.specs.training import TrainingSpec, ValidationFolds
+from app.storage.checkpoints import Checkpoints
+
+PROGRESS_SECONDS = 0.2
+
+
+class Journal:
+    """`folds` are the metrics of the folds that are done; `history` has a row for each epoch of all fits."""
+
+    def __init__(
+        self, spec: TrainingSpec, checkpoints: Checkpoints, emit: Emit, control: Control, interval_seconds: float
+    ) -> None:
+        self.spec, self.checkpoints, self.emit, self.control = spec, checkpoints, emit, control
+        self.interval_seconds = interval_seconds
+        self.folds: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = []
+        self.num_fits = spec.validation.folds + 1 if isinstance(spec.validation, ValidationFolds) else 1
+        self.last_checkpoint = self.last_progress = time.monotonic()
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What a session goes on from, or None where the job begins."""
+        found = self.checkpoints.load()
+        if found is None:
+            return None
+        tensors, position = found
+        self.folds = position["folds"]
+        self.history = self.checkpoints.load_history(position["num_rows"])
+        return tensors, position["session"]
+
+    def watch(self, session: Session, fold: int | None) -> None:
+        self.session, self.fold = session, fold
+        self.epochs_before = len(self.history) - session.state.epoch
+
+    def end_fold(self, metrics: dict[str, Any], state: State) -> None:
+        best = state.best_epoch if self.spec.stop.restore_best else state.epoch
+        self.folds.append(metrics | {"best_epoch": best, "num_epochs": state.epoch})
+
+    # ---- what `fit` tells
+
+    def epoch_done(self, _state: State, metrics: dict[str, Any]) -> None:
+        if self.fold is not None:  # epochs are counted through, so that each has a number of its own
+            metrics = metrics | {"epoch": self.epochs_before + metrics["epoch"], "fold": self.fold + 1}
+        self.history.append(metrics)
+        self.emit("metrics", metrics)
+
+    def pause_point(self, _state: State) -> str | None:
+        now = time.monotonic()
+        if now - self.last_progress >= PROGRESS_SECONDS:
+            self.last_progress = now
+            self.emit("progress", self.progress())
+        if self.control.request is None and now - self.last_checkpoint >= self.interval_seconds:
+            self.checkpoint()
+        return self.control.request
+
+    def checkpoint(self) -> None:
+        tensors, session = self.session.export()
+        position = {"folds": self.folds, "num_rows": len(self.history), "session": session}
+        self.checkpoints.save(tensors, position, self.history)
+        self.last_checkpoint = time.monotonic()
+
+    # ---- what is told of it
+
+    def losses(self) -> dict[str, Any]:
+        """The losses of the epoch whose weights are kept."""
+        state = self.session.state
+        kept = state.best_epoch if state.best_weights else state.epoch
+        row = self.history[self.epochs_before + kept - 1]
+        return {key: row[key] for key in ("train_loss", "val_loss") if row[key] is not None}
+
+    def progress(self) -> dict[str, Any]:
+        """How far, by the nearest of the ends that are known."""
+        state, stop = self.session.state, self.session.spec.stop
+        parts = [
+            state.epoch / stop.max_epochs if stop.max_epochs else 0.0,
+            state.step / stop.max_steps if stop.max_steps else 0.0,
+            state.elapsed_seconds / stop.max_seconds if stop.max_seconds else 0.0,
+        ]
+        fraction = min(1.0, max(parts))
+        eta = state.elapsed_seconds * (self.num_fits - len(self.folds) - fraction) / fraction if fraction else None
+        return {
+            "epoch": self.epochs_before + state.epoch,
+            "num_epochs": stop.max_epochs and stop.max_epochs * self.num_fits,
+            "step": state.step,
+            "fraction": (len(self.folds) + fraction) / self.num_fits,
+            "eta_seconds": eta,
+        }

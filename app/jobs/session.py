@@ -1,0 +1,153 @@
+"""One fit: everything that learns, and its form in a checkpoint."""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.learning.averaging import WeightAverage
+from app.learning.batches import plan_batches
+from app.learning.evaluate import forward_all
+from app.learning.fit import Run, State
+from app.learning.losses import build_loss
+from app.learning.metrics import measure
+from app.learning.model import Model, assemble
+from app.learning.network import freeze, initialize
+from app.learning.optimizers import build_optimizers, export_state, load_state
+from app.learning.prepare import Prepared
+from app.learning.range_test import Snapshot, find_learning_rate
+from app.learning.steps import EagerSteps
+from app.learning.targets import class_chances
+from app.specs.training import TrainingSpec
+
+
+class Session:
+    """A network with its optimizer over prepared rows."""
+
+    def __init__(self, spec: TrainingSpec, prepared: Prepared, weights: dict[str, Tensor] | None) -> None:
+        torch.manual_seed(spec.seed)
+        self.spec, self.prepared, self.state = spec, prepared, State()
+        self.device = torch.device(spec.device)
+        self.network = assemble(spec, prepared.features, prepared.targets.num_outputs)
+        initialize(self.network, spec.init)
+        if weights is not None:
+            self.network.load_state_dict(weights)
+        self.network.to(self.device)
+        freeze(self.network, spec.freeze)
+        least = 2 if any(isinstance(module, nn.BatchNorm1d) for module in self.network.modules()) else 1
+        self.batching = plan_batches(spec.descent, len(prepared.train), least=least)
+        self.loss = build_loss(spec.loss)
+        self.train = prepared.train.to(self.device)
+        self.validation = prepared.validation and prepared.validation.to(self.device)
+        self._build_engine()
+
+    def _build_engine(self) -> None:
+        spec = self.spec
+        if spec.optimizer.learning_rate == "auto":
+            spec = spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"learning_rate": 1e-3})})
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.optimizers = build_optimizers(spec.optimizer, trained)
+        self.average = WeightAverage(self.network, spec.ema_decay) if spec.ema_decay is not None else None
+        self.engine = EagerSteps(
+            self.network,
+            self.loss,
+            self.optimizers,
+            self.batching,
+            max_grad_norm=spec.descent.max_grad_norm,
+            precision=spec.precision,
+            mixup=spec.mixup,
+            average=self.average,
+        )
+
+    def settle_learning_rate(self) -> None:
+        """Turn `auto` into a rate; weights, optimizer and RNG are as before."""
+        if self.spec.optimizer.learning_rate == "auto":
+            before = Snapshot(self.network)
+            self.network.train()
+            self._take_learning_rate(find_learning_rate(self.engine, self.train, None))
+            before.restore()
+            self._build_engine()
+
+    def _take_learning_rate(self, rate: float) -> None:
+        optimizer = self.spec.optimizer.model_copy(update={"learning_rate": rate})
+        self.spec = self.spec.model_copy(update={"optimizer": optimizer})
+
+    def run(self) -> Run:
+        chances = None
+        if self.spec.descent.sampling == "class_balanced":
+            chances = class_chances(self.prepared.train_truth)
+        return Run(
+            self.spec,
+            self.network,
+            self.engine,
+            self.loss,
+            self.batching,
+            self.train,
+            self.validation,
+            chances,
+            self.average,
+            None if self.spec.stop.metric == "loss" else self._judge,
+        )
+
+    def _judge(self, outputs: Tensor) -> float:
+        values = self.prepared.targets.activate(outputs)
+        measured = measure(self.prepared.targets.signature.task, values, self.prepared.truth)
+        return measured.get(self.spec.stop.metric, 0.0)  # roc_auc has no value where one class is missing
+
+    def finish(self) -> Model:
+        """The model of the weights that are to be kept."""
+        if self.state.best_weights:
+            self.network.load_state_dict(self.state.best_weights)
+        elif self.average is not None:
+            self.average.swap()
+        return Model(self.spec, self.prepared.features, self.prepared.targets, self.network)
+
+    def measure(self, model: Model) -> dict[str, float]:
+        """The task's metrics over the validation rows (`val_…`), or the training rows where there are none."""
+        judged, prefix = (self.validation, "val") if self.validation is not None else (self.train, "train")
+        values = self.prepared.targets.activate(forward_all(self.network, judged.inputs))
+        measured = measure(model.signature.task, values, self.prepared.truth)
+        return {f"{prefix}_{name}": value for name, value in measured.items()}
+
+    # ---- on disk
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors, and the rest as JSON."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= export_state(self.optimizers) | {f"rng.{name}": value for name, value in _get_rng().items()}
+        tensors |= {f"best.{name}": value for name, value in self.state.best_weights.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.average.items()}
+        position = {item.name: getattr(self.state, item.name) for item in fields(State) if item.name != "best_weights"}
+        scaler = self.engine.scaler.state_dict() if self.engine.scaler else None
+        return tensors, {"state": position, "scaler": scaler, "learning_rate": self.spec.optimizer.learning_rate}
+
+    def load(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
+        """The opposite of `export`, bit for bit."""
+        self._take_learning_rate(position["learning_rate"])
+        self._build_engine()
+        self.network.load_state_dict(_under(tensors, "network."))
+        load_state(self.optimizers, tensors)
+        best = {name: value.to(self.device, copy=True) for name, value in _under(tensors, "best.").items()}
+        self.state = State(**position["state"], best_weights=best)
+        if self.average is not None:
+            self.average.load(_under(tensors, "average."), self.state.step)
+        if self.engine.scaler:
+            self.engine.scaler.load_state_dict(position["scaler"])
+        _set_rng(_under(tensors, "rng."))
+
+
+def _under(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _get_rng() -> dict[str, Tensor]:
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {}
+    return {"cpu": torch.get_rng_state()} | cuda
+
+
+def _set_rng(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
