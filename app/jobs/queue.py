@@ -47,6 +47,11 @@ class Batch:
     progress: dict[str, Any] | None = None
 
 
+Told = Mapping[str, Batch]
+"""What workers have told, by job."""
+NOTHING: Told = {}
+
+
 class JobQueue:
     """Jobs in the database, for threads and processes alike."""
 
@@ -243,33 +248,36 @@ class JobQueue:
             metrics = rows.last_metrics_of_job(connection, job_id)
         return metrics["epoch"] if metrics else 0
 
-    def record(self, batches: Mapping[str, Batch]) -> None:
+    def record(self, told: Told) -> None:
         """Write what workers have told, in one transaction."""
         with self._database.write() as connection:
-            for job_id, batch in batches.items():
-                _record(connection, job_id, batch)
+            _record(connection, told)
         self._notify()
 
-    def reserve(self, job_id: str, version: str, metrics: dict[str, Any], stop_reason: str | None) -> bool:
+    def reserve(
+        self, job_id: str, version: str, metrics: dict[str, Any], stop_reason: str | None, told: Told = NOTHING
+    ) -> bool:
         """Note which version a successful run becomes, before it is published; False if it was cancelled meanwhile."""
         with self._database.write() as connection:
+            _record(connection, told)
             if _get(connection, job_id).state == "cancelling":
                 return False
             rows.update_job(connection, job_id, version=version, metrics=metrics, stop_reason=stop_reason)
         return True
 
-    def count_death(self, job_id: str, *, progressed: bool, warning: dict[str, Any]) -> int:
+    def count_death(self, job_id: str, *, progressed: bool, told: Told = NOTHING) -> int:
         """Note that a job's worker died; how many did in a row, counted anew where this one had got further."""
         with self._database.write() as connection:
+            _record(connection, told)
             attempts = 1 if progressed else _get(connection, job_id).attempts + 1
             rows.update_job(connection, job_id, attempts=attempts)
-            _record(connection, job_id, Batch([NewEvent(job_id, "warning", warning, time.time())]))
         self._notify()
         return attempts
 
-    def finish(self, job_id: str, to: State, *, error: dict[str, Any] | None = None) -> Job:
+    def finish(self, job_id: str, to: State, *, error: dict[str, Any] | None = None, told: Told = NOTHING) -> Job:
         """The end of a run: a terminal state or `paused`; `cancelled` where that was asked and no version is out."""
         with self._database.write() as connection:
+            _record(connection, told)
             job = _get(connection, job_id)
             if job.state == "cancelling" and to != "succeeded":
                 to, error = "cancelled", None
@@ -292,13 +300,14 @@ def _move(connection: Any, job: Job, to: str, **columns: Any) -> Job:
     return moved
 
 
-def _record(connection: Any, job_id: str, batch: Batch) -> None:
-    rows.insert_events(connection, batch.events)
-    if batch.progress is not None:
-        rows.update_job(connection, job_id, progress=batch.progress)
-    told = [event.data["detail"] for event in batch.events if event.type == "warning"]
-    if told:
-        rows.update_job(connection, job_id, warnings=[*_get(connection, job_id).warnings, *told])
+def _record(connection: Any, told: Told) -> None:
+    rows.insert_events(connection, [event for batch in told.values() for event in batch.events])
+    for job_id, batch in told.items():
+        if batch.progress is not None:
+            rows.update_job(connection, job_id, progress=batch.progress)
+        warnings = [event.data["detail"] for event in batch.events if event.type == "warning"]
+        if warnings:
+            rows.update_job(connection, job_id, warnings=[*_get(connection, job_id).warnings, *warnings])
 
 
 def _get(connection: Any, job_id: str) -> Job:

@@ -2,10 +2,12 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from app.jobs.queue import Batch, JobQueue
+from app.jobs.queue import Batch, JobQueue, Told
 from app.storage.jobs import Job, NewEvent
 
 PROGRESS_SECONDS = 0.2  # between two progress events of a job
@@ -60,14 +62,25 @@ class Recorder:
             story.warned.add(data["detail"])
         batch.events.append(NewEvent(job_id, event, data, time.time()))
 
+    def warn(self, job_id: str, code: str, detail: str) -> None:
+        """A warning of the supervisor's own, told each time."""
+        event = NewEvent(job_id, "warning", {"code": code, "detail": detail}, time.time())
+        self._batches[job_id].events.append(event)
+
     @property
     def due_seconds(self) -> float | None:
         """Until the next `flush` is due; None while there is nothing to write."""
         return max(0.0, self._flushed_at + FLUSH_SECONDS - time.monotonic()) if self._batches else None
 
-    def flush(self) -> None:
-        """Write everything; what could not be written stays for the next time."""
-        if self._batches:
-            self._queue.record(self._batches)
-            self._batches.clear()
+    @contextmanager
+    def pending(self) -> Iterator[Told]:
+        """Everything, for the caller to write; what could not be written stays for the next time."""
+        yield self._batches
+        self._batches.clear()
         self._flushed_at = time.monotonic()
+
+    def flush(self) -> None:
+        """Write everything."""
+        if self._batches:
+            with self.pending() as told:
+                self._queue.record(told)

@@ -227,7 +227,6 @@ class Reign:
             self._conclude(run.job_id, message)
         elif kind == "failed":
             run.done = True
-            self._recorder.flush()
             self._finish(run.job_id, "failed", {"code": message["code"], "detail": message["detail"]})
         elif kind == "exited":
             self._reconcile_at = 0.0  # there is room for another
@@ -235,11 +234,12 @@ class Reign:
                 self._mourn(run, message["signal"], message["code"])
 
     def _conclude(self, job_id: str, outcome: dict[str, Any]) -> None:
-        self._recorder.flush()
         job = self._queue.get(job_id)
         if outcome["state"] == "succeeded":
             version = self._models.next_version(job.model)
-            if self._queue.reserve(job_id, version, outcome["metrics"], outcome["stop_reason"]):
+            with self._recorder.pending() as told:
+                reserved = self._queue.reserve(job_id, version, outcome["metrics"], outcome["stop_reason"], told)
+            if reserved:
                 self._publish(self._queue.get(job_id))
             else:
                 self._finish(job_id, "cancelled")
@@ -262,7 +262,8 @@ class Reign:
             self._finish(job.id, "succeeded")
 
     def _finish(self, job_id: str, to: State, error: dict[str, Any] | None = None) -> None:
-        job = self._queue.finish(job_id, to, error=error)
+        with self._recorder.pending() as told:
+            job = self._queue.finish(job_id, to, error=error, told=told)
         self._recorder.end(job_id)
         log.info("job ended", job_id=job_id, state=job.state, **(error or {}))
         if job.state in TERMINAL:
@@ -277,14 +278,14 @@ class Reign:
     def _mourn(self, run: Run, by_signal: int | None, code: int | None) -> None:
         """A worker ended without an outcome: the next one goes on from its checkpoint, unless that keeps failing."""
         how = "with the fork server" if by_signal is None and code is None else _cause(run, by_signal, code)
-        warning = {"code": "worker_died", "detail": f"the worker {how}; the job goes on from its last checkpoint"}
         log.warning("a worker died", job_id=run.job_id, pid=run.pid, how=how)
-        progressed = self._recorder.progressed(run.job_id)
-        self._recorder.flush()
+        self._recorder.warn(run.job_id, "worker_died", f"the worker {how}; the job goes on from its last checkpoint")
         if by_signal is None and code is None:
-            self._recorder.add(run.job_id, "warning", warning)
-            return
-        if self._queue.count_death(run.job_id, progressed=progressed, warning=warning) >= MAX_DEATHS:
+            return  # not the job's fault
+        with self._recorder.pending() as told:
+            progressed = self._recorder.progressed(run.job_id)
+            deaths = self._queue.count_death(run.job_id, progressed=progressed, told=told)
+        if deaths >= MAX_DEATHS:
             detail = f"the worker died {MAX_DEATHS} times in a row without getting any further; the last one {how}" + (
                 "; perhaps the machine is out of memory: a smaller network or batch needs less"
                 if by_signal == 9

@@ -177,7 +177,7 @@ def test_a_cancelled_job_gets_no_version_but_one_that_has_its_version_keeps_it(q
 
 def test_deaths_are_counted_in_a_row(queue: JobQueue) -> None:
     job = queue.submit({}, "m")
-    counts = [queue.count_death(job.id, progressed=far, warning={"detail": "died"}) for far in (False, False, True, False)]
+    counts = [queue.count_death(job.id, progressed=far) for far in (False, False, True, False)]
     assert counts == [1, 2, 1, 2]
 
 

@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from app.jobs import supervisor as supervisor_module
 from app.jobs.queue import JobQueue
 from app.jobs.supervisor import Supervisor
+from app.storage.database import Database
 from app.storage.jobs import Job
 from app.storage.models import ModelStore
 from tests.waiting import until
@@ -172,7 +175,7 @@ def test_a_worker_that_ignores_a_cancel_is_ended(
 
 
 def test_requests_from_another_process_are_seen(
-    queue: JobQueue, database: object, start: Start, gate: Gate, tmp_path: Path
+    queue: JobQueue, database: Database, start: Start, gate: Gate, tmp_path: Path
 ) -> None:
     start()
     elsewhere = (
@@ -331,7 +334,7 @@ supervisor.join()
 
 
 @pytest.fixture
-def service(database: object, tmp_path: Path) -> Callable[[], subprocess.Popen[bytes]]:
+def service(database: Database, tmp_path: Path) -> Callable[[], subprocess.Popen[bytes]]:
     """Starts processes that have a supervisor each."""
     started: list[subprocess.Popen[bytes]] = []
 
@@ -445,25 +448,26 @@ def test_folders_that_no_job_needs_are_swept(queue: JobQueue, start: Start, tmp_
 
 
 def test_an_error_of_the_database_is_got_over(
-    queue: JobQueue, start: Start, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    queue: JobQueue, database: Database, start: Start, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing that workers said while it lasted is lost."""
     monkeypatch.setattr(supervisor_module, "RETRY_SECONDS", 0.01)
     start()
     job = queue.submit({"epochs": 3, "gate": str(gate.path)}, "m")
-    in_state(queue, job, "running")
-    record, failures = queue.record, []
+    gate.open(1)
+    at_epoch(queue, job, 1)
+    write, failures = database.write, []
 
-    def fail_twice(*args: object) -> None:
-        if len(failures) < 2:
-            failures.append(args)
+    def fail_at_first() -> AbstractContextManager[Connection]:
+        if len(failures) < 5:
+            failures.append("no space")
             raise OSError("disk full")
-        record(*args)  # type: ignore[arg-type]
+        return write()
 
-    monkeypatch.setattr(queue, "record", fail_twice)
+    monkeypatch.setattr(database, "write", fail_at_first)
     gate.open(3)
     assert ended(queue, job).state == "succeeded"
-    assert len(failures) == 2
+    assert len(failures) == 5
     assert epochs(queue, job) == [1, 2, 3]
 
 
