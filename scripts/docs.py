@@ -69,7 +69,12 @@ def _words(annotation: Any) -> list[Any]:
 
 def _fields(spec: type[BaseModel]) -> str:
     own = {name: field for name, field in spec.model_fields.items() if name != "type"}
-    return ", ".join(f"`{name}` {_default(field)}" for name, field in own.items())
+    return ", ".join(f"`{name}` {_default(field)}{_alternatives(field)}" for name, field in own.items())
+
+
+def _alternatives(field: FieldInfo) -> str:
+    choices = _choices(field)
+    return f" (or {choices})" if choices else ""
 
 
 def _default(field: FieldInfo) -> str:

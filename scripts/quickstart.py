@@ -54,7 +54,7 @@ def choose_port() -> int | None:
 def settings() -> dict[str, str]:
     """Those of the environment, but no keys: the service is for this machine alone."""
     given = {name: value for name, value in os.environ.items() if name.startswith("GRADSERVE_")}
-    return given | {"GRADSERVE_API_KEYS": ""}
+    return given | {"GRADSERVE_API_KEYS": "", "GRADSERVE_HOST": "127.0.0.1"}
 
 
 def walk(url: str) -> None:

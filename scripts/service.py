@@ -22,7 +22,7 @@ class ServiceDied(RuntimeError):
 
 
 class Service:
-    """`gradserve serve` on a port of 127.0.0.1, started and stopped by `with`, or by hand and as often as one likes.
+    """`gradserve serve` on a port of this machine, started and stopped by `with`, or by hand and as often as one likes.
 
     Its folders models/ and data/, and its log data/service.log, are in `root`, unless `settings` say otherwise.
     `settings` stand in for all GRADSERVE_… variables of the environment, which are not passed on.
@@ -58,7 +58,7 @@ class Service:
         if not is_free(self.port):
             raise ServiceDied(f"port {self.port} is taken by another program")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GRADSERVE_")}
-        command = [sys.executable, "-m", "app.cli", "serve", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", "app.cli", "serve", "--port", str(self.port)]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

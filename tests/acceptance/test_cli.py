@@ -1,0 +1,160 @@
+"""The gradserve command against a real service."""
+
+import csv
+import hashlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.cli import main
+from app.client import Client
+from scripts.service import Service
+from tests.waiting import until
+
+PENGUINS = Path(__file__).parents[2] / "examples" / "penguins.csv"
+ENDLESS = ["--epochs", "100000000", "--set", "stop.max_seconds=600"]
+
+
+class Cli:
+    """Runs `gradserve …` in this process, against the service; gives what it printed."""
+
+    def __init__(self, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+        self.service, self.capsys = service, capsys
+
+    def __call__(self, *arguments: str, status: int = 0) -> str:
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--url", self.service.url])
+        printed = self.capsys.readouterr()
+        assert end.value.code == status, printed.out + printed.err
+        return printed.out if status == 0 else printed.err
+
+
+@pytest.fixture
+def cli(service: Service, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(service, capsys)
+
+
+def test_train_predict_and_look_around(cli: Cli, client: Client, tmp_path: Path) -> None:
+    trained = cli(
+        "train", str(PENGUINS), "--target", "species", "--model", "birds", "--hidden", "32", "--epochs", "20",
+        "--optimizer", "sgd", "--learning-rate", "0.1", "--batch-size", "16", "--patience", "15", "--seed", "3",
+        "--task", "multiclass", "--set", "optimizer.momentum=0.9", "--set", "tags.by=hand",
+    )  # fmt: skip
+    assert "epoch 20/20" in trained
+    assert "val_accuracy" in trained
+    assert f"{cli.service.url}/models/birds/versions/1" in trained
+    spec = client.model("birds", "1")["spec"]
+    assert spec["optimizer"] == {
+        "type": "sgd", "learning_rate": 0.1, "momentum": 0.9, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0,
+    }  # fmt: skip
+    assert (spec["seed"], spec["stop"]["patience"], spec["descent"]["batch_size"]) == (3, 15, 16)
+    assert spec["tags"] == {"by": "hand"}
+
+    predicted = tmp_path / "predicted.csv"
+    assert "344 rows" in cli("predict", "birds", str(PENGUINS), "--output", str(predicted))
+    with predicted.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(row["prediction"] == row["species"] for row in rows) >= 0.97 * 344
+    species = {row["species"] for row in rows}
+    assert all(sum(float(row[f"probability_{name}"]) for name in species) == pytest.approx(1) for row in rows)
+    printed = cli("predict", "birds", str(PENGUINS), "--version", "1")
+    assert printed == predicted.read_text()
+    answer = json.loads(cli("predict", "birds", "--row", '{"bill_length_mm": 39.1}'))
+    assert answer["predictions"][0] in answer["classes"]
+
+    assert re.search(r"^birds +1 +multiclass ", cli("models", "list"), re.MULTILINE)
+    assert json.loads(cli("models", "show", "birds", "--version", "1"))["version"] == "1"
+    (job,) = client.jobs(model="birds")
+    assert job["id"] in cli("jobs", "list", "--model", "birds")
+    assert json.loads(cli("jobs", "show", job["id"]))["state"] == "succeeded"
+    events = [json.loads(line) for line in cli("jobs", "events", job["id"]).splitlines()]
+    assert events[0]["data"] == {"state": "queued"}
+    assert [event["data"]["epoch"] for event in events if event["type"] == "metrics"] == list(range(1, 21))
+
+
+def test_downloaded_files_are_the_published_ones(cli: Cli, client: Client, tmp_path: Path) -> None:
+    client.train(model="sum", data={"inputs": [[1, 2], [3, 4], [5, 6]], "targets": [3, 7, 11]})
+    cli("models", "download", "sum", "--output", str(tmp_path / "sum"))
+    config = json.loads((tmp_path / "sum" / "config.json").read_text())
+    for file, digest in config["digests"].items():
+        assert f"sha256:{hashlib.sha256((tmp_path / 'sum' / file).read_bytes()).hexdigest()}" == digest
+    cli("models", "delete", "sum", "--yes")
+    assert "sum" not in [model["name"] for model in client.models()]
+    assert "there is no model 'sum'" in cli("models", "show", "sum", status=1)
+
+
+def test_datasets(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "Two Rows.tsv"
+    file.write_text("a\tb\n1\tx\n2\ty\n")
+    assert "/datasets/two-rows" in cli("datasets", "upload", str(file))
+    assert re.search(r"^two-rows +2 ", cli("datasets", "list"), re.MULTILINE)
+    assert json.loads(cli("datasets", "show", "two-rows"))["columns"][0]["name"] == "a"
+    cli("datasets", "delete", "two-rows")
+    assert "two-rows" not in cli("datasets", "list")
+
+
+def test_a_job_can_be_detached_paused_resumed_and_cancelled(cli: Cli, client: Client) -> None:
+    (job_id,) = re.findall(r"Job (\w+) is", cli("train", str(PENGUINS), "--target", "species", "--detach", *ENDLESS))
+    until(lambda: client.job(job_id)["state"] == "running")
+    assert "is pausing" in cli("jobs", "pause", job_id)
+    until(lambda: client.job(job_id)["state"] == "paused")
+    assert "is queued" in cli("jobs", "resume", job_id)
+    until(lambda: client.job(job_id)["state"] == "running")
+    cli("jobs", "cancel", job_id)
+    until(lambda: client.job(job_id)["terminal"])
+    assert f"Error: job {job_id}" in cli("jobs", "resume", job_id, status=1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "said"),
+    [(None, "running", "runs on"), (b"n\n", "running", "runs on"), (b"y\n", "cancelled", "is being cancelled")],
+)
+def test_ctrl_c_asks_whether_to_cancel(
+    service: Service, client: Client, answer: bytes | None, state: str, said: str
+) -> None:
+    """At a terminal; where there is none to ask, the job is left to the service."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "train", str(PENGUINS), "--target", "species", *ENDLESS],
+        env=os.environ | {"GRADSERVE_URL": service.url}, text=True, stdout=subprocess.PIPE,
+        stdin=slave if answer else subprocess.DEVNULL,
+    )  # fmt: skip
+    job = until(lambda: next(client.jobs(model="penguins", state="running"), None))
+    until(lambda: client.job(job["id"])["progress"]["step"])  # by then the command follows the events
+    os.write(master, answer or b"")
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=20)
+    assert process.returncode == 130, printed
+    assert f"Job {job['id']} {said}" in printed
+    until(lambda: client.job(job["id"])["state"] == state)
+    if state == "running":
+        client.cancel(job["id"])
+    assert client.wait(job["id"])["state"] == "cancelled"
+    os.close(master)
+    os.close(slave)
+
+
+def test_what_is_wrong_is_said_in_a_line_or_two(cli: Cli) -> None:
+    said = cli("train", str(PENGUINS), "--target", "specis", status=1)
+    assert said.splitlines() == ["Error: there is no column 'specis'; did you mean 'species'?", "  at /data/target"]
+    assert "no dataset 'nope'" in cli("datasets", "show", "nope", status=1)
+    assert "No such file" in cli("train", "nope.csv", "--target", "y", status=1)
+
+
+def test_a_service_for_everyone_makes_a_key(start_service: Callable[..., Service]) -> None:
+    service = start_service(GRADSERVE_HOST="0.0.0.0")
+    (key,) = re.findall(r"^    (\S{32})$", service.log.read_text(), re.MULTILINE)
+    assert httpx.get(f"{service.url}/models").status_code == 401
+    with Client(service.url, key) as client:
+        assert list(client.models()) == []
+        client.train(model="line", data={"inputs": [[1], [2], [3]], "targets": [1, 2, 3]})
+        client.delete_model("line")
