@@ -47,14 +47,17 @@ class ValidationFolds(Spec):
 
 
 def _form(value: Any) -> str:
-    keys = value if isinstance(value, dict) else type(value).model_fields
-    return "folds" if "folds" in keys else "dataset" if "dataset" in keys or "digest" in keys else "fraction"
+    """Which class a value is meant for. No tag is also a field, so that pointers to faults can leave tags out."""
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
+    if "folds" in keys:
+        return "held_out_folds"
+    return "held_out_dataset" if "dataset" in keys or "digest" in keys else "held_out_fraction"
 
 
 ValidationSpec = Annotated[
-    Annotated[ValidationFraction, Tag("fraction")]
-    | Annotated[ValidationDataset, Tag("dataset")]
-    | Annotated[ValidationFolds, Tag("folds")],
+    Annotated[ValidationFraction, Tag("held_out_fraction")]
+    | Annotated[ValidationDataset, Tag("held_out_dataset")]
+    | Annotated[ValidationFolds, Tag("held_out_folds")],
     Discriminator(_form),
 ]
 
