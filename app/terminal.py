@@ -78,7 +78,9 @@ def number(value: Any) -> str:
 
 
 def metrics_table(metrics: Json) -> Table:
-    return listing([{"metric": name, "value": value} for name, value in metrics.items()], ["metric", "value"])
+    """The numbers among the metrics; what a cross-validation tells of each fold is left to `gradserve jobs show`."""
+    numbers = {name: value for name, value in metrics.items() if not isinstance(value, list | dict)}
+    return listing([{"metric": name, "value": value} for name, value in numbers.items()], ["metric", "value"])
 
 
 def listing(rows: Iterable[Json], columns: Sequence[str]) -> Table:

@@ -11,15 +11,10 @@ import polars as pl
 import torch
 from torch import nn
 
-from app.learning.batches import plan_batches
-from app.learning.fit import Run, State, fit
-from app.learning.losses import build_loss
-from app.learning.model import assemble
-from app.learning.network import initialize
-from app.learning.optimizers import build_optimizers
+from app.jobs.session import Session
+from app.learning.fit import State, fit
 from app.learning.plan import plan, usable_cores
 from app.learning.prepare import prepare
-from app.learning.steps import EagerSteps
 from app.specs.resolve import resolve, signature_of
 from app.specs.training import TrainingSpec
 from app.storage.profile import profile_table
@@ -108,17 +103,13 @@ def our_loop(work: Work, frame: pl.DataFrame) -> Contender:
     asked = TrainingSpec.model_validate(_body(work, table.digest))
     spec, _ = plan(resolve(asked, table)[0], table, device="cpu", max_parameters=10**9)
     prepared = prepare(spec, signature_of(spec, table), frame, None)
-    batching, loss = plan_batches(spec.descent, len(prepared.train)), build_loss(spec.loss)
 
     def train() -> tuple[float, float]:
         assert spec.num_threads
         torch.set_num_threads(spec.num_threads)
-        torch.manual_seed(0)
-        network = initialize(assemble(spec, prepared.features, 1), spec.init)
-        optimizers = build_optimizers(spec.optimizer, network.parameters())
-        engine = EagerSteps(network, loss, optimizers, batching, max_grad_norm=None)
-        watcher, begun = Watcher(), time.perf_counter()
-        fit(Run(spec, network, engine, loss, batching, prepared.train), State(), watcher)
+        session, watcher = Session(spec, prepared, None), Watcher()
+        begun = time.perf_counter()
+        fit(session.run(), session.state, watcher)
         return time.perf_counter() - begun, watcher.loss
 
     return train

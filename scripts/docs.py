@@ -20,7 +20,13 @@ from app.settings import Settings
 from app.specs.layers import LAYER_SPECS
 from app.specs.network import DenseNetwork, InitSpec
 from app.specs.optimization import LOSS_SPECS, OPTIMIZER_SPECS, SCHEDULE_SPECS, DescentSpec, StopSpec
-from app.specs.training import FeaturesSpec, TrainingSpec, ValidationFraction
+from app.specs.training import (
+    FeaturesSpec,
+    TrainingSpec,
+    ValidationDataset,
+    ValidationFolds,
+    ValidationFraction,
+)
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -48,8 +54,14 @@ def types_table(specs: Iterable[type[BaseModel]]) -> str:
     return "\n".join(rows)
 
 
+def forms_table(specs: Iterable[type[BaseModel]]) -> str:
+    """A row per spec of a union without `type`."""
+    rows = ["| fields and their defaults | |", "|---|---|"]
+    return "\n".join([*rows, *(f"| {_fields(spec)} | {_doc(spec)} |" for spec in specs)])
+
+
 def fields_table(spec: type[BaseModel]) -> str:
-    rows = ["| field | default | or |", "|---|---|---|"]
+    rows = [_doc(spec), "", "| field | default | or |", "|---|---|---|"]
     rows += [f"| `{name}` | {_default(field)} | {_choices(field)} |" for name, field in spec.model_fields.items()]
     return "\n".join(rows)
 
@@ -110,7 +122,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "descent": lambda: fields_table(DescentSpec),
         "schedules": lambda: types_table(SCHEDULE_SPECS),
         "stop": lambda: fields_table(StopSpec),
-        "validation": lambda: fields_table(ValidationFraction),
+        "validation": lambda: forms_table([ValidationFraction, ValidationDataset, ValidationFolds]),
         "features": lambda: fields_table(FeaturesSpec),
         "init": lambda: fields_table(InitSpec),
     },

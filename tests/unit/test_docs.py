@@ -25,7 +25,7 @@ def test_every_setting_says_what_it_is() -> None:
 
 def test_every_type_has_a_row_with_its_defaults() -> None:
     page = (docs.DOCS / "training.md").read_text()
-    assert "| `sgd` | `learning_rate` `0.01`, `momentum` `0.0`," in page
+    assert "| `adam` | `learning_rate` `0.001`" in page
     assert "| `residual` | `layers` (required) |" in page
     assert '| `variant` | `"mini_batch"` | `"full_batch"`, `"stochastic"` |' in page
 

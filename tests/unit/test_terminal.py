@@ -58,7 +58,8 @@ def test_a_list_keeps_the_first_column_whole() -> None:
 
 
 def test_metrics_are_named() -> None:
-    assert rendered(metrics_table({"val_accuracy": 0.98765})).split() == ["metric", "value", "val_accuracy", "0.9877"]
+    metrics = {"val_accuracy": 0.98765, "folds": [{"val_accuracy": 0.9}]}
+    assert rendered(metrics_table(metrics)).split() == ["metric", "value", "val_accuracy", "0.9877"]
 
 
 def test_numbers_and_durations() -> None:
