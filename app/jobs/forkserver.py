@@ -23,6 +23,7 @@ import select
 import signal
 import socket
 import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -80,7 +81,12 @@ class ForkServer:
     def _start(self, run: int, order: dict[str, Any]) -> None:
         channel = self._fds.pop(0)
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # too many processes, or no memory: this job's misfortune, not its siblings'
+            os.close(channel)
+            self._say({"exited": run, "signal": None, "code": error.errno})
+            return
         if pid == 0:
             self._become_worker(parent, channel, order)
         os.close(channel)
@@ -125,6 +131,8 @@ def _leave_to_service(_number: int, _frame: object) -> None:
 
 def main() -> None:
     name, fd = sys.argv[1:]
+    # the threads that Python 3.12 warns of are those of libraries, started by the imports, idle, and holding no lock
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     gc.disable()
     training = importlib.import_module(name)
     gc.collect()

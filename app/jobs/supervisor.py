@@ -151,11 +151,11 @@ class Reign:
 
     def turn(self) -> None:
         """Wait for something to happen, at most `POLL_SECONDS`, and deal with it."""
+        if self._recorder.due_seconds == 0:
+            self._recorder.flush()  # before hearing more: where it fails, workers wait and memory does not grow
         due = self._recorder.due_seconds
         for run, message in self._fleet.poll(POLL_SECONDS if due is None else min(due, POLL_SECONDS)):
             self._hear(run, message)
-        if self._recorder.due_seconds == 0:
-            self._recorder.flush()
         if self._changed() or time.monotonic() >= self._reconcile_at:
             self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
             self.reconcile()

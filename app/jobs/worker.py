@@ -5,6 +5,7 @@ Said on the channel: {"type": "progress" | "metrics" | "warning", "data": {…}}
 "code", "detail"}. A process that ends without either has died.
 """
 
+import errno
 import faulthandler
 import fcntl
 import os
@@ -117,6 +118,8 @@ def explain(error: Exception) -> tuple[str, str]:
             "out_of_memory",
             f"the run needs more memory than there is; a smaller network or batch needs less ({what})",
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return "storage_failed", f"the run could not write to the disk: {what}"
     return "internal_error", f"an error that is not yours ended the run: {what}"
 
 

@@ -5,6 +5,7 @@ spec: {"epochs": N, "gate": path, "die_at": epoch, "die_times": N, "hang_at": ep
 adds a line to `starts-<job id>`: process id, time, and the epoch to go on from.
 """
 
+import errno
 import json
 import os
 import signal
@@ -55,6 +56,8 @@ def _fail(how: str | None) -> None:
         raise Diverged("the loss is not finite; try a smaller learning rate")
     if how == "memory":
         raise MemoryError("60 GiB")
+    if how == "disk":
+        raise OSError(errno.ENOSPC, "No space left on device")
     if how == "bug":
         raise ZeroDivisionError("division by zero")
 

@@ -1,5 +1,6 @@
 """Real jobs in real worker processes, with a stand-in for the training itself, and every process killed in turn."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -118,6 +119,7 @@ def test_no_more_run_at_once_than_allowed(queue: JobQueue, start: Start, gate: G
     [
         ("diverged", "diverged", "try a smaller learning rate"),
         ("memory", "out_of_memory", "60 GiB"),
+        ("disk", "storage_failed", "No space left on device"),
         ("bug", "internal_error", "ZeroDivisionError: division by zero"),
     ],
 )
@@ -278,7 +280,7 @@ def test_a_killed_fork_server_takes_its_workers_along_and_the_jobs_go_on(
 
 
 def test_a_hung_worker_is_noticed_and_ended(queue: JobQueue, start: Start, tmp_path: Path) -> None:
-    start(worker_timeout_seconds=3.0)
+    start(worker_timeout_seconds=1.5)
     job = ended(queue, queue.submit({"epochs": 3, "hang_at": 2}, "m"))
     assert job.state == "succeeded"
     assert "no sign of life" in job.warnings[0]
@@ -294,6 +296,19 @@ def test_a_worker_holds_no_other_workers_channel(queue: JobQueue, start: Start, 
     assert [len(found) for found in sockets] == [1, 1, 1]
     assert len(set.union(*sockets)) == 3
     gate.open(1)
+
+
+def test_a_worker_waits_for_a_predecessor_that_is_still_dying(queue: JobQueue, start: Start, tmp_path: Path) -> None:
+    job = queue.submit({}, "m")
+    lock = tmp_path / "data" / "jobs" / job.id / "lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = f":{os.fstat(held.fileno()).st_ino} "
+        start()
+        until(lambda: any("->" in line and waiting in line for line in Path("/proc/locks").read_text().splitlines()))
+        assert starts(tmp_path, job) == []
+    assert ended(queue, job).state == "succeeded"
 
 
 # ---- the end of a supervisor, and the next
