@@ -35,6 +35,8 @@ class Journal:
         tensors, position = found
         self.folds = position["folds"]
         self.history = self.checkpoints.load_history(position["num_rows"])
+        for row in self.history:  # told before, but perhaps not written down when the service was killed
+            self.emit("metrics", row)
         return tensors, position["session"]
 
     def watch(self, session: Session, fold: int | None) -> None:
@@ -63,6 +65,7 @@ class Journal:
         return self.control.request
 
     def checkpoint(self) -> None:
+        self.emit("progress", self.progress())  # first: who dies right after a checkpoint is known to have got on
         tensors, session = self.session.export()
         position = {"folds": self.folds, "num_rows": len(self.history), "session": session}
         self.checkpoints.save(tensors, position, self.history)
