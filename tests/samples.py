@@ -40,8 +40,7 @@ def untrained(frame: pl.DataFrame, target: str | list[str] = "y", **spec: Any) -
     """A model with its features and targets fitted, and its weights as they start."""
     resolved_spec = resolved(frame, target, **spec)
     parts = prepared(resolved_spec, frame)
+    network = assemble(resolved_spec, parts.features, parts.targets.num_outputs)
     torch.manual_seed(resolved_spec.seed)
-    network = initialize(
-        assemble(resolved_spec, parts.features, parts.targets.num_outputs), resolved_spec.init
-    ).requires_grad_(False)
-    return Model(resolved_spec, parts.features, parts.targets, network.eval())
+    initialize(network, resolved_spec.init)
+    return Model(resolved_spec, parts.features, parts.targets, network.requires_grad_(False).eval())

@@ -66,7 +66,7 @@ LossSpec = Annotated[
 LOSS_SPECS: tuple[type[Spec], ...] = get_args(get_args(LossSpec)[0])
 
 
-# ---- optimizers (the parameters and defaults of torch.optim, under our names)
+# ---- optimizers (the parameters and defaults of torch.optim, under our names; rates of sgd and rmsprop as in Keras)
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

@@ -1,0 +1,91 @@
+"""Metrics against scikit-learn."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sklearn
+
+from app.learning.metrics import METRICS, measure
+from app.specs.resolve import METRICS_OF_TASK
+from app.specs.table import Task
+
+rng = np.random.default_rng(0)
+
+
+def probabilities(num_rows: int, num_classes: int) -> np.ndarray:
+    raw = rng.random((num_rows, num_classes))
+    return raw / raw.sum(1, keepdims=True)
+
+
+def test_every_task_has_metrics() -> None:
+    assert set(METRICS) == set(get_args(Task)) == set(METRICS_OF_TASK)
+
+
+@pytest.mark.parametrize("num_targets", [1, 3])
+def test_regression(num_targets: int) -> None:
+    truth, values = rng.normal(5, 3, (50, num_targets)), rng.normal(5, 3, (50, num_targets))
+    assert measure("regression", torch.tensor(values), torch.tensor(truth)) == pytest.approx(
+        {
+            "mae": sklearn.mean_absolute_error(truth, values),
+            "rmse": sklearn.mean_squared_error(truth, values) ** 0.5,
+            "r2": sklearn.r2_score(truth, values),
+        }
+    )
+
+
+def test_regression_of_equal_targets_has_no_r2() -> None:
+    found = measure("regression", torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [3.0]]))
+    assert found == pytest.approx({"mae": 1.5, "rmse": 2.5**0.5})
+
+
+def test_binary() -> None:
+    truth, predicted = rng.integers(0, 2, 60), probabilities(60, 2)
+    assert measure("binary", torch.tensor(predicted), torch.tensor(truth)) == pytest.approx(
+        {
+            "accuracy": sklearn.accuracy_score(truth, predicted.argmax(1)),
+            "f1_macro": sklearn.f1_score(truth, predicted.argmax(1), average="macro"),
+            "roc_auc": sklearn.roc_auc_score(truth, predicted[:, 1]),
+        },
+        abs=1e-6,
+    )
+
+
+def test_binary_of_one_class_has_no_roc_auc() -> None:
+    assert "roc_auc" not in measure("binary", torch.tensor(probabilities(5, 2)), torch.ones(5, dtype=torch.long))
+
+
+def test_multiclass_counts_the_classes_that_occur() -> None:
+    truth, predicted = rng.integers(0, 3, 60), probabilities(60, 3)
+    with_an_unused_class = np.column_stack([predicted, np.zeros(60)])
+    for given in (predicted, with_an_unused_class):
+        assert measure("multiclass", torch.tensor(given), torch.tensor(truth)) == pytest.approx(
+            {
+                "accuracy": sklearn.accuracy_score(truth, predicted.argmax(1)),
+                "f1_macro": sklearn.f1_score(truth, predicted.argmax(1), average="macro"),
+            }
+        )
+
+
+def test_multilabel() -> None:
+    truth, predicted = rng.integers(0, 2, (60, 3)), rng.random((60, 3))
+    flags = (predicted >= 0.5).astype(int)
+    assert measure("multilabel", torch.tensor(predicted), torch.tensor(truth, dtype=torch.float64)) == pytest.approx(
+        {
+            "accuracy": (flags == truth).mean(),
+            "exact_match": sklearn.accuracy_score(truth, flags),
+            "f1_macro": sklearn.f1_score(truth, flags, average="macro"),
+        }
+    )
+
+
+def test_no_rows_have_no_metrics() -> None:
+    assert measure("regression", torch.empty(0, 1), torch.empty(0, 1)) == {}
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_early_stopping_knows_every_metric(task: Task) -> None:
+    truth = {"regression": torch.rand(9, 1), "multilabel": (torch.rand(9, 2) > 0.5).double()}
+    found = measure(task, torch.rand(9, 2 if task != "regression" else 1), truth.get(task, torch.arange(9) % 2))
+    assert set(found) - {"roc_auc"} == set(METRICS_OF_TASK[task]) - {"roc_auc"}
