@@ -29,14 +29,13 @@ from app.jobs.feed import EventFeed
 from app.jobs.queue import Batch, JobQueue
 from app.storage.database import Database
 from app.storage.jobs import NewEvent
-from app.storage.migrations import migrate
+from tests.databases import new_database
 from tests.waiting import until
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path}/gradserve.db")
-    migrate(database)
+    database = new_database(tmp_path / "gradserve.db")
     yield database
     database.close()
 

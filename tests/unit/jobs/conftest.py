@@ -6,16 +6,15 @@ import pytest
 from app.jobs.queue import JobQueue
 from app.jobs.supervisor import Rules, Supervisor
 from app.storage.database import Database
-from app.storage.migrations import migrate
 from app.storage.models import ModelStore
+from tests.databases import new_database
 
 STANDIN = "tests.unit.jobs.standin"
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path}/data/gradserve.db")
-    migrate(database)
+    database = new_database(tmp_path / "data" / "gradserve.db")
     yield database
     database.close()
 

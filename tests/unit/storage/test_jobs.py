@@ -8,13 +8,12 @@ import pytest
 from app.storage import jobs as rows
 from app.storage.database import Database
 from app.storage.jobs import NewEvent
-from app.storage.migrations import migrate
+from tests.databases import new_database
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path}/gradserve.db")
-    migrate(database)
+    database = new_database(tmp_path / "gradserve.db")
     with database.write() as connection:
         for number, state in enumerate(("queued", "running", "queued", "paused", "queued"), start=1):
             rows.insert_job(
