@@ -75,13 +75,19 @@ class Targets:
         return np.column_stack([frame[column.name].cast(pl.Float64).to_numpy() for column in self.signature.targets])
 
     def codes(self, frame: pl.DataFrame) -> Tensor:
-        """Class numbers `[N]` of a single target."""
+        """Class numbers `[N]` of a single target, whatever type its column has here.
+
+        Raises:
+            BadData: a label that is no class.
+        """
         labels = frame[self.signature.targets[0].name]
-        known = pl.Series(self.classes).cast(labels.dtype, strict=False)
-        codes = labels.replace_strict(known, pl.Series(range(len(known))), default=-1, return_dtype=pl.Int64)
-        if (codes < 0).any():
-            unseen = labels.filter(codes < 0)[0]
+        known = {_as_key(label): code for code, label in enumerate(self.classes)}
+        given = labels.unique(maintain_order=True)
+        found = [known.get(_as_key(label), -1) for label in given]
+        if -1 in found:
+            unseen = given[found.index(-1)]
             raise BadData(f"the label {unseen!r} is none of the {len(known)} classes that the model knows")
+        codes = labels.replace_strict(given, pl.Series(found, dtype=pl.Int64)).cast(pl.Int64)
         return torch.from_numpy(codes.to_numpy().copy())
 
     def truth(self, frame: pl.DataFrame) -> Tensor:
@@ -134,4 +140,7 @@ def class_chances(codes: Tensor) -> Tensor:
 
 
 def _as_key(label: Label) -> str:
-    return str(label).lower() if isinstance(label, bool) else str(label)
+    """A label as a JSON key; 2 and 2.0 are the same."""
+    if isinstance(label, bool):
+        return str(label).lower()
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
