@@ -99,9 +99,8 @@ class Features:
             BadData: where the spec refuses missing values and there are some.
         """
         found = cls(tuple(columns), spec)
+        found.check(frame)
         missing = {column.name for column in columns if frame[column.name].null_count()}
-        if missing and (spec is None or spec.missing == "error"):
-            raise BadData(f"column {min(missing)!r} has missing values, and the features spec allows none")
         found.flagged = tuple(
             column.name for column in columns if column.name in missing and column.kind != "categorical"
         )
@@ -113,6 +112,13 @@ class Features:
         if spec is not None:
             found._fit_constants(measures, standardize=spec.standardize)
         return found
+
+    def check(self, frame: pl.DataFrame) -> None:
+        """Raise BadData where the spec refuses missing values and there are some."""
+        if self.spec is None or self.spec.missing == "error":
+            for column in self.columns:
+                if frame[column.name].null_count():
+                    raise BadData(f"column {column.name!r} has missing values, and the features spec allows none")
 
     def _fit_constants(self, measures_NK: Floats, *, standardize: bool) -> None:
         present = np.isfinite(measures_NK)

@@ -51,6 +51,8 @@ def prepare(
     frame = _usable(spec, frame, warnings)
     train, held_out = _split(spec, signature, frame, fold) if other is None else (frame, _usable(spec, other, warnings))
     features = Features.fit(signature.inputs, train, spec.features)
+    if held_out is not None:
+        features.check(held_out)
     targets = Targets.fit(signature, spec, train, frame)
     judged = train if held_out is None else held_out
     return Prepared(

@@ -288,6 +288,7 @@ def _resolve_descent(spec: TrainingSpec, table: Table, warnings: list[str]) -> T
             "/validation/folds", f"{num_rows} rows can't be divided into {spec.validation.folds} folds"
         )
     _check_extras(spec)
+    _check_batch_norm(spec, num_rows)
     descent, stop = spec.descent, spec.stop
     if descent.variant == "full_batch":
         if descent.batch_size is not None:
@@ -335,3 +336,25 @@ def _check_extras(spec: TrainingSpec) -> None:
         raise InvalidInput.at("/descent/sampling", f"class_balanced needs classes; the task is {spec.task}")
     if spec.mixup is not None and layers and layers[0].type == "embedding":
         raise InvalidInput.at("/mixup", "whole numbers for an embedding can't be mixed")
+
+
+def _check_batch_norm(spec: TrainingSpec, num_rows: int) -> None:
+    """A single row has no variance."""
+    network, descent = spec.network, spec.descent
+    assert isinstance(network, LayeredNetwork)
+    if network.input_shape is not None or not any(layer.type == "batch_norm" for layer in _all(network.layers)):
+        return
+    one_row = descent.variant == "stochastic" or descent.batch_size == 1
+    if one_row or num_rows < (2 if spec.validation is None else 3):
+        raise InvalidInput.at(
+            "/descent/batch_size" if one_row else "/data",
+            "batch_norm needs at least 2 rows a gradient; use a larger batch_size, or layer_norm",
+        )
+
+
+def _all(layers: Iterable[Layer]) -> Iterable[Layer]:
+    """Layers, and those inside them."""
+    for layer in layers:
+        yield layer
+        for inner in (getattr(layer, "layers", ()), *getattr(layer, "branches", ())):
+            yield from _all(inner)
