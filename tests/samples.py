@@ -32,8 +32,10 @@ def resolved(
     return resolve(posted(target, data, **spec), table_of(frame))[0]
 
 
-def prepared(spec: TrainingSpec, frame: pl.DataFrame, other: pl.DataFrame | None = None) -> Prepared:
-    return prepare(spec, signature_of(spec, table_of(frame)), frame, other)
+def prepared(
+    spec: TrainingSpec, frame: pl.DataFrame, other: pl.DataFrame | None = None, *, fold: int | None = None
+) -> Prepared:
+    return prepare(spec, signature_of(spec, table_of(frame)), frame, other, fold)
 
 
 def untrained(frame: pl.DataFrame, target: str | list[str] = "y", **spec: Any) -> Model:

@@ -1,0 +1,183 @@
+"""From a table to rows: what is held out, what is left out, what weighs how much."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import BadData
+from app.learning.prepare import folds_of_rows, held_out_rows
+from tests.samples import prepared, resolved
+
+labels = st.lists(st.integers(0, 4), min_size=2, max_size=80)
+fractions = st.floats(0.01, 0.9)
+seeds = st.integers(0, 2**53)
+
+
+@given(st.integers(2, 200), fractions, seeds)
+def test_held_out_rows_are_as_many_as_asked(num_rows: int, fraction: float, seed: int) -> None:
+    mask = held_out_rows(num_rows, fraction, None, seed)
+    assert mask.sum() == min(num_rows - 1, max(1, round(num_rows * fraction)))
+    assert (mask == held_out_rows(num_rows, fraction, None, seed)).all()
+
+
+@given(labels, fractions, seeds)
+def test_each_class_gives_its_share(of_rows: list[int], fraction: float, seed: int) -> None:
+    codes = np.array(of_rows)
+    mask = held_out_rows(len(codes), fraction, codes, seed)
+    wanted = min(len(codes) - 1, max(1, round(len(codes) * fraction)))
+    assert mask.sum() == wanted
+    for code in set(of_rows):
+        share = (codes == code).mean() * wanted
+        assert abs(mask[codes == code].sum() - share) <= 1 + 1e-9
+
+
+def test_seeds_hold_out_different_rows() -> None:
+    masks = {tuple(held_out_rows(50, 0.2, None, seed)) for seed in range(20)}
+    assert len(masks) == 20
+
+
+@given(labels, st.integers(2, 10), seeds)
+def test_folds_divide_the_rows_and_each_class(of_rows: list[int], num_folds: int, seed: int) -> None:
+    codes = np.array(of_rows)
+    if len(codes) < num_folds:
+        with pytest.raises(BadData, match="folds"):
+            folds_of_rows(len(codes), num_folds, codes, seed)
+        return
+    folds = folds_of_rows(len(codes), num_folds, codes, seed)
+    for rows in (folds, *(folds[codes == code] for code in set(of_rows))):
+        sizes = np.bincount(rows, minlength=num_folds)
+        assert len(sizes) == num_folds
+        assert sizes.max() - sizes.min() <= 1
+    assert (folds == folds_of_rows(len(codes), num_folds, codes, seed)).all()
+
+
+# ---- a whole table
+
+NUM_ROWS = 50
+FRAME = pl.DataFrame(
+    {
+        "x": [float(i) for i in range(NUM_ROWS)],
+        "c": [f"word {i % 10}" for i in range(NUM_ROWS)],
+        "w": [1.0 + i for i in range(NUM_ROWS)],
+        "y": [i * 0.5 for i in range(NUM_ROWS)],
+        "k": [["a", "b", "b", "b", "c"][i % 5] for i in range(NUM_ROWS)],
+    }
+)
+
+
+def test_constants_are_fitted_on_the_training_rows() -> None:
+    frame = FRAME.with_columns(c=pl.Series([f"word {i}" for i in range(10)] * 5))
+    found = prepared(resolved(frame, data={"features": ["x", "c"]}, validation={"fraction": 0.2}), frame)
+    assert found.validation is not None
+    assert (len(found.train), len(found.validation)) == (40, 10)
+    torch.testing.assert_close(found.train.inputs[:, 0].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.train.targets.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert abs(found.validation.inputs[:, 0].mean().item()) > 1e-3
+
+
+def test_a_word_of_the_held_out_rows_alone_is_unseen() -> None:
+    frame = FRAME.with_columns(c=pl.Series([f"word {i}" for i in range(NUM_ROWS)])).head(20)
+    spec = resolved(frame, data={"features": ["c"]}, validation={"fraction": 0.2})
+    found = prepared(spec, frame)
+    assert found.validation is not None
+    assert (found.validation.inputs == 0).all()
+    assert (found.train.inputs >= 2).all()
+
+
+def test_every_row_is_in_one_part() -> None:
+    spec = resolved(FRAME, data={"features": ["x"]}, features=None, validation={"fraction": 0.3})
+    found = prepared(spec, FRAME)
+    assert found.validation is not None
+    rows = torch.cat([found.train.inputs, found.validation.inputs]).flatten()
+    assert sorted(rows.tolist()) == FRAME["x"].to_list()
+    assert found.truth.flatten().tolist() == [x / 2 for x in found.validation.inputs.flatten().tolist()]
+    assert found.train_truth.flatten().tolist() == [x / 2 for x in found.train.inputs.flatten().tolist()]
+
+
+def test_folds_hold_out_every_row_once() -> None:
+    spec = resolved(FRAME, data={"features": ["x"]}, features=None, validation={"folds": 3})
+    held_out = []
+    for fold in range(3):
+        found = prepared(spec, FRAME, fold=fold)
+        assert found.validation is not None
+        assert len(found.train) + len(found.validation) == NUM_ROWS
+        held_out += found.validation.inputs.flatten().tolist()
+    assert sorted(held_out) == FRAME["x"].to_list()
+    everything = prepared(spec, FRAME, fold=None)
+    assert everything.validation is None
+    assert len(everything.train) == NUM_ROWS
+
+
+def test_another_table_can_judge() -> None:
+    spec = resolved(FRAME, data={"features": ["x"]}, features=None, validation={"dataset": "other"})
+    found = prepared(spec, FRAME, FRAME.head(7))
+    assert found.validation is not None
+    assert (len(found.train), len(found.validation)) == (NUM_ROWS, 7)
+
+
+@pytest.mark.parametrize("features", [None, {"missing": "error"}])
+def test_another_table_may_have_no_missing_values_where_none_are_allowed(features: object) -> None:
+    spec = resolved(FRAME, data={"features": ["x"]}, features=features, validation={"dataset": "other"})
+    gaps = FRAME.with_columns(x=pl.lit(None, pl.Float64))
+    with pytest.raises(BadData, match="'x'"):
+        prepared(spec, FRAME, gaps)
+
+
+def test_rows_without_a_target_are_left_out_and_told_of() -> None:
+    frame = FRAME.with_columns(y=pl.when(pl.col("x") < 5).then(None).otherwise(pl.col("y")))
+    found = prepared(resolved(frame, data={"features": ["x"]}, validation=None), frame)
+    assert len(found.train) == NUM_ROWS - 5
+    assert found.warnings == ["5 of 50 rows have no y and are left out"]
+
+
+def test_a_table_without_targets_is_refused() -> None:
+    spec = resolved(FRAME, data={"features": ["x"]})
+    with pytest.raises(BadData, match="no row has y"):
+        prepared(spec, FRAME.with_columns(y=pl.lit(None, pl.Float64)))
+
+
+# ---- weights
+
+
+def test_weights_of_rows_and_classes_multiply() -> None:
+    spec = resolved(
+        FRAME, "k", {"features": ["x"], "sample_weight": "w"},
+        validation=None, loss={"type": "cross_entropy", "class_weight": {"a": 3.0}},
+    )  # fmt: skip
+    weights = prepared(spec, FRAME).train.weights
+    assert weights is not None
+    assert weights.tolist() == [(1.0 + i) * (3.0 if i % 5 == 0 else 1.0) for i in range(NUM_ROWS)]
+
+
+def test_balanced_classes() -> None:
+    spec = resolved(FRAME, "k", {"features": ["x"]}, validation=None, loss={"type": "auto", "class_weight": "balanced"})
+    weights = prepared(spec, FRAME).train.weights
+    assert weights is not None
+    assert [weights[i].item() for i in (0, 1, 4)] == pytest.approx([50 / 30, 50 / 90, 50 / 30])
+
+
+def test_no_weights_are_none() -> None:
+    assert prepared(resolved(FRAME, data={"features": ["x"]}), FRAME).train.weights is None
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("inf"), 1e300])
+def test_bad_weights_are_refused(bad: float) -> None:
+    spec = resolved(FRAME, data={"features": ["x"], "sample_weight": "w"}, validation=None)
+    frame = FRAME.with_columns(w=pl.when(pl.col("x") == 3).then(bad).otherwise(pl.col("w")))
+    with pytest.raises(BadData, match="'w'"):
+        prepared(spec, frame)
+
+
+def test_weights_must_not_all_be_zero() -> None:
+    spec = resolved(FRAME, data={"features": ["x"], "sample_weight": "w"}, validation=None)
+    with pytest.raises(BadData, match="not all zero"):
+        prepared(spec, FRAME.with_columns(w=pl.lit(0.0)))
+
+
+def test_rows_without_a_weight_are_left_out() -> None:
+    frame = FRAME.with_columns(w=pl.when(pl.col("x") < 5).then(None).otherwise(pl.col("w")))
+    found = prepared(resolved(frame, data={"features": ["x"], "sample_weight": "w"}, validation=None), frame)
+    assert len(found.train) == NUM_ROWS - 5
