@@ -224,7 +224,7 @@ class JobQueue:
             _get(connection, job_id)
             return rows.metrics_of_job(connection, job_id)
 
-    # ---- the supervisor's part
+    # ---- the supervisor's part (what a power failure undoes of it, the next supervisor does again)
 
     def active(self) -> list[Job]:
         """Jobs that are running, pausing or cancelling, in the order of submission."""
@@ -236,7 +236,7 @@ class JobQueue:
         with self._database.read() as connection:
             if not rows.count_jobs(connection, "queued"):
                 return []
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             queued = rows.jobs_in(connection, ["queued"], limit)
             claimed = [_move(connection, job, "running", started_at=job.started_at or time.time()) for job in queued]
         self._notify()
@@ -250,7 +250,7 @@ class JobQueue:
 
     def record(self, told: Told) -> None:
         """Write what workers have told, in one transaction."""
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             _record(connection, told)
         self._notify()
 
@@ -267,7 +267,7 @@ class JobQueue:
 
     def count_death(self, job_id: str, *, progressed: bool, told: Told = NOTHING) -> int:
         """Note that a job's worker died; how many did in a row, counted anew where this one had got further."""
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             _record(connection, told)
             attempts = 1 if progressed else _get(connection, job_id).attempts + 1
             rows.update_job(connection, job_id, attempts=attempts)
@@ -276,7 +276,7 @@ class JobQueue:
 
     def finish(self, job_id: str, to: State, *, error: dict[str, Any] | None = None, told: Told = NOTHING) -> Job:
         """The end of a run: a terminal state or `paused`; `cancelled` where that was asked and no version is out."""
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             _record(connection, told)
             job = _get(connection, job_id)
             if job.state == "cancelling" and to != "succeeded":

@@ -28,6 +28,7 @@ log = structlog.get_logger("gradserve.jobs")
 
 ELECTION_SECONDS = 0.5
 POLL_SECONDS = 0.1  # how late a request from another process may be seen
+TOGETHER_SECONDS = 0.002  # events that come in a stream are read together, not each at the price of a turn
 RECONCILE_SECONDS = 1.0
 RETRY_SECONDS = 1.0  # after an error of the database or the disk
 CANCEL_SECONDS = 5.0  # from asking a worker to stop to ending it
@@ -154,6 +155,8 @@ class Reign:
         if self._recorder.due_seconds == 0:
             self._recorder.flush()  # before hearing more: where it fails, workers wait and memory does not grow
         due = self._recorder.due_seconds
+        if due is not None:
+            time.sleep(min(due, TOGETHER_SECONDS))
         for run, message in self._fleet.poll(POLL_SECONDS if due is None else min(due, POLL_SECONDS)):
             self._hear(run, message)
         if self._changed() or time.monotonic() >= self._reconcile_at:

@@ -101,10 +101,14 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction that is on disk once the block has ended, or leaves no trace if it raises."""
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+        """A transaction that is on disk once the block has ended, or leaves no trace if it raises.
+
+        One that is not `durable` outlives the death of every process, but a power failure may undo it (and what was
+        written after it, up to the next durable one): for what would then be done again. It takes no wait for the disk.
+        """
         with self._writer, self.engine.connect() as connection:
-            connection = connection.execution_options(gradserve_write=True)
+            connection = connection.execution_options(gradserve_write="FULL" if durable else "NORMAL")
             with connection.begin():
                 yield connection
 
@@ -144,15 +148,19 @@ def _to_json(value: Any) -> str:
 
 def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
     dbapi_connection.isolation_level = None  # the driver begins nothing by itself; _begin_sqlite does
-    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "foreign_keys=ON"):
         dbapi_connection.execute(f"PRAGMA {pragma}").close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    write = connection.get_execution_options().get("gradserve_write")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    synchronous = connection.get_execution_options().get("gradserve_write")
+    if synchronous:
+        connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if synchronous else "BEGIN")
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    if connection.get_execution_options().get("gradserve_write"):
+    synchronous = connection.get_execution_options().get("gradserve_write")
+    if synchronous:
+        connection.exec_driver_sql(f"SET LOCAL synchronous_commit = {'on' if synchronous == 'FULL' else 'off'}")
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7212)")

@@ -1,8 +1,12 @@
 """The state machine: every request from every state, and what many do at once."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import pairwise
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.errors import Conflict, InvalidInput, JobNotFound, Overloaded
 from app.jobs.queue import ACTIVE, TERMINAL, TRANSITIONS, Batch, JobQueue
@@ -55,6 +59,27 @@ def test_every_change_of_state_is_an_event(queue: JobQueue) -> None:
     told = [event.data["state"] for event in queue.events(job.id)]
     assert told == ["queued", "paused", "queued", "running", "cancelling", "cancelled"]
     assert queue.get(job.id).error is None
+
+
+STEPS = ("cancel", "pause", "resume", "claim", "paused", "succeeded", "failed")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.sampled_from(STEPS), max_size=12))
+def test_whatever_is_asked_the_events_are_a_walk_through_the_table(queue: JobQueue, steps: list[str]) -> None:
+    job = queue.submit({}, "m")
+    for step in steps:
+        if step in ("cancel", "pause", "resume"):
+            with suppress(Conflict):
+                getattr(queue, step)(job.id)
+        elif step == "claim":
+            queue.claim(1000)
+        elif step in TRANSITIONS[queue.get(job.id).state] and queue.get(job.id).state in ACTIVE:
+            queue.finish(job.id, step)  # type: ignore[arg-type]
+    walk = [event.data["state"] for event in queue.events(job.id)]
+    assert walk[0] == "queued"
+    assert all(after in TRANSITIONS[before] for before, after in pairwise(walk))
+    assert walk[-1] == queue.get(job.id).state
 
 
 def test_unknown_jobs_are_not_found(queue: JobQueue) -> None:

@@ -473,11 +473,11 @@ def test_an_error_of_the_database_is_got_over(
     at_epoch(queue, job, 1)
     write, failures = database.write, []
 
-    def fail_at_first() -> AbstractContextManager[Connection]:
+    def fail_at_first(*, durable: bool = True) -> AbstractContextManager[Connection]:
         if len(failures) < 5:
             failures.append("no space")
             raise OSError("disk full")
-        return write()
+        return write(durable=durable)
 
     monkeypatch.setattr(database, "write", fail_at_first)
     gate.open(3)
