@@ -73,9 +73,14 @@ def serve(
 
     settings = _settings()
     host, port = host or settings.host, settings.port if port is None else port
+    if _is_taken(host, port):
+        typer.echo(f"Error: port {port} of {host} is taken by another program; choose one with --port", err=True)
+        raise typer.Exit(1)
     os.environ |= {"GRADSERVE_HOST": host, "GRADSERVE_PORT": str(port)}  # for the API processes
     if not _is_loopback(host) and not settings.api_keys.get_secret_value():
         os.environ["GRADSERVE_API_KEYS"] = _make_key()
+    if sys.stderr.isatty():
+        typer.echo(f"Gradserve is starting; try it at http://{host}:{port}/docs, stop it with Ctrl-C.", err=True)
     # Logging is the application's own, set up before anything is worth a line.
     uvicorn.run(
         "app.main:app", host=host, port=port, workers=workers, log_config=None, timeout_graceful_shutdown=GRACE_SECONDS
@@ -93,6 +98,19 @@ def _settings() -> "Settings":
         for fault in error.errors():
             typer.echo(f"Error: GRADSERVE_{str(fault['loc'][0]).upper()}: {fault['msg']}", err=True)
         raise typer.Exit(1) from error
+
+
+def _is_taken(host: str, port: int) -> bool:
+    import errno
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -150,6 +150,14 @@ def test_what_is_wrong_is_said_in_a_line_or_two(cli: Cli) -> None:
     assert "No such file" in cli("train", "nope.csv", "--target", "y", status=1)
 
 
+def test_a_port_that_is_taken_is_said_before_anything_starts(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        main(["serve", "--port", str(service.port)])
+    assert f"port {service.port} of 127.0.0.1 is taken" in capsys.readouterr().err
+
+
 def test_a_service_for_everyone_makes_a_key(start_service: Callable[..., Service]) -> None:
     service = start_service(GRADSERVE_HOST="0.0.0.0")
     (key,) = re.findall(r"^    (\S{32})$", service.log.read_text(), re.MULTILINE)
