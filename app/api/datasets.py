@@ -4,26 +4,27 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from app.api.auth import require
+from app.api.paging import Limit, Page
 from app.api.services import Deps
 from app.errors import TooLarge, Unparseable
+from app.specs.base import Name
 from app.specs.table import ColumnProfile
 from app.storage.datasets import Dataset
 from app.storage.uploads import Upload
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+NO_LIMIT = 2**62  # the framework's limit is answered in plain text; the store's, which counts here, with a problem
+router = APIRouter(prefix="/datasets", tags=["datasets"], max_body_size=NO_LIMIT)
 read, write = [Depends(require("read"))], [Depends(require("train"))]
 
-MAX_PARSERS = 2
-_parsers = CapacityLimiter(
-    MAX_PARSERS
-)  # uploads that arrive together are parsed one after the other, not all in memory
+MAX_PARSERS = 2  # more uploads than these arrive together, but wait to be parsed, each with all cores and its memory
+_parsers = CapacityLimiter(MAX_PARSERS)
 
-DatasetName = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", examples=["penguins"])]
+DatasetName = Annotated[Name, Path(examples=["penguins"])]
 
 _CSV = "species,bill_length_mm,sex\nAdelie,39.1,male\nAdelie,39.5,female\nGentoo,46.1,NA\n"
 _NDJSON = '{"species": "Adelie", "bill_length_mm": 39.1}\n{"species": "Gentoo", "bill_length_mm": null}\n'
@@ -31,8 +32,8 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
     "requestBody": {
         "required": True,
-        "description": "A table: CSV or TSV (UTF-8, the first line has the names), NDJSON, Parquet or Arrow IPC, each also "
-        "gzipped. Without a Content-Type that tells, the bytes do.",
+        "description": "A table: CSV or TSV (UTF-8, the first line has the names), NDJSON, Parquet or Arrow IPC, "
+        "each also gzipped. Without a Content-Type that tells, the bytes do.",
         "content": {
             "text/csv": {"schema": {"type": "string"}, "example": _CSV},
             "text/tab-separated-values": {"schema": {"type": "string"}, "example": _CSV.replace(",", "\t")},
@@ -48,7 +49,7 @@ _BODY = {
 }
 
 
-class DatasetAnswer(BaseModel):
+class DatasetOut(BaseModel):
     """A named table and what its columns hold. `digest` is that of the uploaded bytes, `num_bytes` their number."""
 
     name: str
@@ -59,28 +60,15 @@ class DatasetAnswer(BaseModel):
     created_at: datetime
 
 
-class DatasetPage(BaseModel):
-    """Datasets by name; `next` is the `after` of the next page."""
-
-    data: list[DatasetAnswer]
-    next: str | None
-
-
-class RowPage(BaseModel):
-    """The first rows, as objects by column name."""
-
-    data: list[dict[str, Any]]
-    next: str | None = None
-
-
 @router.put(
     "/{name}",
+    summary="Upload a dataset",
     status_code=201,
     dependencies=write,
     openapi_extra=_BODY,
-    responses={200: {"model": DatasetAnswer, "description": "Replaced"}},
+    responses={200: {"model": DatasetOut, "description": "Replaced"}},
 )
-async def put_dataset(name: DatasetName, request: Request, response: Response, deps: Deps) -> DatasetAnswer:
+async def put_dataset(name: DatasetName, request: Request, response: Response, deps: Deps) -> DatasetOut:
     """Store a table under a name, new or taken from another: `curl -T penguins.csv HOST/datasets/penguins`.
 
     Columns are typed by all of their values. Jobs that use a replaced dataset keep its bytes.
@@ -92,35 +80,29 @@ async def put_dataset(name: DatasetName, request: Request, response: Response, d
         dataset, created = await to_thread.run_sync(deps.datasets.put_upload, name, upload, limiter=_parsers)
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/datasets/{name}"
-    return _answer(dataset)
+    return _dataset_out(dataset)
 
 
-@router.get("", dependencies=read)
-def list_datasets(
-    deps: Deps,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    after: Annotated[str | None, Query(description="`next` of the page before")] = None,
-) -> DatasetPage:
-    """All datasets, by name."""
+@router.get("", summary="List datasets", dependencies=read)
+def list_datasets(deps: Deps, limit: Limit = 50, after: str | None = None) -> Page[DatasetOut]:
     found, following = deps.datasets.list(limit, after)
-    return DatasetPage(data=[_answer(dataset) for dataset in found], next=following)
+    return Page(data=[_dataset_out(dataset) for dataset in found], next=following)
 
 
-@router.get("/{name}", dependencies=read)
-def get_dataset(name: DatasetName, deps: Deps) -> DatasetAnswer:
-    """One dataset and what its columns hold."""
-    return _answer(deps.datasets.get(name))
+@router.get("/{name}", summary="One dataset", dependencies=read)
+def get_dataset(name: DatasetName, deps: Deps) -> DatasetOut:
+    return _dataset_out(deps.datasets.get(name))
 
 
-@router.get("/{name}/rows", dependencies=read)
-def get_rows(name: DatasetName, deps: Deps, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> RowPage:
-    """The first rows. Missing values are null; datetimes are ISO 8601 in UTC."""
-    return RowPage(data=deps.datasets.rows(name, limit))
+@router.get("/{name}/rows", summary="First rows", dependencies=read)
+def get_rows(name: DatasetName, deps: Deps, limit: Limit = 50) -> Page[dict[str, Any]]:
+    """Objects by column name. Missing values are null; datetimes are ISO 8601 in UTC."""
+    return Page(data=deps.datasets.rows(name, limit))
 
 
-@router.delete("/{name}", status_code=204, dependencies=write)
+@router.delete("/{name}", summary="Delete a dataset", status_code=204, dependencies=write)
 def delete_dataset(name: DatasetName, deps: Deps) -> None:
-    """Forget a dataset. Jobs that use it keep its bytes."""
+    """Jobs that use it keep its bytes."""
     deps.datasets.delete(name)
 
 
@@ -128,7 +110,7 @@ def _check_length(request: Request, max_bytes: int) -> None:
     """Raises TooLarge before a body is read that says itself that it is."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
-        raise TooLarge(f"The body has {length} bytes; a dataset may have at most {max_bytes}.")
+        raise TooLarge(f"the body has {length} bytes; a dataset may have at most {max_bytes}")
 
 
 async def _receive(request: Request, upload: Upload) -> None:
@@ -137,8 +119,8 @@ async def _receive(request: Request, upload: Upload) -> None:
         async for chunk in request.stream():
             await to_thread.run_sync(upload.write, chunk)
     except ClientDisconnect as error:
-        raise Unparseable("The body ended before it was complete.") from error
+        raise Unparseable("the body ended before it was complete") from error
 
 
-def _answer(dataset: Dataset) -> DatasetAnswer:
-    return DatasetAnswer.model_validate(vars(dataset))
+def _dataset_out(dataset: Dataset) -> DatasetOut:
+    return DatasetOut.model_validate(vars(dataset))

@@ -24,19 +24,25 @@ Reading = Callable[[pl.Expr], pl.Expr]
 """From a column of text to its values; missing where the text reads otherwise."""
 
 
-def check_names(names: Sequence[str], max_columns: int) -> None:
-    """Raises TooLarge or InvalidInput for columns that could not be told apart, named, or counted."""
+def check_names(names: Sequence[str], max_columns: int, pointer: str = "") -> None:
+    """Raises TooLarge for too many columns, InvalidInput at the pointer for names that tell nothing."""
     if len(names) > max_columns:
-        raise TooLarge(f"The table has {len(names)} columns; at most {max_columns} are allowed.")
+        raise TooLarge(f"the table has {len(names)} columns; at most {max_columns} are allowed")
+    if wrong := _fault_in(names):
+        raise InvalidInput.at(pointer, wrong)
+
+
+def _fault_in(names: Sequence[str]) -> str | None:
     places: dict[str, int] = {}
     for place, name in enumerate(names, start=1):
         if not name.strip():
-            raise InvalidInput(f"Column {place} has no name. (With pandas, write the file with index=False.)")
+            return f"column {place} has no name; with pandas, write the file with index=False"
         if len(name) > MAX_NAME_CHARACTERS:
-            raise InvalidInput(f"The name of column {place} is longer than {MAX_NAME_CHARACTERS} characters.")
+            return f"the name of column {place} is longer than {MAX_NAME_CHARACTERS} characters"
         if name in places:
-            raise InvalidInput(f"Columns {places[name]} and {place} are both named '{name}'; names must differ.")
+            return f"columns {places[name]} and {place} are both named {name!r}; names must differ"
         places[name] = place
+    return None if names else "the table has no columns"
 
 
 def read_datetimes(text: pl.Expr) -> pl.Expr:
@@ -91,15 +97,26 @@ def spelled_values(text: pl.Expr) -> pl.Expr:
     return pl.when(~stripped.is_in(MISSING)).then(stripped)
 
 
-def storable(name: str, dtype: pl.DataType) -> pl.Expr:
-    """The column as a stored one. Raises InvalidInput for nested and binary values."""
+def storable_table(table: pl.LazyFrame, max_columns: int) -> pl.LazyFrame:
+    """The table with its columns as stored ones. Raises InvalidInput for nested and binary values; TooLarge."""
+    schema = table.collect_schema()
+    check_names(schema.names(), max_columns)
+    wide = [name for name, dtype in schema.items() if dtype in (pl.UInt64, pl.Int128, pl.UInt128)]
+    fitting = table.select(pl.col(wide).is_between(-(2**63), 2**63 - 1).all()).collect(engine="streaming")
+    return table.select(
+        pl.col(name).cast(pl.Int64) if name in wide and fitting[name].item() else _storable(name, dtype)
+        for name, dtype in schema.items()
+    )
+
+
+def _storable(name: str, dtype: pl.DataType) -> pl.Expr:
     column = pl.col(name)
     match dtype:
         case pl.String() | pl.Boolean() | pl.Int64():
             return column
         case pl.Categorical() | pl.Enum():
             return column.cast(pl.String)
-        case pl.Null() | pl.Decimal():
+        case pl.Null() | pl.Decimal() | pl.UInt64() | pl.Int128() | pl.UInt128():
             return column.cast(pl.Float64)
         case pl.Date():
             return column.cast(DATETIME)
@@ -111,11 +128,11 @@ def storable(name: str, dtype: pl.DataType) -> pl.Expr:
             return column.dt.total_microseconds() / 1e6
         case pl.Time():
             return column.cast(pl.Int64) / 1e9
-        case _ if dtype.is_integer() and dtype not in (pl.UInt64, pl.Int128, pl.UInt128):
+        case _ if dtype.is_integer():
             return column.cast(pl.Int64)
-        case _ if dtype.is_numeric():
+        case _ if dtype.is_float():
             return finite(column.cast(pl.Float64))
-    raise InvalidInput(f"Column '{name}' holds {dtype}; a column holds numbers, text, booleans or datetimes.")
+    raise InvalidInput.at("", f"column {name!r} holds {dtype}; a column can hold numbers, text, booleans or datetimes")
 
 
 def settle_types(table: pl.LazyFrame, readings: Mapping[str, Reading]) -> pl.LazyFrame:

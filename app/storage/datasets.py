@@ -97,6 +97,7 @@ class DatasetStore:
         Raises:
             Unparseable, InvalidInput, TooLarge: the upload is no table; the name is as it was.
         """
+        upload.check()
         if not self._touch(upload.digest):
             path = read_upload(upload, self.max_columns)
             self._publish(path, profile_table(pl.scan_parquet(path, glob=False), upload.digest))
@@ -112,7 +113,7 @@ class DatasetStore:
         with self._database.read() as connection:
             row = connection.execute(select(datasets).where(datasets.c.name == name)).one_or_none()
         if row is None:
-            raise DatasetNotFound(f"There is no dataset '{name}'; PUT /datasets/{name} makes it.")
+            raise DatasetNotFound(f"there is no dataset {name!r}; PUT /datasets/{name} makes one")
         return _dataset(row)
 
     def rows(self, name: str, limit: int) -> list[dict[str, Any]]:
@@ -134,7 +135,7 @@ class DatasetStore:
         """Forget the name. Raises DatasetNotFound."""
         with self._database.write() as connection:
             if not connection.execute(delete(datasets).where(datasets.c.name == name)).rowcount:
-                raise DatasetNotFound(f"There is no dataset '{name}'.")
+                raise DatasetNotFound(f"there is no dataset {name!r}")
 
     # ---- tables
 

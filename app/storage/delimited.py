@@ -3,15 +3,19 @@
 import codecs
 import csv
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
+from polars.exceptions import PolarsError
 
 from app.errors import Unparseable
-from app.storage.columns import check_names, spelled_values
+from app.storage.columns import MISSING, check_names, finite, spelled_values
+from app.storage.formats import MAX_LINE_BYTES
+
+csv.field_size_limit(MAX_LINE_BYTES)  # for the whole process, as the csv module has it
 
 _SEPARATORS = ",;\t|"
 _HEAD_BYTES = 2**20
@@ -20,102 +24,161 @@ _SNIFFED_ROWS = 100
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a file is written. `num_header_lines` counts up to and with the line of the column names."""
+    """How a file is written.
+
+    `num_header_lines` counts up to and with the line of the column names. Where no field begins with a quote, the file
+    is not `quoted`: a quote is a character like others, as in `5" pipe`.
+    """
 
     separator: str
     line_end: str
     names: tuple[str, ...]
     num_header_lines: int
+    quoted: bool = True
+
+    def rows(self, lines: Iterator[str], num_skipped: int = 0) -> Iterator[tuple[int, list[str]]]:
+        """The rows that are not blank, with the numbers of their lines, of a file whose first lines were skipped.
+
+        Raises Unparseable for quotes out of place.
+        """
+        reader = csv.reader(
+            lines, delimiter=self.separator, quoting=csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE, strict=True
+        )
+        try:
+            for row in reader:
+                if row:
+                    yield num_skipped + reader.line_num, row
+        except csv.Error as error:
+            raise Unparseable(f"line {num_skipped + reader.line_num} of the CSV cannot be read: {error}") from error
 
 
-def scan_delimited(path: Path, max_columns: int) -> tuple[pl.LazyFrame, Dialect]:
-    """Every column as text, every row as wide as the header and with at least one value. Raises Unparseable, InvalidInput, TooLarge."""
-    dialect = sniff_dialect(path)
+def read_dialect(path: Path, max_columns: int) -> Dialect:
+    """How a file is written, once it is sure that every row is as wide as the header.
+
+    Raises:
+        Unparseable, InvalidInput, TooLarge
+    """
+    dialect = sniff_dialect(_head(path))
     check_names(dialect.names, max_columns)
-    check_widths(path, dialect)
+    return _checked(path, dialect)
+
+
+def scan_delimited(path: Path, dialect: Dialect, numeric: Mapping[str, pl.DataType]) -> pl.LazyFrame:
+    """The rows that have a value; all columns as text but the `numeric` ones, which must hold nothing else."""
     table = pl.scan_csv(
         path,
         has_header=False,
         skip_lines=dialect.num_header_lines,
-        schema=dict.fromkeys(dialect.names, pl.String),
+        schema={name: numeric.get(name, pl.String()) for name in dialect.names},
+        null_values=list(MISSING),
         separator=dialect.separator,
+        quote_char='"' if dialect.quoted else None,
         eol_char=dialect.line_end,
         glob=False,
     )
-    table = table.select(spelled_values(pl.all()))
+    table = table.select(
+        spelled_values(pl.col(name)) if dtype == pl.String else finite(pl.col(name)) if dtype.is_float() else name
+        for name, dtype in table.collect_schema().items()
+    )
     if len(dialect.names) > 1:  # a blank line, or one of nothing but separators, is no row
         table = table.filter(~pl.all_horizontal(pl.all().is_null()))
-    return table, dialect
+    return table
 
 
-def sniff_dialect(path: Path) -> Dialect:
-    """The separator under which most of the first rows are as wide as the header; the wider, the better."""
-    head = _head(path)
+def sniff_dialect(head: str) -> Dialect:
+    """The separator under which most of the first rows are as wide as the first; then the one that makes them widest.
+
+    A first line `sep=;`, as spreadsheets write it, settles it.
+    """
     line_end = "\r" if "\r" in head and "\n" not in head else "\n"
-    scored = [(*_fit(head, separator), separator) for separator in _SEPARATORS]
-    _, width, separator = max(scored, key=lambda score: score[:2])
-    with _csv_errors():
-        reader = csv.reader(io.StringIO(head, newline=""), delimiter=separator if width > 1 else ",", strict=False)
-        header = next(row for row in reader if row)
-        return Dialect(separator, line_end, tuple(name.strip() for name in header), reader.line_num)
+    first, _, rest = head.partition(line_end)
+    told = first.strip().lower().removeprefix("sep=") if first[:4].lower() == "sep=" else ""
+    if told and told in _SEPARATORS:
+        dialect = _header(rest, told, line_end)
+        return replace(dialect, num_header_lines=dialect.num_header_lines + 1)
+    share, width, separator = max((*_fit(head, separator), separator) for separator in _SEPARATORS)
+    return _header(head, separator if width > 1 and share > 0 else ",", line_end)
+
+
+def _header(head: str, separator: str, line_end: str) -> Dialect:
+    number, names = next(Dialect(separator, line_end, (), 0).rows(_lines(head)), (0, []))
+    return Dialect(separator, line_end, tuple(name.strip() for name in names), number)
+
+
+def _fit(head: str, separator: str) -> tuple[float, int]:
+    """The share of rows that are as wide as the first, and how wide that is."""
+    rows = Dialect(separator, "\n", (), 0).rows(_lines(head))
+    try:
+        widths = [len(row) for _, row in islice(rows, _SNIFFED_ROWS)]
+    except Unparseable:  # under another separator the quotes may be in place
+        return 0.0, 0
+    return (widths.count(widths[0]) / len(widths), widths[0]) if widths[0] > 1 else (0.0, 1)
 
 
 def _head(path: Path) -> str:
     """The first lines, whole ones only."""
     with path.open("rb") as file:
         block = file.read(_HEAD_BYTES)
-        whole = len(block) < _HEAD_BYTES
-    if not whole:
+    if len(block) == _HEAD_BYTES:
         end = max(block.rfind(b"\n"), block.rfind(b"\r"))
         if end < 0:
-            raise Unparseable(f"The first line is longer than {_HEAD_BYTES} bytes.")
+            raise Unparseable(f"the first line is longer than {_HEAD_BYTES} bytes")
         block = block[: end + 1]
     try:
         return block.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise not_utf8(path) from error
+        raise _not_utf8(path) from error
 
 
-def _fit(head: str, separator: str) -> tuple[float, int]:
-    """The share of rows that are as wide as the first, and its width, which counts only if there is a separator."""
-    with _csv_errors():
-        rows = csv.reader(io.StringIO(head, newline=""), delimiter=separator)
-        widths = [len(row) for row, _ in zip(filter(None, rows), range(_SNIFFED_ROWS), strict=False)]
-    width = widths[0]
-    return (widths.count(width) / len(widths), width) if width > 1 else (0.0, 1)
+def _lines(text: str) -> Iterator[str]:
+    return io.StringIO(text, newline="")
 
 
-def check_widths(path: Path, dialect: Dialect) -> None:
-    """Raises Unparseable for the first row that is not as wide as the header.
+def _checked(path: Path, dialect: Dialect) -> Dialect:
+    """The dialect, with what is known of its quotes. Raises Unparseable for a row that is not as wide as the header.
 
     Outside of quotes a line is as wide as its separators say, which is quick to count; only a file in which that does
     not come out (it may have line ends inside of quotes) is read row by row.
     """
-    num_separators = len(dialect.names) - 1
-    bare = pl.col("line").str.strip_chars_end("\r").str.replace_all(r'"[^"]*"', "")
-    fits = bare.str.count_matches(dialect.separator, literal=True) == num_separators
-    odd = ~(fits | (bare == "")) | bare.str.contains('"', literal=True)
-    lines = pl.scan_lines(path, glob=False).slice(dialect.num_header_lines)
-    if dialect.line_end == "\n" and not lines.select(odd.any()).collect(engine="streaming").item():
-        return
-    with path.open(encoding="utf-8-sig", newline="") as file, _csv_errors():
-        reader = csv.reader(file, delimiter=dialect.separator)
-        for row in reader:
-            if row and len(row) != len(dialect.names):
-                raise Unparseable(
-                    f"Line {reader.line_num} has {len(row)} fields, but the header has {len(dialect.names)}."
-                )
+    if dialect.line_end == "\n":
+        line = pl.col("line").str.strip_chars_end("\r")
+        bare = line.str.replace_all(r'"[^"]*"', "")
+        checks = {
+            "quoted": line.str.contains(f'(?:^|\\{dialect.separator})"'),
+            "odd": _is_odd(line, dialect),
+            "odd_outside_of_quotes": _is_odd(bare, dialect) | bare.str.contains('"', literal=True),
+        }
+        lines = pl.scan_lines(path, glob=False).slice(dialect.num_header_lines)
+        wanted = lines.select(check.any().alias(name) for name, check in checks.items())
+        try:
+            found = wanted.collect(engine="streaming")
+        except PolarsError:
+            check_rows(path, dialect)
+            raise
+        dialect = replace(dialect, quoted=found["quoted"].item())
+        if not found["odd_outside_of_quotes" if dialect.quoted else "odd"].item():
+            return dialect
+    check_rows(path, dialect)
+    return dialect
 
 
-@contextmanager
-def _csv_errors() -> Iterator[None]:
-    try:
-        yield
-    except csv.Error as error:
-        raise Unparseable(f"The CSV cannot be read: {error}.") from error
+def _is_odd(line: pl.Expr, dialect: Dialect) -> pl.Expr:
+    return (line != "") & (line.str.count_matches(dialect.separator, literal=True) != len(dialect.names) - 1)
 
 
-def not_utf8(path: Path) -> Unparseable:
+def check_rows(path: Path, dialect: Dialect) -> None:
+    """Read row by row, slowly, to raise Unparseable for the first that is not right, with the number of its line."""
+    num_skipped = dialect.num_header_lines
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            for number, row in dialect.rows(islice(file, num_skipped, None), num_skipped):
+                if len(row) != len(dialect.names):
+                    raise Unparseable(f"line {number} has {len(row)} fields, but the header has {len(dialect.names)}")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path) from error
+
+
+def _not_utf8(path: Path) -> Unparseable:
     """The error for a file with bytes that are no UTF-8, naming their line."""
     decoder, num_lines = codecs.getincrementaldecoder("utf-8")(), 1
     with path.open("rb") as file:
@@ -123,9 +186,9 @@ def not_utf8(path: Path) -> Unparseable:
             try:
                 decoder.decode(block)
             except UnicodeDecodeError as error:
-                num_lines += block.count(b"\n", 0, error.start)
+                num_lines += error.object.count(b"\n", 0, error.start)
                 break
             num_lines += block.count(b"\n")
     return Unparseable(
-        f"The text is not UTF-8 (line {num_lines}). Save it as UTF-8, or convert it: iconv -f latin1 -t utf-8 FILE."
+        f"the text is not UTF-8 (line {num_lines}); save it as UTF-8, or convert it: iconv -f latin1 -t utf-8 FILE"
     )

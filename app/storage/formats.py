@@ -26,6 +26,17 @@ MEDIA_TYPES: dict[str, Format | None] = {
     "": None,
 }
 
+NAMES: dict[Format, str] = {
+    "csv": "CSV",
+    "ndjson": "NDJSON",
+    "parquet": "Parquet",
+    "arrow_file": "an Arrow file",
+    "arrow_stream": "an Arrow stream",
+    "gzip": "gzip",
+}
+MAX_LINE_BYTES = 2**24
+"""The longest line of a text format; a longer one is no row of a table, and would have to be held in memory."""
+
 _SPOKEN = "CSV, TSV, NDJSON, Parquet and Arrow IPC, each also gzipped"
 _MAGIC: dict[bytes, Format] = {
     b"PAR1": "parquet",
@@ -63,14 +74,14 @@ def declared_format(content_type: str, content_encoding: str = "") -> Format | N
     An encoding may be gzip; what is gzipped is seen from the bytes, whether declared or not.
     """
     if content_encoding.strip().lower() not in ("", "identity", "gzip", "x-gzip"):
-        raise UnsupportedMedia(f"The Content-Encoding '{content_encoding}' is not known here; gzip is.")
+        raise UnsupportedMedia(f"the Content-Encoding {content_encoding!r} is not known here; gzip is")
     media_type, _, parameters = content_type.partition(";")
     name = media_type.strip().lower()
     if name not in MEDIA_TYPES:
-        raise UnsupportedMedia(f"A dataset cannot be '{name}'; it can be {_SPOKEN}.")
+        raise UnsupportedMedia(f"a dataset cannot be {name!r}; it can be {_SPOKEN}")
     charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2]
     if charset and charset.partition(";")[0] not in ("utf-8", "utf8", "us-ascii", "ascii"):
-        raise UnsupportedMedia(f"Text is read as UTF-8, not as {charset}; convert it, as with iconv -t utf-8.")
+        raise UnsupportedMedia(f"text is read as UTF-8, not as {charset}; convert it, as with iconv -t utf-8")
     return MEDIA_TYPES[name]
 
 
@@ -81,21 +92,21 @@ def detect_format(head: bytes) -> Format:
         return found
     foreign = next((name for magic, name in _FOREIGN.items() if head[:16].lower().startswith(magic.lower())), None)
     if foreign:
-        raise Unparseable(f"This is {foreign}; a dataset can be {_SPOKEN}.")
+        raise Unparseable(f"this is {foreign}; a dataset can be {_SPOKEN}")
     if b"\0" in head:
-        raise Unparseable(f"This is binary, in a format that is not known here; a dataset can be {_SPOKEN}.")
+        raise Unparseable(f"this is binary, in a format that is not known here; a dataset can be {_SPOKEN}")
     text = head.removeprefix(_BOM).lstrip()
     if not text:
-        raise Unparseable("The body is empty. With curl, send a file by -T FILE or --data-binary @FILE.")
+        raise Unparseable("the body is empty; with curl, send a file by -T FILE or --data-binary @FILE")
     if text.startswith(b"[") and text[1:].lstrip()[:1] in (b"{", b"["):
-        raise Unparseable("This is one JSON array; send its objects one a line (NDJSON), as with jq -c '.[]'.")
+        raise Unparseable("this is one JSON array; send its objects one a line (NDJSON), as jq -c '.[]' writes them")
     return "ndjson" if text.startswith(b"{") else "csv"
 
 
 def check_declared(declared: Format | None, found: Format) -> None:
     """Raises Unparseable where the sender named another format than the bytes have."""
-    if declared not in (None, "gzip", found):
-        raise Unparseable(f"The Content-Type says {declared}, but the bytes look like {found}.")
+    if declared and declared not in ("gzip", found):
+        raise Unparseable(f"the Content-Type says {NAMES[declared]}, but the bytes look like {NAMES[found]}")
 
 
 def gunzip(source: Path, target: Path, max_bytes: int) -> None:
@@ -107,10 +118,10 @@ def gunzip(source: Path, target: Path, max_bytes: int) -> None:
             for block in _inflate(iter(lambda: packed.read(_BLOCK_BYTES), b"")):
                 num_bytes += len(block)
                 if num_bytes > limit:
-                    raise TooLarge(f"The gzip grows to more than {limit} bytes, which is too large.")
+                    raise TooLarge(f"the gzip grows to more than {limit} bytes, which is too large")
                 plain.write(block)
     except zlib.error as error:
-        raise Unparseable(f"The gzip is broken after {num_bytes} decompressed bytes.") from error
+        raise Unparseable(f"the gzip is broken after {num_bytes} decompressed bytes") from error
 
 
 def _inflate(blocks: Iterator[bytes]) -> Iterator[bytes]:

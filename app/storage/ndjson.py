@@ -9,9 +9,9 @@ import polars as pl
 
 from app.errors import InvalidInput, Unparseable
 from app.storage.columns import check_names
+from app.storage.formats import MAX_LINE_BYTES
 from app.storage.json_types import common_dtype, mismatch, word_for
 
-MAX_LINE_BYTES = 2**24
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -27,15 +27,12 @@ def scan_ndjson(path: Path, max_columns: int) -> pl.LazyFrame:
             seen = types.setdefault(name, set())
             if kind not in seen:
                 if common_dtype({*seen, kind}) is None:
-                    raise InvalidInput(f"Line {number}, column '{name}': {mismatch(kind, seen)}.")
+                    raise InvalidInput.at("", f"line {number}, column {name!r}: {mismatch(kind, seen)}")
                 seen.add(kind)
         if len(types) > max_columns:
             break
     check_names(list(types), max_columns)
-    schema = {name: common_dtype(seen) or pl.Null for name, seen in types.items()}
-    if not schema:
-        raise InvalidInput("The table has no columns.")
-    return pl.scan_ndjson(path, schema=schema)
+    return pl.scan_ndjson(path, schema={name: common_dtype(seen) or pl.Null for name, seen in types.items()})
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -43,13 +40,13 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
             if len(line) > MAX_LINE_BYTES:
-                raise Unparseable(f"Line {number} is longer than {MAX_LINE_BYTES} bytes.")
+                raise Unparseable(f"line {number} is longer than {MAX_LINE_BYTES} bytes")
             if line.isspace():
                 continue
             try:
                 record = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise Unparseable(f"Line {number} is not JSON: {error}. Every line is one object.") from error
+                raise Unparseable(f"line {number} is not JSON ({error}); every line is one object") from error
             if not isinstance(record, dict):
-                raise Unparseable(f"Line {number} is {word_for(type(record))}; every line is one object.")
+                raise Unparseable(f"line {number} is {word_for(type(record))}; every line is one object")
             yield number, record

@@ -51,7 +51,7 @@ def frame_from_records(
     names = list(dict.fromkeys(chain.from_iterable(records)))
     if not names:
         raise InvalidInput.at(f"{pointer}/0", "the rows have no columns")
-    check_names(names, max_columns)
+    check_names(names, max_columns, pointer)
     _check_density(len(records) * len(names), sum(map(len, records)))
     columns = {name: [record.get(name) for record in records] for name in names}
     _refuse(
@@ -65,7 +65,7 @@ def frame_from_records(
 def _check_density(num_cells: int, num_values: int) -> None:
     """Raises TooLarge for rows that have next to no key in common: as a table they would be mostly nothing."""
     if num_cells > max(_FREE_CELLS, _MAX_CELLS_PER_VALUE * num_values):
-        raise TooLarge(f"A table of {num_cells} cells for {num_values} values is too sparse; give rows the same keys.")
+        raise TooLarge(f"a table of {num_cells} cells for {num_values} values is too sparse; give rows the same keys")
 
 
 # ---- rows as lists of numbers
@@ -102,7 +102,7 @@ def frame_from_inputs(
 def _inputs(rows: Sequence[Any], pointer: str, max_columns: int) -> list[pl.Series]:
     _check_rows(rows, pointer)
     if len(rows[0]) > max_columns:
-        raise TooLarge(f"The rows have {len(rows[0])} numbers; at most {max_columns} are allowed.")
+        raise TooLarge(f"the rows have {len(rows[0])} numbers; at most {max_columns} are allowed")
     if not set(map(type, chain.from_iterable(rows))) <= _NUMBERS:
         _refuse(
             Fault(f"{pointer}/{row}/{place}", f"this is {word_for(type(value))}; inputs are numbers, booleans or null")
@@ -175,7 +175,7 @@ def _refuse(faults: Iterable[Fault], error: type[InvalidInput] = InvalidInput) -
     """Raises with the first faults, if there is one."""
     found = list(islice(faults, MAX_FAULTS))
     if found:
-        raise error(f"{found[0].pointer}: {found[0].detail}", found)
+        raise error(found[0].detail, found)
 
 
 def _not_of_type(values: Iterable[Any], wanted: type, pointer: str, detail: str) -> Iterator[Fault]:

@@ -1,29 +1,29 @@
 """From the bytes of an upload to a typed Parquet file."""
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
-from polars.exceptions import PanicException, PolarsError
+from polars.exceptions import ComputeError, PanicException, PolarsError
 
 from app.errors import InvalidInput, TooLarge, Unparseable
+from app.storage.arrow_stream import write_arrow_file
 from app.storage.columns import (
     DECIMAL_COMMA_READINGS,
     TYPED_READINGS,
     UNTYPED_READINGS,
-    check_names,
     settle_types,
-    storable,
+    storable_table,
 )
-from app.storage.delimited import scan_delimited
-from app.storage.formats import Format, check_declared, detect_format, gunzip
+from app.storage.delimited import Dialect, check_rows, read_dialect, scan_delimited
+from app.storage.formats import MAX_LINE_BYTES, NAMES, Format, check_declared, detect_format, gunzip
 from app.storage.ndjson import scan_ndjson
 
-MAX_LINE_BYTES = 2**24
-
 _HEAD_BYTES = 4096
+_FIRST_CELLS = 2**20
 _MAX_GZIP_LAYERS = 2
 _CELLS_PER_ROW_GROUP = 2**23
 _BOM = b"\xef\xbb\xbf"
@@ -41,20 +41,26 @@ class Upload:
         self.declared = declared
         self.num_bytes = 0
         self._hash = hashlib.sha256()
-        self._file = (folder / "body").open("wb")
+        self.body = folder / "body"
+        self._file = self.body.open("wb")
 
     def write(self, chunk: bytes) -> None:
         """Raises TooLarge as soon as the body is."""
         self.num_bytes += len(chunk)
         if self.num_bytes > self.max_bytes:
-            raise TooLarge(f"The body is larger than {self.max_bytes} bytes, the most that a dataset may have.")
+            raise TooLarge(f"the body is larger than {self.max_bytes} bytes, the most that a dataset may have")
         self._hash.update(chunk)
         self._file.write(chunk)
 
-    def close(self) -> Path:
-        """The file that has the whole body."""
+    def close(self) -> None:
         self._file.close()
-        return self.folder / "body"
+
+    def check(self) -> None:
+        """Raises Unparseable for a whole body that is no table, or not the kind that its sender named."""
+        self._file.flush()
+        found = _format_of(self.body)
+        if found != "gzip":
+            check_declared(self.declared, found)
 
     @property
     def digest(self) -> str:
@@ -74,48 +80,62 @@ def read_upload(upload: Upload, max_columns: int) -> Path:
         settled = _settled(body, found, upload.folder / "staged.parquet", max_columns)
         write_parquet(settled, table)
         if not pl.scan_parquet(table, glob=False).select(pl.len()).collect().item():
-            raise InvalidInput("The table has no rows.")
+            raise InvalidInput.at("", "the table has no rows")
     return table
 
 
 def _unpacked(upload: Upload) -> tuple[Path, Format]:
     """The file within the gzip, if it is one, and its format."""
-    path = upload.close()
+    upload.close()
+    path = upload.body
     for layer in range(_MAX_GZIP_LAYERS + 1):
-        with path.open("rb") as file:
-            found = detect_format(file.read(_HEAD_BYTES))
+        found = _format_of(path)
         if found != "gzip":
             return path, found
         packed, path = path, upload.folder / f"unpacked{layer}"
         gunzip(packed, path, upload.max_bytes)
         packed.unlink()
-    raise Unparseable(f"The body is gzipped more than {_MAX_GZIP_LAYERS} times.")
+    raise Unparseable(f"the body is gzipped more than {_MAX_GZIP_LAYERS} times")
+
+
+def _format_of(path: Path) -> Format:
+    with path.open("rb") as file:
+        return detect_format(file.read(_HEAD_BYTES))
 
 
 def _settled(body: Path, found: Format, staged: Path, max_columns: int) -> pl.LazyFrame:
     """The file's table with its final types. Text is parsed once, into `staged`, and then typed by all of its rows."""
     if found == "csv":
         _check_lines(body)
-        table, dialect = scan_delimited(body, max_columns)
-        write_parquet(table, staged)
-        readings = UNTYPED_READINGS if dialect.separator == "," else DECIMAL_COMMA_READINGS
-        return settle_types(pl.scan_parquet(staged, glob=False), readings)
+        dialect = read_dialect(body, max_columns)
+        try:
+            return _settled_csv(body, dialect, staged)
+        except PolarsError:
+            check_rows(body, dialect)  # to say where
+            raise
     if found == "ndjson":
-        write_parquet(_storable(scan_ndjson(_without_bom(body), max_columns), max_columns), staged)
-    elif found == "arrow_stream":
-        write_parquet(_storable(pl.read_ipc_stream(body).lazy(), max_columns), staged)
-    else:
-        scan = pl.scan_parquet if found == "parquet" else pl.scan_ipc
-        return settle_types(_storable(scan(body, glob=False), max_columns), TYPED_READINGS)
-    return settle_types(pl.scan_parquet(staged, glob=False), TYPED_READINGS)
+        table = scan_ndjson(_without_bom(body), max_columns)
+        write_parquet(storable_table(table, max_columns), staged)
+        return settle_types(pl.scan_parquet(staged, glob=False), TYPED_READINGS)
+    if found == "arrow_stream":
+        body, stream = body.with_suffix(".arrow"), body
+        write_arrow_file(stream, body)
+    table = pl.scan_parquet(body, glob=False) if found == "parquet" else pl.scan_ipc(body, glob=False)
+    return settle_types(storable_table(table, max_columns), TYPED_READINGS)
 
 
-def _storable(table: pl.LazyFrame, max_columns: int) -> pl.LazyFrame:
-    schema = table.collect_schema()
-    if not schema:
-        raise InvalidInput("The table has no columns.")
-    check_names(schema.names(), max_columns)
-    return table.select(storable(name, dtype) for name, dtype in schema.items())
+def _settled_csv(body: Path, dialect: Dialect, staged: Path) -> pl.LazyFrame:
+    """Columns that begin with numbers are parsed as such, which is quick; if one does not go on so, all as text."""
+    readings = UNTYPED_READINGS if dialect.separator == "," else DECIMAL_COMMA_READINGS
+    num_rows = max(100, min(1000, _FIRST_CELLS // len(dialect.names)))
+    text = scan_delimited(body, dialect, {})
+    first = settle_types(text.head(num_rows).collect(engine="streaming").lazy(), readings).collect()
+    numeric = {column.name: column.dtype for column in first if column.dtype.is_numeric() and column.count()}
+    try:
+        write_parquet(scan_delimited(body, dialect, numeric), staged)
+    except ComputeError:
+        write_parquet(text, staged)
+    return settle_types(pl.scan_parquet(staged, glob=False), readings)
 
 
 def write_parquet(table: pl.LazyFrame, path: Path) -> None:
@@ -130,7 +150,7 @@ def _check_lines(path: Path) -> None:
     with path.open("rb") as file:
         for block in iter(lambda: file.read(MAX_LINE_BYTES), b""):
             if len(block) == MAX_LINE_BYTES and b"\n" not in block and b"\r" not in block:
-                raise Unparseable(f"The file has a line longer than {MAX_LINE_BYTES} bytes.")
+                raise Unparseable(f"the body has a line longer than {MAX_LINE_BYTES} bytes")
 
 
 def _without_bom(path: Path) -> Path:
@@ -149,6 +169,8 @@ def _without_bom(path: Path) -> Path:
 def _polars_errors(found: Format) -> Iterator[None]:
     try:
         yield
-    except (PolarsError, PanicException) as error:
+    except (PolarsError, PanicException, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's fault, not the body's
+            raise
         reason = str(error).strip().partition("\n")[0]
-        raise Unparseable(f"The body cannot be read as {found}: {reason}") from error
+        raise Unparseable(f"the body cannot be read as {NAMES[found]}: {reason}") from error

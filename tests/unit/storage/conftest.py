@@ -5,13 +5,12 @@ import pytest
 
 from app.storage.database import Database
 from app.storage.datasets import DatasetStore
-from app.storage.migrations import migrate
+from tests.databases import new_database
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path}/gradserve.db")
-    migrate(database)
+    database = new_database(tmp_path / "gradserve.db")
     yield database
     database.close()
 

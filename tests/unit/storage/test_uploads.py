@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from app.errors import InvalidInput, TooLarge, Unparseable
-from tests.unit.storage.reading import column, profile, read
+from tests.unit.storage.reading import profile, read
 
 PENGUINS = Path(__file__).parents[3] / "examples" / "penguins.csv"
 

@@ -1,0 +1,77 @@
+from typing import Any
+
+import pytest
+
+from app.errors import GradserveError, InvalidInput, TooLarge, Unparseable
+from tests.unit.storage.reading import read
+
+
+def rows(content: str | bytes) -> list[dict[str, Any]]:
+    return read(content.encode() if isinstance(content, str) else content).to_dicts()
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_dialects(separator: str, line_end: str, mark: str) -> None:
+    lines = ["name,height,when", "Ann,1.5,2020-01-02", '"B, ; | \tb",2,2020-01-03', "Cid,,2020-01-04"]
+    content = mark + line_end.join(lines).replace(",", separator) + line_end
+    got = read(content.encode())
+    assert got.columns == ["name", "height", "when"]
+    assert got["height"].to_list() == [1.5, 2.0, None]
+    assert got["name"][1] == f"B{separator} ; | \tb"
+
+
+def test_a_separator_that_makes_rows_equally_wide_beats_a_frequent_one() -> None:
+    assert rows("a;b\n1,5;x,y,z\n2,5;u\n") == [{"a": 1.5, "b": "x,y,z"}, {"a": 2.5, "b": "u"}]
+
+
+def test_a_spreadsheet_may_tell_its_separator() -> None:
+    assert rows("sep=|\na|b,c\n1|x\n") == [{"a": 1, "b,c": "x"}]
+
+
+def test_a_single_column() -> None:
+    assert rows("x\n1\n2\n") == [{"x": 1}, {"x": 2}]
+
+
+def test_blank_lines_and_lines_of_separators_are_no_rows() -> None:
+    assert rows("\n\na,b\n1,2\n\n3,4\n,\n\n") == [{"a": 1, "b": 2}, {"a": 3, "b": 4}]
+
+
+def test_quotes() -> None:
+    assert rows('"a ""x""","b\nc"\n"1\n2",3\n"4,5",6\n') == [{'a "x"': "1\n2", "b\nc": 3}, {'a "x"': "4,5", "b\nc": 6}]
+    assert rows('size,n\n5" pipe,1\n6" pipe,2\n') == [{"size": '5" pipe', "n": 1}, {"size": '6" pipe', "n": 2}]
+    assert rows('size,n\nx"y"z,1\n"q",2\n') == [{"size": 'x"y"z', "n": 1}, {"size": "q", "n": 2}]
+
+
+def test_spaces_around_values_do_not_count() -> None:
+    assert rows("a, b ,c\n 1, x ,yes\n2 ,? , no\n") == [{"a": 1, "b": "x", "c": True}, {"a": 2, "b": None, "c": False}]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "said"),
+    [
+        (b"a,b\n1,2\n3,4,5\n", Unparseable, "line 3 has 3 fields, but the header has 2"),
+        (b"a,b\n1,2\n\n3\n", Unparseable, "line 4 has 1 fields, but the header has 2"),
+        (b'a,b\n"1\n1",2\n3\n', Unparseable, "line 4 has 1 fields"),
+        (b"a,b\r1,2\r3\r", Unparseable, "line 3 has 1 fields"),
+        (b'a,b\n1,"2\n3,4\n', Unparseable, "unexpected end of data"),
+        (b'a,b\n1,"2"2\n3,4\n', Unparseable, "line 2"),
+        (b"a,b,a\n1,2,3\n", InvalidInput, "columns 1 and 3 are both named 'a'"),
+        (b"a, a\n1,2\n", InvalidInput, "columns 1 and 2 are both named 'a'"),
+        (b",a\n1,2\n", InvalidInput, "column 1 has no name"),
+        (b"a,b\n", InvalidInput, "no rows"),
+        (b"a,b\n,\n", InvalidInput, "no rows"),
+        (b"x" * 1001 + b",b\n1,2\n", InvalidInput, "the name of column 1 is longer than 1000"),
+        (",".join(map(str, range(101))).encode() + b"\n1\n", TooLarge, "101 columns; at most 100"),
+        ("a,b\n1,2\né,4\n".encode("latin-1"), Unparseable, "not UTF-8 (line 3)"),
+        (b"a,b\n" + b"1,2\n" * 300_000 + b"\xe9,4\n", Unparseable, "not UTF-8 (line 300002)"),
+        (b"a" * 2**21, Unparseable, "first line is longer"),
+        (b"a,b\n1," + b"2" * 2**23 * 5, Unparseable, "a line longer than"),
+    ],
+    ids=range(17),
+)
+def test_what_is_wrong_is_said_with_its_place(content: bytes, error: type[GradserveError], said: str) -> None:
+    with pytest.raises(error) as caught:
+        read(content, max_bytes=2**26)
+    assert said in caught.value.detail
