@@ -24,6 +24,7 @@ import signal
 import socket
 import sys
 import warnings
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -138,10 +139,9 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # pages of what is imported stay shared: no collection in a worker touches them
     gc.enable()
-    try:
+    with suppress(BrokenPipeError, ConnectionResetError):
         ForkServer(training, socket.socket(fileno=int(fd))).serve()
-    except (BrokenPipeError, ConnectionResetError):
-        return  # the service has gone
+    os._exit(0)  # the service has gone: the workers die with this process, and it takes no time to tidy up
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NoReturn
@@ -64,8 +65,9 @@ class Channel:
 
     def obey(self, control: Control) -> None:
         """Carry requests to the run, for as long as the process lives."""
-        for line in self._socket.makefile("rb"):
-            control.request = "cancel" if line.strip() == b"cancel" else "pause"
+        with suppress(ConnectionResetError):
+            for line in self._socket.makefile("rb"):
+                control.request = "cancel" if line.strip() == b"cancel" else "pause"
         os._exit(1)
 
     def tell_alive(self, control: Control) -> None:
