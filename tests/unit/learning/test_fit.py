@@ -1,0 +1,282 @@
+"""The loop: when it stops and why, what it keeps, and that chunks don't matter."""
+
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from app.errors import Diverged
+from app.learning.evaluate import mean_loss
+from app.learning.fit import State
+from tests.unit.learning.runs import (
+    FRAME,
+    SlowClock,
+    Watcher,
+    assert_equal,
+    run,
+    session,
+    stands_still,
+    weights,
+)
+
+SGD = {"type": "sgd", "learning_rate": 0.05}
+STUCK = {"type": "sgd", "learning_rate": 1e-30}
+
+
+# ---- why it stops
+
+
+@pytest.mark.parametrize(
+    ("stop", "spec", "reason", "epochs"),
+    [
+        ({"max_epochs": 2}, {}, "max_epochs", 2),
+        ({"max_steps": 5}, {"descent": {"batch_size": 10}}, "max_steps", 2),
+        ({"max_steps": 6}, {"descent": {"batch_size": 10}}, "max_steps", 2),
+        ({"max_steps": 6, "max_epochs": 2}, {"descent": {"batch_size": 10}}, "max_steps", 2),
+        ({"max_steps": 7, "max_epochs": 2}, {"descent": {"batch_size": 10}}, "max_epochs", 2),
+        ({"max_seconds": 4.0}, {}, "max_seconds", 2),
+        ({"target_loss": 1e9}, {}, "target_loss", 1),
+        ({"target_loss": 0.5}, {"optimizer": SGD}, "target_loss", None),
+        ({"patience": 3, "min_delta": 1e-5}, {"optimizer": STUCK}, "patience", 4),
+        ({"patience": 3, "min_delta": 1e9}, {"optimizer": SGD}, "patience", 4),
+        ({"min_grad_norm": 1e9}, {}, "min_grad_norm", 1),
+        ({"min_grad_norm": 1e-2}, {"optimizer": SGD, "descent": {"variant": "full_batch"}}, "min_grad_norm", None),
+    ],
+)
+@pytest.mark.parametrize("validation", [None, {"fraction": 0.1}])
+def test_every_stop_gives_its_reason(
+    stop: dict[str, Any], spec: dict[str, Any], reason: str, epochs: int | None, validation: Any
+) -> None:
+    started = session(stop=stop, network={"hidden_features": []}, validation=validation, **spec)
+    watcher = Watcher()
+    assert run(started, watcher, SlowClock()) == reason
+    assert started.state.epoch == len(watcher.history)
+    assert epochs is None or len(watcher.history) == epochs
+    if reason == "target_loss":
+        watched = [row["train_loss"] if validation is None else row["val_loss"] for row in watcher.history]
+        assert watched[-1] <= stop["target_loss"] < min(watched[:-1], default=1e99)
+
+
+def test_steps_are_counted_through() -> None:
+    watcher = Watcher()
+    run(session(descent={"batch_size": 10}, stop={"max_steps": 5}, validation=None), watcher)
+    assert [(row["epoch"], row["step"]) for row in watcher.history] == [(1, 3), (2, 5)]
+
+
+@pytest.mark.parametrize("when", [1, 4, 7])
+def test_the_watcher_can_stop_it_between_steps(when: int) -> None:
+    started = session(descent={"batch_size": 10}, validation=None)
+    assert run(started, Watcher(lambda state: "cancel" if state.step == when else None), SlowClock()) == "cancel"
+    assert started.state.step == when
+
+
+def test_what_has_ended_does_nothing_more() -> None:
+    started = session(stop={"max_epochs": 2})
+    run(started)
+    before, watcher = weights(started), Watcher()
+    assert run(started, watcher) == "max_epochs"
+    assert watcher.history == []
+    assert_equal(weights(started), before)
+
+
+# ---- the losses it tells
+
+
+def test_the_losses_of_an_epoch_are_means_over_rows() -> None:
+    """With steps that change nothing, the epoch's loss is that of all rows, whatever the batches."""
+    for batch_size in (1, 4, 7, 30):
+        watcher = Watcher()
+        started = session(optimizer=STUCK, descent={"batch_size": batch_size}, validation={"fraction": 0.3})
+        run(started, watcher)
+        rows, validation = started.train, started.validation
+        assert validation is not None
+        expected = mean_loss(started.network, started.loss, rows.inputs, rows.targets, None)[0]
+        held_out = mean_loss(started.network, started.loss, validation.inputs, validation.targets, None)[0]
+        assert [row["train_loss"] for row in watcher.history] == pytest.approx([expected] * 3, rel=1e-5)
+        assert [row["val_loss"] for row in watcher.history] == pytest.approx([held_out] * 3, rel=1e-6)
+
+
+def test_an_epoch_that_was_cut_short_is_one_of_its_rows() -> None:
+    started = session(
+        optimizer=STUCK, descent={"batch_size": 10, "shuffle": False}, validation=None, stop={"max_steps": 2}
+    )
+    watcher = Watcher()
+    run(started, watcher)
+    rows = started.train.take(None, 0, 20, torch.device("cpu"))
+    expected = mean_loss(started.network, started.loss, rows.inputs, rows.targets, None)[0]
+    assert [row["train_loss"] for row in watcher.history] == pytest.approx([expected])
+
+
+def test_learning_rates_follow_the_schedule() -> None:
+    watcher = Watcher()
+    run(session(optimizer=SGD, schedule={"type": "exponential", "gamma": 0.5}), watcher)
+    assert [row["learning_rate"] for row in watcher.history] == pytest.approx([0.05, 0.025, 0.0125])
+
+
+def test_a_plateau_lowers_the_rate() -> None:
+    watcher = Watcher()
+    plateau = {"type": "plateau", "patience": 2, "gamma": 0.5, "end_factor": 0.3}
+    run(session(optimizer=STUCK, schedule=plateau, stop={"max_epochs": 8}), watcher)
+    factors = [row["learning_rate"] / 1e-30 for row in watcher.history]
+    assert factors == pytest.approx([1, 1, 1, 0.5, 0.5, 0.3, 0.3, 0.3])
+
+
+# ---- what it keeps
+
+
+def test_the_best_epoch_is_kept() -> None:
+    """The rate is so large that losses go up and down."""
+    spec: dict[str, Any] = {
+        "optimizer": {"type": "sgd", "learning_rate": 0.2},
+        "stop": {"max_epochs": 12},
+        "descent": {"batch_size": 3},
+        "validation": {"fraction": 0.3},
+    }
+    watcher, seen = Watcher(), []
+    started = session(**spec)
+    watcher.stop = lambda _: seen.append(weights(started))  # type: ignore[func-returns-value]
+    run(started, watcher)
+    losses = [row["val_loss"] for row in watcher.history]
+    best = losses.index(min(losses))
+    assert 0 < best < 11
+    assert (started.state.best_epoch, started.state.best) == (best + 1, losses[best])
+    last = weights(started)
+    started.finish()
+    again = session(**{**spec, "stop": {"max_epochs": best + 1, "restore_best": False}})
+    run(again)
+    assert_equal(weights(started), weights(again))
+    assert any(not torch.equal(value, last[name]) for name, value in weights(started).items())
+
+
+def test_the_last_epoch_is_kept_where_none_is_restored() -> None:
+    started = session(stop={"max_epochs": 3, "restore_best": False})
+    run(started)
+    last = weights(started)
+    started.finish()
+    assert_equal(weights(started), last)
+
+
+def test_more_is_better_of_some_metrics() -> None:
+    watcher = Watcher()
+    spec: dict[str, Any] = {"optimizer": {"type": "adam", "learning_rate": 1.0}, "validation": {"fraction": 0.4}}
+    started = session(target="k", stop={"max_epochs": 9, "metric": "accuracy"}, **spec)
+    run(started, watcher)
+    accuracies = [row["val_accuracy"] for row in watcher.history]
+    assert min(accuracies) < max(accuracies)
+    assert started.state.best_epoch == 1 + accuracies.index(max(accuracies))
+
+
+def test_the_moving_average_is_what_is_validated_and_kept() -> None:
+    started = session(ema_decay=0.9, stop={"max_epochs": 3, "restore_best": False}, optimizer=SGD)
+    watcher = Watcher()
+    run(started, watcher)
+    live = weights(started)
+    started.finish()
+    assert any(not torch.equal(value, live[name]) for name, value in weights(started).items())
+    validation = started.validation
+    assert validation is not None
+    loss = mean_loss(started.network, started.loss, validation.inputs, validation.targets, None)[0]
+    assert watcher.history[-1]["val_loss"] == pytest.approx(loss, rel=1e-6)
+
+
+# ---- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("spec", "scale"), [({"optimizer": SGD | {"learning_rate": 1e6}}, 1), ({"features": None}, 1e15)]
+)
+def test_a_loss_that_is_no_number_ends_the_run(spec: dict[str, Any], scale: float) -> None:
+    started = session(FRAME.with_columns(a=pl.col("a") * scale), stop={"max_epochs": 50}, **{"optimizer": SGD} | spec)
+    with pytest.raises(Diverged, match="learning_rate"):
+        run(started)
+
+
+# ---- chunks
+
+
+@pytest.mark.parametrize("clock", [stands_still, SlowClock()])
+def test_chunks_of_steps_do_not_matter(clock: Callable[[], float]) -> None:
+    spec: dict[str, Any] = {"network": {"hidden_features": [4], "dropout": 0.3, "normalization": "batch_norm"}}
+    expected, expected_watcher = session(descent={"batch_size": 3}, **spec), Watcher()
+    run(expected, expected_watcher)
+    found, watcher = session(descent={"batch_size": 3}, **spec), Watcher()
+    run(found, watcher, clock)
+    assert watcher.history == expected_watcher.history
+    assert_equal(weights(found), weights(expected))
+
+
+def test_chunks_grow_until_they_take_a_fifth_of_a_second() -> None:
+    started, watcher = session(descent={"variant": "stochastic"}, validation=None), Watcher()
+    run(started, watcher, stands_still)
+    assert watcher.steps[:4] == [1, 5, 21, 30]
+    slow = Watcher()
+    run(session(descent={"variant": "stochastic"}, validation=None), slow, SlowClock())
+    assert slow.steps == list(range(1, 90))
+
+
+# ---- the same again
+
+
+def test_the_same_spec_gives_the_same_weights() -> None:
+    one, other = session(), session()
+    run(one)
+    torch.rand(7)
+    run(other)
+    assert_equal(weights(one), weights(other))
+
+
+@pytest.mark.parametrize("spec", [{"seed": 1}, {"descent": {"batch_size": 5}}, {"descent": {"shuffle": False}}])
+def test_another_spec_gives_others(spec: dict[str, Any]) -> None:
+    one, other = session(descent={"batch_size": 4}), session(**{"descent": {"batch_size": 4}, **spec})
+    run(one)
+    run(other)
+    assert any(not torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+
+
+def test_full_batch_is_a_mini_batch_of_all_rows() -> None:
+    full = session(optimizer=SGD, descent={"variant": "full_batch"})
+    mini = session(optimizer=SGD, descent={"variant": "mini_batch", "batch_size": 1000})
+    run(full)
+    run(mini)
+    for name, value in weights(full).items():
+        torch.testing.assert_close(value, weights(mini)[name], atol=1e-6, rtol=1e-5)
+
+
+def test_stochastic_is_a_mini_batch_of_one() -> None:
+    one, other = session(descent={"variant": "stochastic"}), session(descent={"batch_size": 1})
+    run(one)
+    run(other)
+    assert_equal(weights(one), weights(other))
+
+
+@pytest.mark.parametrize("sample_weight", [None, "w"])
+def test_accumulation_is_a_larger_batch(sample_weight: str | None) -> None:
+    data = {"features": ["a", "b"], "sample_weight": sample_weight}
+    one = session(data=data, descent={"batch_size": 9}, optimizer=SGD)
+    other = session(data=data, descent={"batch_size": 3, "accumulate_steps": 3}, optimizer=SGD)
+    run(one)
+    run(other)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(value, weights(other)[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_fresh_state_is_the_beginning() -> None:
+    assert State() == State(epoch=0, step=0, best=None)
+
+
+# ---- the range test
+
+
+def test_a_rate_is_found_that_learns_and_nothing_is_left_of_the_trial() -> None:
+    fixed = session(optimizer={"type": "adam", "learning_rate": 0.01})
+    found = session(optimizer={"type": "adam", "learning_rate": "auto"})
+    assert_equal(weights(found), weights(fixed))
+    rate = found.spec.optimizer.learning_rate
+    assert isinstance(rate, float)
+    assert 1e-4 < rate < 0.5
+    assert session(optimizer={"type": "adam", "learning_rate": "auto"}).spec.optimizer.learning_rate == rate
+    watcher = Watcher()
+    run(found, watcher)
+    assert watcher.history[-1]["val_loss"] < 0.8 * watcher.history[0]["val_loss"]

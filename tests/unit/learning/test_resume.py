@@ -1,0 +1,83 @@
+"""A run that is stopped at any step, and goes on from disk in another place, is the run that nobody disturbed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.learning.fit import State
+from app.storage.checkpoints import Checkpoints
+from tests.unit.learning.runs import SlowClock, Watcher, assert_equal, run, session, weights
+from tests.unit.learning.test_optimizers import TABLE as OPTIMIZERS
+from tests.unit.learning.test_schedules import TABLE as SCHEDULES
+
+NUM_STEPS = 8
+BASE: dict[str, Any] = {
+    "network": {"hidden_features": [4], "dropout": 0.3, "normalization": "batch_norm"},
+    "descent": {"batch_size": 7, "max_grad_norm": 1.0},
+    "stop": {"max_epochs": 2},
+}
+
+
+def assert_resumes(folder: Path, num_steps: int = NUM_STEPS, **spec: Any) -> None:
+    """A checkpoint is written after each step but the last; from each, a new run goes on to the same end."""
+    spec = BASE | spec
+    expected = session(**spec)
+
+    def write(state: State) -> None:
+        tensors, position = expected.export()
+        Checkpoints(folder / str(state.step)).save(tensors, position, watcher.history)
+
+    watcher = Watcher(write)
+    run(expected, watcher, SlowClock())
+    last = weights(expected)
+    expected.finish()
+    steps = sorted(int(path.name) for path in folder.iterdir())
+    assert steps == list(range(1, num_steps))
+    for step in steps:
+        torch.manual_seed(99)
+        resumed = session(**spec)
+        torch.rand(5)
+        found = Checkpoints(folder / str(step)).load()
+        assert found is not None
+        resumed.load(*found)
+        again = Watcher()
+        again.history = Checkpoints(folder / str(step)).load_history(resumed.state.epoch)
+        run(resumed, again, SlowClock())
+        assert again.history == watcher.history
+        assert_equal(weights(resumed), last)
+        resumed.finish()
+        assert_equal(weights(resumed), weights(expected))
+        assert (resumed.state.best_epoch, resumed.state.best) == (expected.state.best_epoch, expected.state.best)
+
+
+@pytest.mark.parametrize("fields", [fields for fields, _ in OPTIMIZERS], ids=lambda fields: fields["type"])
+def test_every_optimizer_at_every_step(fields: dict[str, Any], tmp_path: Path) -> None:
+    assert_resumes(tmp_path, optimizer=fields)
+
+
+@pytest.mark.parametrize("fields", [fields for fields, _ in SCHEDULES], ids=lambda fields: fields["type"])
+def test_every_schedule_at_every_step(fields: dict[str, Any], tmp_path: Path) -> None:
+    assert_resumes(tmp_path, schedule={**fields, "warmup_steps": 3})
+
+
+@pytest.mark.parametrize(
+    ("spec", "num_steps"),
+    [
+        ({"descent": {"batch_size": 2, "accumulate_steps": 3}}, 10),
+        ({"mixup": 0.4}, 8),
+        ({"ema_decay": 0.9}, 8),
+        ({"ema_decay": 0.9, "stop": {"max_epochs": 2, "restore_best": False}}, 8),
+        ({"freeze": ["layers.0"]}, 8),
+        ({"optimizer": {"type": "adam", "learning_rate": "auto"}}, 8),
+        ({"stop": {"max_epochs": 9, "patience": 2, "min_delta": 10.0}}, 12),
+        ({"stop": {"max_epochs": 3, "min_delta": 10.0}, "schedule": {"type": "plateau", "patience": 1}}, 12),
+        ({"stop": {"max_epochs": 9, "max_steps": 7}}, 7),
+        ({"validation": None, "stop": {"max_epochs": 2, "target_loss": 0.0}}, 10),
+        ({"precision": "bfloat16"}, 8),
+        ({"target": "k", "descent": {"batch_size": 7, "sampling": "class_balanced"}}, 8),
+    ],
+)
+def test_whatever_else_is_in_a_run(spec: dict[str, Any], num_steps: int, tmp_path: Path) -> None:
+    assert_resumes(tmp_path, num_steps, **spec)
