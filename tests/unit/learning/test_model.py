@@ -1,0 +1,173 @@
+"""Models in memory and on disk, forward passes in parts, and what a run will take."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+import torch
+from torch import nn
+
+from app.errors import InvalidInput, ShapeMismatch, TooLarge
+from app.learning import evaluate
+from app.learning.evaluate import forward_all, mean_loss
+from app.learning.losses import build_loss
+from app.learning.model import Model
+from app.learning.network import count_parameters
+from app.learning.plan import devices, plan, resolve_device, usable_cores
+from app.specs.optimization import PlainLoss
+from app.storage.tensors import read_tensors, write_tensors
+from tests.samples import posted, prepared, resolved, table_of, untrained
+
+NUM_ROWS = 40
+FRAME = pl.DataFrame(
+    {
+        "x": [None if i % 7 == 3 else i / 3 for i in range(NUM_ROWS)],
+        "c": ["ab"[i % 2] for i in range(NUM_ROWS)],
+        "y": [i * 0.5 for i in range(NUM_ROWS)],
+        "k": ["uvw"[i % 3] for i in range(NUM_ROWS)],
+        "f": [i % 2 == 0 for i in range(NUM_ROWS)],
+    }
+)
+NETWORKS: list[dict[str, Any]] = [
+    {"hidden_features": [5], "normalization": "batch_norm", "dropout": 0.5},
+    {"layers": [{"type": "residual", "layers": [{"type": "linear", "out_features": 3}]}]},
+]
+
+
+# ---- on disk
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("categorical", ["embedding", "one_hot"])
+@pytest.mark.parametrize("target", ["y", "k", "f"])
+def test_models_come_back_from_disk(network: dict[str, Any], categorical: str, target: str, tmp_path: Path) -> None:
+    model = untrained(
+        FRAME, target, data={"features": ["x", "c"]}, network=network, features={"categorical": categorical}
+    )
+    tensors, config = model.export()
+    write_tensors(tmp_path / "model", tensors)
+    loaded = Model.load(read_tensors(tmp_path / "model")[0], orjson.loads(orjson.dumps(config)))
+    encoded = loaded.features.transform(FRAME)
+    assert torch.equal(loaded.predict(encoded), model.predict(model.features.transform(FRAME)))
+    assert (loaded.spec, loaded.signature) == (model.spec, model.signature)
+    assert config["num_parameters"] == count_parameters(loaded.network)
+    assert not loaded.network.training
+
+
+def test_loaded_weights_are_the_files_and_no_copies(tmp_path: Path) -> None:
+    tensors, config = untrained(FRAME, data={"features": ["x", "c"]}).export()
+    loaded = Model.load(tensors, config)
+    for name, value in loaded.network.state_dict().items():
+        assert value.data_ptr() == tensors[f"network.{name}"].data_ptr()
+
+
+# ---- forward passes
+
+
+def test_parts_of_a_forward_pass_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, inputs = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), torch.randn(17, 3)
+    whole = forward_all(network, inputs)
+    loss = build_loss(PlainLoss(type="mse"))
+    targets, weights = torch.randn(17, 2), torch.rand(17)
+    expected = loss(whole, targets, weights).item()
+    monkeypatch.setattr(evaluate, "MAX_ACTIVATIONS", 20)  # four rows
+    torch.testing.assert_close(forward_all(network, inputs), whole)
+    value, outputs = mean_loss(network, loss, inputs, targets, weights)
+    assert value == pytest.approx(expected)
+    torch.testing.assert_close(outputs, whole)
+
+
+def test_judging_leaves_the_mode_as_it_was() -> None:
+    network, loss = nn.Sequential(nn.Linear(3, 1), nn.Dropout(0.9)), build_loss(PlainLoss(type="mse"))
+    data = torch.randn(5, 3), torch.randn(5, 1), None
+    for training in (True, False):
+        network.train(training)
+        values = {mean_loss(network, loss, *data)[0] for _ in range(3)}
+        assert len(values) == 1
+        assert network.training is training
+
+
+def test_a_network_of_vectors_alone_has_a_forward_pass() -> None:
+    assert forward_all(nn.PReLU(), torch.tensor([[-4.0]])).tolist() == [[-1.0]]
+
+
+# ---- plans
+
+
+def planned(frame: pl.DataFrame = FRAME, target: str = "y", max_parameters: int = 10**7, **spec: Any) -> Any:
+    settled = resolved(frame, target, {"features": ["x", "c"]}, **spec)
+    return plan(settled, table_of(frame), device="auto", max_parameters=max_parameters)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("categorical", ["embedding", "one_hot"])
+@pytest.mark.parametrize("target", ["y", "k", "f"])
+def test_parameters_are_those_of_the_network(network: dict[str, Any], categorical: str, target: str) -> None:
+    spec = {"network": network, "features": {"categorical": categorical}, "validation": None}
+    _, facts = planned(target=target, **spec)
+    model = untrained(FRAME, target, data={"features": ["x", "c"]}, **spec)
+    assert facts.num_parameters == count_parameters(model.network)
+
+
+def test_too_many_parameters_are_refused_before_they_are_made() -> None:
+    wide: dict[str, Any] = {"network": {"hidden_features": [1_000_000, 1_000_000]}}
+    with pytest.raises(TooLarge, match=r"1,000,\d{3},\d{3},\d{3} parameters"):
+        planned(**wide)
+    count = planned(network={"hidden_features": [5]})[1].num_parameters
+    planned(network={"hidden_features": [5]}, max_parameters=count)
+    with pytest.raises(TooLarge):
+        planned(network={"hidden_features": [5]}, max_parameters=count - 1)
+
+
+def test_layers_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ShapeMismatch) as caught:
+        planned(network={"layers": [{"type": "conv1d", "out_channels": 2}]})
+    assert caught.value.faults[0].pointer == "/network/layers/0"
+
+
+def test_what_can_not_be_frozen_is_refused() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        planned(freeze=["layers.99"])
+    assert caught.value.faults[0].pointer == "/freeze/0"
+
+
+def test_more_takes_more() -> None:
+    _, small = planned(network={"hidden_features": [64]})
+    _, wide = planned(network={"hidden_features": [640]})
+    _, many = planned(pl.concat([FRAME] * 100), network={"hidden_features": [64]})
+    assert small.memory_bytes < wide.memory_bytes
+    assert small.memory_bytes < many.memory_bytes
+    assert small.seconds_per_epoch < wide.seconds_per_epoch
+    assert 50 < many.seconds_per_epoch / small.seconds_per_epoch < 100
+
+
+def test_large_steps_get_all_cores_and_small_ones_one() -> None:
+    assert planned()[0].num_threads == 1
+    assert planned(network={"hidden_features": [2000, 2000]})[0].num_threads == usable_cores()
+    assert planned(num_threads=3)[0].num_threads == 3
+
+
+def test_devices_are_those_of_this_machine() -> None:
+    assert resolve_device("cpu") == "cpu"
+    assert [found["device"] for found in devices()] == ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    with pytest.raises(InvalidInput, match="cuda:99") as caught:
+        resolve_device("cuda:99")
+    assert caught.value.faults[0].pointer == "/device"
+    with pytest.raises(InvalidInput, match="cuda:99"):
+        planned(device="cuda:99")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_card_means_the_cpu() -> None:
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(InvalidInput, match="no CUDA device"):
+        resolve_device("cuda")
+
+
+def test_a_signature_has_the_classes_of_the_table() -> None:
+    spec = posted("k", {"features": ["x"]})
+    assert spec.task == "auto"
+    assert untrained(FRAME, "k", data={"features": ["x"]}).signature.classes == ("u", "v", "w")
+    assert prepared(resolved(FRAME, "k", {"features": ["x"]}), FRAME).targets.num_outputs == 3
