@@ -120,6 +120,7 @@ class Features:
                 if frame[column.name].null_count():
                     raise BadData(f"column {column.name!r} has missing values, and the features spec allows none")
 
+    @np.errstate(over="ignore")
     def _fit_constants(self, measures_NK: Floats, *, standardize: bool) -> None:
         present = np.isfinite(measures_NK)
         count = np.maximum(present.sum(0), 1)
@@ -160,6 +161,7 @@ class Features:
         where = {column.name: index for index, column in enumerate(self.columns)}
         return self._assemble(rows_NK, [np.isnan(rows_NK[:, where[name]]) for name in self.flagged])
 
+    @np.errstate(over="ignore")  # beyond float32 is infinity, and the answer to it is null
     def _assemble(self, measures_NK: Floats, others: Sequence[NDArray[Any]]) -> Tensor:
         out = np.empty((len(measures_NK), self.num_inputs), dtype=np.float32)
         num_measures = len(self.mean)

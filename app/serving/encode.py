@@ -16,6 +16,7 @@ from app.errors import Fault, InvalidInput, ShapeMismatch, UnknownColumn
 from app.learning.features import Features
 from app.specs.resolve import unknown_column
 from app.specs.table import Column, Signature
+from app.storage.columns import read_datetimes
 
 MAX_FAULTS = 20  # more say nothing new
 DTYPES: dict[str, pl.DataType] = {
@@ -35,44 +36,48 @@ def encode_rows(features: Features, signature: Signature, inputs: list[Any], poi
     if not inputs:
         raise ShapeMismatch.at(pointer, "there are no rows; give at least one")
     if isinstance(inputs[0], dict):
-        return encode_frame(features, frame_of_records(signature, inputs, pointer))
-    if features.all_measures and (numbers := _matrix(inputs)) is not None and numbers.shape[1] == len(signature.inputs):
+        return encode_frame(features, frame_of_records(signature, inputs, pointer), pointer, by_name=True)
+    if features.all_measures and (numbers := _matrix(signature, inputs)) is not None:
         refuse_missing(features, np.isnan(numbers), pointer)
         return features.transform_numbers(numbers)
-    return encode_frame(features, _frame_of_lists(signature, inputs, pointer))
+    return encode_frame(features, _frame_of_lists(signature, inputs, pointer), pointer)
 
 
-def encode_frame(features: Features, frame: pl.DataFrame, pointer: str = "/inputs") -> Tensor:
+def encode_frame(features: Features, frame: pl.DataFrame, pointer: str = "/inputs", *, by_name: bool = False) -> Tensor:
     """A frame with a column of the right type for each input, to `[N, F]`."""
     if features.spec is None or features.spec.missing == "error":
         nulls = np.column_stack([frame[column.name].is_null().to_numpy() for column in features.columns])
-        refuse_missing(features, nulls, pointer)
+        refuse_missing(features, nulls, pointer, by_name=by_name)
     return features.transform(frame)
 
 
-def refuse_missing(features: Features, missing_NK: NDArray[np.bool_], pointer: str) -> None:
-    """Raise where the model was trained with no place for missing values."""
+def refuse_missing(features: Features, missing_NK: NDArray[np.bool_], pointer: str, *, by_name: bool = False) -> None:
+    """Raise where the model was trained with no place for missing values. `by_name`: rows are objects."""
     if (features.spec is None or features.spec.missing == "error") and missing_NK.any():
-        rows, columns = np.nonzero(missing_NK)
+        names = [column.name for column in features.columns]
         faults = [
             Fault(
-                f"{pointer}/{row}/{column}",
-                f"{features.columns[column].name!r} is missing, and this model takes no missing values",
+                f"{pointer}/{row}/{escape(names[column]) if by_name else column}",
+                f"{names[column]!r} is missing, and this model takes no missing values",
             )
-            for row, column in list(zip(rows, columns, strict=True))[:MAX_FAULTS]
+            for row, column in np.argwhere(missing_NK)[:MAX_FAULTS]
         ]
         raise InvalidInput(faults[0].detail, faults)
 
 
-def _matrix(inputs: list[Any]) -> NDArray[np.float64] | None:
+def _matrix(signature: Signature, inputs: list[Any]) -> NDArray[np.float64] | None:
     """Numbers, booleans and nulls as `[N, K]`, or None if a look at every cell is needed to say what is wrong."""
     try:
         array = np.asarray(inputs)
-        if array.dtype == object and array.ndim == 2 and not _only_numbers(array):
+        if array.ndim != 2 or array.shape[1] != len(signature.inputs) or array.dtype.kind not in "fiubO":
             return None
-        return array.astype(np.float64) if array.ndim == 2 and array.dtype.kind in "fiubO" else None
+        if array.dtype == object and not _only_numbers(array):
+            return None
+        numbers: NDArray[np.float64] = array.astype(np.float64)
     except (ValueError, TypeError, OverflowError):
         return None
+    flags = numbers[:, [column.kind == "boolean" for column in signature.inputs]]
+    return numbers if ((flags == 0) | (flags == 1) | np.isnan(flags)).all() else None
 
 
 def _only_numbers(array: NDArray[Any]) -> bool:
@@ -152,13 +157,7 @@ def _series(column: Column, values: list[Any], at: Callable[[int], str], faults:
     if column.kind != "datetime":
         return pl.Series(column.name, values, dtype=DTYPES[column.kind])
     text = pl.Series(column.name, values, dtype=pl.String)
-    stamps = (
-        text.str.to_datetime(strict=False, time_unit="us", ambiguous="earliest")
-        if text.null_count() < len(text)
-        else None
-    )
-    if stamps is None:
-        return text.cast(pl.Datetime("us"))
+    stamps = text.to_frame().select(read_datetimes(pl.all())).to_series()
     unread = (stamps.is_null() & text.is_not_null()).arg_true().head(MAX_FAULTS)
     faults += [
         Fault(at(row), f"{column.name!r} takes {_WANTED['datetime']}, not {_show(values[row])}") for row in unread
