@@ -5,6 +5,10 @@ from types import NoneType
 
 import polars as pl
 
+from app.errors import TooLarge
+
+_FREE_CELLS = 10_000_000
+_MAX_CELLS_PER_VALUE = 20
 _DTYPES: dict[type, type[pl.DataType]] = {
     NoneType: pl.Null,
     bool: pl.Boolean,
@@ -34,6 +38,12 @@ def common_dtype(types: Iterable[type]) -> type[pl.DataType] | None:
     if dtypes == {pl.Int64, pl.Float64}:
         return pl.Float64
     return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def check_density(num_cells: int, num_values: int) -> None:
+    """Raises TooLarge for objects that have next to no key in common: as a table they would be mostly nothing."""
+    if num_cells > max(_FREE_CELLS, _MAX_CELLS_PER_VALUE * num_values):
+        raise TooLarge(f"a table of {num_cells} cells for {num_values} values is too sparse; give rows the same keys")
 
 
 def word_for(kind: type) -> str:

@@ -10,7 +10,7 @@ import polars as pl
 from app.errors import InvalidInput, Unparseable
 from app.storage.columns import check_names
 from app.storage.formats import MAX_LINE_BYTES
-from app.storage.json_types import common_dtype, mismatch, word_for
+from app.storage.json_types import check_density, common_dtype, mismatch, word_for
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -21,7 +21,10 @@ def scan_ndjson(path: Path, max_columns: int) -> pl.LazyFrame:
     Raises Unparseable, InvalidInput for values that do not share a column, TooLarge.
     """
     types: dict[str, set[type]] = {}
+    num_rows = num_values = 0
     for number, record in _records(path):
+        num_rows += 1
+        num_values += len(record)
         for name, value in record.items():
             kind = float if type(value) is int and value not in _INT64 else type(value)
             seen = types.setdefault(name, set())
@@ -32,6 +35,7 @@ def scan_ndjson(path: Path, max_columns: int) -> pl.LazyFrame:
         if len(types) > max_columns:
             break
     check_names(list(types), max_columns)
+    check_density(num_rows * len(types), num_values)
     return pl.scan_ndjson(path, schema={name: common_dtype(seen) or pl.Null for name, seen in types.items()})
 
 

@@ -109,8 +109,9 @@ def _count_unique(table: pl.LazyFrame, names: list[str], at_once: int, *, exact:
     unique: dict[str, int] = {}
     for start in range(0, len(names), at_once):
         part = names[start : start + at_once]
-        values = [pl.col(name).drop_nulls() for name in part]
-        counts = [value.n_unique() if exact else value.approx_n_unique() for value in values]
+        counts = [  # the sketch would hold all values if nulls were dropped before it; it may count one too many
+            pl.col(name).drop_nulls().n_unique() if exact else pl.col(name).approx_n_unique() for name in part
+        ]
         numbered = [count.alias(str(place)) for place, count in enumerate(counts)]
         unique |= zip(part, table.select(numbered).collect(engine="streaming").row(0), strict=True)
     return unique

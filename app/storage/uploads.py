@@ -25,6 +25,8 @@ from app.storage.ndjson import scan_ndjson
 _HEAD_BYTES = 4096
 _FIRST_CELLS = 2**20
 _MAX_GZIP_LAYERS = 2
+_FREE_CELLS = 2**30
+_MAX_CELLS_PER_BYTE = 100
 _CELLS_PER_ROW_GROUP = 2**23
 _BOM = b"\xef\xbb\xbf"
 
@@ -121,7 +123,15 @@ def _settled(body: Path, found: Format, staged: Path, max_columns: int) -> pl.La
         body, stream = body.with_suffix(".arrow"), body
         write_arrow_file(stream, body)
     table = pl.scan_parquet(body, glob=False) if found == "parquet" else pl.scan_ipc(body, glob=False)
+    _check_cells(table, body.stat().st_size)
     return settle_types(storable_table(table, max_columns), TYPED_READINGS)
+
+
+def _check_cells(table: pl.LazyFrame, num_bytes: int) -> None:
+    """Raises TooLarge for a file that holds far more values than files of its size do; to unpack it could take days."""
+    num_cells = table.select(pl.len()).collect(engine="streaming").item() * len(table.collect_schema())
+    if num_cells > max(_FREE_CELLS, _MAX_CELLS_PER_BYTE * num_bytes):
+        raise TooLarge(f"the table has {num_cells} cells in {num_bytes} bytes, which is too large to be unpacked")
 
 
 def _settled_csv(body: Path, dialect: Dialect, staged: Path) -> pl.LazyFrame:

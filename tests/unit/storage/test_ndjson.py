@@ -46,9 +46,10 @@ def test_a_column_of_nulls_is_a_numeric_one() -> None:
         (b"{}\n{}", InvalidInput, "no columns"),
         (b'{"": 1}', InvalidInput, "column 1 has no name"),
         (b'{"a": "' + b"x" * 2**24 + b'"}', Unparseable, "line 1 is longer than"),
+        (b"".join(b'{"c%d": 1}\n' % n for n in range(100)) + b"{}\n" * 200_000, TooLarge, "too sparse"),
         (b"{" + b",".join(b'"c%d": 1' % n for n in range(101)) + b"}", TooLarge, "101 columns; at most 100"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_what_is_wrong_is_said_with_its_line(content: bytes, error: type[GradserveError], said: str) -> None:
     with pytest.raises(error) as caught:

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from app.errors import TooLarge
+from app.storage import uploads
 from tests.unit.storage.reading import profile, read
 
 PENGUINS = Path(__file__).parents[3] / "examples" / "penguins.csv"
@@ -105,3 +107,11 @@ def test_every_format_gives_the_same_table(frame: pl.DataFrame) -> None:
     with_values = frame.filter(~pl.all_horizontal(pl.all().is_null()))
     for content in (csv(frame), gzip.compress(csv(frame))):
         assert_frame_equal(read(content), with_values, rel_tol=0, abs_tol=0)
+
+
+def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = parquet(pl.select(x=pl.repeat(True, 10**6), y=pl.lit("a")))
+    assert read(content).height == 10**6
+    monkeypatch.setattr(uploads, "_FREE_CELLS", 10**6)
+    with pytest.raises(TooLarge, match="2000000 cells"):
+        read(content)
