@@ -1,10 +1,13 @@
 """The process's environment, read once, in `app.main` and the command line; everyone else is given values."""
 
 import os
+import re
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+API_KEY = r"[^,]+:(read|predict|train|admin)(\+(read|predict|train|admin))*"
 
 
 class Settings(BaseSettings):
@@ -18,6 +21,15 @@ class Settings(BaseSettings):
     api_keys: SecretStr = Field(
         SecretStr(""), description="comma separated `key:scope+scope`; scopes: read, predict, train, admin"
     )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _entries_have_scopes(cls, value: SecretStr) -> SecretStr:
+        entries = [entry.strip() for entry in value.get_secret_value().split(",") if entry.strip()]
+        if not all(re.fullmatch(API_KEY, entry) for entry in entries):
+            raise ValueError("an entry must be key:scope+scope with scopes of read, predict, train, admin")
+        return value
+
     host: str = Field("127.0.0.1", description="where `gradserve serve` listens")
     port: int = Field(8000, ge=0, le=65535, description="where `gradserve serve` listens")
     device: str = Field(

@@ -12,7 +12,9 @@ from app.errors import Unparseable, UnsupportedMedia
 
 class JsonRequest(Request):
     async def json(self) -> Any:
-        return parse_json(await self.body())
+        if not hasattr(self, "_json"):
+            self._json = parse_json(await self.body())
+        return self._json
 
 
 class JsonRoute(APIRoute):
@@ -23,9 +25,11 @@ class JsonRoute(APIRoute):
         takes_body = self.body_field is not None
 
         async def handle_json(request: Request) -> Response:
+            request = JsonRequest(request.scope, request.receive)
             if takes_body:
                 require_json(request)
-            return await handle(JsonRequest(request.scope, request.receive))
+                await request.json()  # here, because FastAPI would say no more than that parsing failed
+            return await handle(request)
 
         return handle_json
 

@@ -21,6 +21,10 @@ log = structlog.get_logger("gradserve.jobs")
 CHUNK_BYTES = 1 << 18
 MAX_RESTART_SECONDS = 30.0
 
+# idle OpenMP threads that spin take the cores from other jobs' threads: two jobs of two threads on two cores ran
+# several times slower than one after the other
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 @dataclass(eq=False)
 class Run:
@@ -66,7 +70,7 @@ class Fleet:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # a terminal's Ctrl-C is for the service alone
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},
+                env={**os.environ, **WAITING, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},
             )
 
     def _hear_server(self) -> Iterator[tuple[Run, dict[str, Any]]]:

@@ -68,7 +68,7 @@ class Journal:
         self.emit("progress", self.progress())  # first: who dies right after a checkpoint is known to have got on
         tensors, session = self.session.export()
         position = {"folds": self.folds, "num_rows": len(self.history), "session": session}
-        self.checkpoints.save(tensors, position, self.history)
+        self.checkpoints.save(tensors, position, self.history, session["best_file"])
         self.last_checkpoint = time.monotonic()
 
     # ---- what is told of it
@@ -76,7 +76,7 @@ class Journal:
     def losses(self) -> dict[str, Any]:
         """The losses of the epoch whose weights are kept."""
         state = self.session.state
-        kept = state.best_epoch if state.best_weights else state.epoch
+        kept = state.best_epoch if state.best_weights is not None else state.epoch
         row = self.history[self.epochs_before + kept - 1]
         return {key: row[key] for key in ("train_loss", "val_loss") if row[key] is not None}
 

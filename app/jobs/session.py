@@ -9,24 +9,33 @@ from torch import Tensor, nn
 from app.learning.averaging import WeightAverage
 from app.learning.batches import plan_batches
 from app.learning.evaluate import forward_all
-from app.learning.fit import Run, State
+from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory
 from app.learning.losses import build_loss
 from app.learning.metrics import measure
 from app.learning.model import Model, assemble
 from app.learning.network import freeze, initialize
 from app.learning.optimizers import build_optimizers, export_state, load_state
+from app.learning.plan import MAX_KEPT_BYTES
 from app.learning.prepare import Prepared
 from app.learning.range_test import Snapshot, find_learning_rate
 from app.learning.steps import EagerSteps
 from app.learning.targets import class_chances
 from app.specs.training import TrainingSpec
+from app.storage.checkpoints import Checkpoints, OnDisk
 
 
 class Session:
-    """A network with its optimizer over prepared rows."""
+    """A network with its optimizer over prepared rows. Large weights of the best epoch go to `checkpoints`."""
 
-    def __init__(self, spec: TrainingSpec, prepared: Prepared, weights: dict[str, Tensor] | None) -> None:
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        prepared: Prepared,
+        weights: dict[str, Tensor] | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         torch.manual_seed(spec.seed)
+        self.checkpoints = checkpoints
         self.spec, self.prepared, self.state = spec, prepared, State()
         self.device = torch.device(spec.device)
         self.network = assemble(spec, prepared.features, prepared.targets.num_outputs)
@@ -88,7 +97,14 @@ class Session:
             chances,
             self.average,
             None if self.spec.stop.metric == "loss" else self._judge,
+            self._keep,
         )
+
+    def _keep(self, weights: dict[str, Tensor], epoch: int) -> KeptWeights:
+        """Large weights go to disk, so that training them takes no more memory than it must."""
+        if self.checkpoints is None or sum(value.nbytes for value in weights.values()) <= MAX_KEPT_BYTES:
+            return keep_in_memory(weights, epoch)
+        return self.checkpoints.keep(weights, epoch)
 
     def _judge(self, outputs: Tensor) -> float:
         values = self.prepared.targets.activate(outputs)
@@ -96,9 +112,13 @@ class Session:
         return measured.get(self.spec.stop.metric, 0.0)  # roc_auc has no value where one class is missing
 
     def finish(self) -> Model:
-        """The model of the weights that are to be kept."""
-        if self.state.best_weights:
-            self.network.load_state_dict(self.state.best_weights)
+        """The model of the weights that are to be kept; gradients and the optimizer's state give their memory back."""
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        if self.state.best_weights is not None:
+            self.network.load_state_dict(self.state.best_weights.load())
         elif self.average is not None:
             self.average.swap()
         return Model(self.spec, self.prepared.features, self.prepared.targets, self.network)
@@ -116,12 +136,19 @@ class Session:
         """Tensors, and the rest as JSON."""
         tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
         tensors |= export_state(self.optimizers) | {f"rng.{name}": value for name, value in _get_rng().items()}
-        tensors |= {f"best.{name}": value for name, value in self.state.best_weights.items()}
+        best = self.state.best_weights
+        if isinstance(best, InMemory):
+            tensors |= {f"best.{name}": value for name, value in best.weights.items()}
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.average.items()}
         position = {item.name: getattr(self.state, item.name) for item in fields(State) if item.name != "best_weights"}
         scaler = self.engine.scaler.state_dict() if self.engine.scaler else None
-        return tensors, {"state": position, "scaler": scaler, "learning_rate": self.spec.optimizer.learning_rate}
+        return tensors, {
+            "state": position,
+            "scaler": scaler,
+            "learning_rate": self.spec.optimizer.learning_rate,
+            "best_file": best.path.name if isinstance(best, OnDisk) else None,
+        }
 
     def load(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
         """The opposite of `export`, bit for bit."""
@@ -129,13 +156,19 @@ class Session:
         self._build_engine()
         self.network.load_state_dict(_under(tensors, "network."))
         load_state(self.optimizers, tensors)
-        best = {name: value.to(self.device, copy=True) for name, value in _under(tensors, "best.").items()}
-        self.state = State(**position["state"], best_weights=best)
+        self.state = State(**position["state"], best_weights=self._load_best(tensors, position["best_file"]))
         if self.average is not None:
             self.average.load(_under(tensors, "average."), self.state.step)
         if self.engine.scaler:
             self.engine.scaler.load_state_dict(position["scaler"])
         _set_rng(_under(tensors, "rng."))
+
+    def _load_best(self, tensors: dict[str, Tensor], file: str | None) -> KeptWeights | None:
+        if file is not None:
+            assert self.checkpoints is not None
+            return self.checkpoints.kept(file)
+        in_memory = _under(tensors, "best.")
+        return InMemory(in_memory) if in_memory else None
 
 
 def _under(tensors: dict[str, Any], prefix: str) -> dict[str, Any]:

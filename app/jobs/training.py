@@ -62,7 +62,7 @@ class Training:
         for fold in range(len(self.journal.folds), folds + 1):
             held_out = fold if fold < folds else None
             spec = self.spec if held_out is not None or not folds else _over_all_rows(self.spec, self.journal.folds)
-            session = Session(spec, self._prepare(frame, other, held_out), weights)
+            session = Session(spec, self._prepare(frame, other, held_out), weights, self.journal.checkpoints)
             if resumed is not None:
                 session.load(*resumed)
                 resumed = None

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -38,7 +38,25 @@ class State:
     epochs_without_gain: int = 0
     plateau_factor: float = 1.0
     plateau_epoch: int = 0  # when the plateau's patience began to count
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    best_weights: "KeptWeights | None" = None
+
+
+class KeptWeights(Protocol):
+    """The best epoch's weights, put aside in memory or elsewhere."""
+
+    def load(self) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    weights: dict[str, Tensor]
+
+    def load(self) -> dict[str, Tensor]:
+        return self.weights
+
+
+def keep_in_memory(weights: dict[str, Tensor], _epoch: int) -> KeptWeights:
+    return InMemory({name: value.detach().clone() for name, value in weights.items()})
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,7 @@ class Run:
     chances: Tensor | None = None  # of each row to be drawn, where not every row is seen once
     average: WeightAverage | None = None
     judge: Callable[[Tensor], float] | None = None  # the watched metric of validation outputs, where it is no loss
+    keep: Callable[[dict[str, Tensor], int], KeptWeights] = keep_in_memory  # of the best epoch so far
 
 
 class Watcher(Protocol):
@@ -165,7 +184,7 @@ def _track_best(run: Run, state: State, value: float) -> None:
         state.best, state.best_epoch, state.epochs_without_gain = value, state.epoch, 0
         state.plateau_epoch = state.epoch
         if run.spec.stop.restore_best:
-            state.best_weights = {name: value.detach().clone() for name, value in run.network.state_dict().items()}
+            state.best_weights = run.keep(run.network.state_dict(), state.epoch)
         return
     state.epochs_without_gain += 1
     if isinstance(schedule, PlateauSchedule) and state.epoch - state.plateau_epoch >= schedule.patience:

@@ -18,7 +18,8 @@ from app.specs.table import ColumnProfile, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationFraction
 
 STATES_PER_PARAMETER = {"sgd": 0, "adagrad": 1, "rmsprop": 1, "muon": 1, "adadelta": 2}  # the others keep two
-BASE_BYTES = 350 * 2**20  # a worker before it has a table
+BASE_BYTES = 440 * 2**20  # a worker before it has a table
+MAX_KEPT_BYTES = 256 * 2**20  # the best epoch's weights are kept in memory up to this size, and on disk beyond
 DISPATCH_SECONDS = 12e-6  # of one module, forward, backward and update
 FLOPS_PER_THREAD = 2e10
 FLOPS_FOR_ALL_THREADS = 2e7  # a step below that is over before other threads are awake
@@ -80,7 +81,9 @@ def _memory_bytes(spec: TrainingSpec, network: nn.Module, num_parameters: int, n
     slots = STATES_PER_PARAMETER.get(spec.optimizer.type, 2)
     if isinstance(spec.optimizer, SGD) and spec.optimizer.momentum:
         slots = 1
-    copies = 2 + slots + bool(spec.stop.restore_best)  # weights, gradients, optimizer state, best weights
+    copies = 2 + slots + bool(spec.ema_decay)  # weights, gradients, optimizer state, their moving average
+    if spec.stop.restore_best and 4 * num_parameters <= MAX_KEPT_BYTES:
+        copies += 1
     activations = sum(parameter.shape[0] for parameter in network.parameters() if parameter.ndim > 1)
     return 4 * (copies * num_parameters + 3 * num_cells + 3 * batch_size * activations)
 

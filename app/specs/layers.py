@@ -40,21 +40,29 @@ class Activation(Spec):
 
 
 class LeakyReLU(Spec):
+    """`x` above zero, `negative_slope · x` below (Maas et al. 2013)."""
+
     type: Literal["leaky_relu"] = "leaky_relu"
     negative_slope: NonNegativeFloat = 0.01
 
 
 class ELU(Spec):
+    """Exponential below zero (Clevert et al. 2016; `celu`: Barron 2017)."""
+
     type: Literal["elu", "celu"] = "elu"
     alpha: PositiveFloat = 1.0
 
 
 class GELU(Spec):
+    """`x Φ(x)` (Hendrycks & Gimpel 2016)."""
+
     type: Literal["gelu"] = "gelu"
     approximate: Literal["none", "tanh"] = "none"
 
 
 class Softplus(Spec):
+    """A smooth ReLU: `log(1 + exp(beta · x)) / beta`."""
+
     type: Literal["softplus"] = "softplus"
     beta: PositiveFloat = 1.0
 
@@ -67,6 +75,8 @@ class PReLU(Spec):
 
 
 class Dropout(Spec):
+    """In training each number is zero with probability `p` (Srivastava et al. 2014)."""
+
     type: Literal["dropout"] = "dropout"
     p: Fraction = 0.5
 

@@ -1,11 +1,20 @@
 """What a job needs to go on: one file, replaced by one rename, and the history of its epochs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from app.storage.tensors import read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    path: Path
+
+    def load(self) -> dict[str, Any]:
+        return read_tensors(self.path)[0]
 
 
 class Checkpoints:
@@ -25,10 +34,32 @@ class Checkpoints:
         position: dict[str, Any] = orjson.loads(metadata["position"])
         return tensors, position
 
-    def save(self, tensors: dict[str, Any], position: dict[str, Any], history: list[dict[str, Any]]) -> None:
-        """The history goes first: what the checkpoint counts is never missing from it."""
+    def save(
+        self,
+        tensors: dict[str, Any],
+        position: dict[str, Any],
+        history: list[dict[str, Any]],
+        kept_file: str | None = None,
+    ) -> None:
+        """The history goes first: what the checkpoint counts is never missing from it. Of `keep`, one file remains."""
         self.write_history(self.history_path, history)
         write_tensors(self.path, tensors, {"position": orjson.dumps(position).decode()})
+        self._forget_others(kept_file)
+
+    def keep(self, weights: dict[str, Any], epoch: int) -> "OnDisk":
+        """A copy of weights that takes disk rather than memory."""
+        path = self.folder / f"best-{epoch}.safetensors"
+        write_tensors(path, weights)
+        return OnDisk(path)
+
+    def kept(self, name: str) -> "OnDisk":
+        """What `keep` has written under that name."""
+        return OnDisk(self.folder / name)
+
+    def _forget_others(self, name: str | None) -> None:
+        for path in self.folder.glob("best-*.safetensors"):
+            if path.name != name:
+                path.unlink()
 
     def load_history(self, num_epochs: int) -> list[dict[str, Any]]:
         if not num_epochs:
