@@ -21,6 +21,7 @@ NO_LIMIT = 2**62  # the framework's limit is answered in plain text; the store's
 router = APIRouter(prefix="/datasets", tags=["datasets"], max_body_size=NO_LIMIT)
 read, write = [Depends(require("read"))], [Depends(require("train"))]
 
+BLOCK_BYTES = 2**20
 MAX_PARSERS = 2  # more uploads than these arrive together, but wait to be parsed, each with all cores and its memory
 _parsers = CapacityLimiter(MAX_PARSERS)
 
@@ -114,12 +115,17 @@ def _check_length(request: Request, max_bytes: int) -> None:
 
 
 async def _receive(request: Request, upload: Upload) -> None:
-    """The body onto the disk, with a chunk of it in memory. Hashing and writing happen in threads."""
+    """The body onto the disk, with a block of it in memory. Threads hash and write, so that the loop never waits."""
+    block = bytearray()
     try:
         async for chunk in request.stream():
-            await to_thread.run_sync(upload.write, chunk)
+            block += chunk
+            if len(block) >= BLOCK_BYTES:
+                await to_thread.run_sync(upload.write, block)
+                block = bytearray()
     except ClientDisconnect as error:
         raise Unparseable("the body ended before it was complete") from error
+    await to_thread.run_sync(upload.write, block)
 
 
 def _dataset_out(dataset: Dataset) -> DatasetOut:

@@ -77,6 +77,8 @@ def declared_format(content_type: str, content_encoding: str = "") -> Format | N
         raise UnsupportedMedia(f"the Content-Encoding {content_encoding!r} is not known here; gzip is")
     media_type, _, parameters = content_type.partition(";")
     name = media_type.strip().lower()
+    if name == "multipart/form-data":
+        raise UnsupportedMedia("a form is not taken here; send the file itself, as curl -T FILE does")
     if name not in MEDIA_TYPES:
         raise UnsupportedMedia(f"a dataset cannot be {name!r}; it can be {_SPOKEN}")
     charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2]

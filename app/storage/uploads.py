@@ -46,7 +46,7 @@ class Upload:
         self.body = folder / "body"
         self._file = self.body.open("wb")
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | bytearray) -> None:
         """Raises TooLarge as soon as the body is."""
         self.num_bytes += len(chunk)
         if self.num_bytes > self.max_bytes:

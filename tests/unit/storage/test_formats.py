@@ -36,7 +36,7 @@ def test_content_types(content_type: str, found: str | None) -> None:
     [
         ("image/png", "", "'image/png'"),
         ("application/json", "", "NDJSON"),
-        ("multipart/form-data; boundary=x", "", "CSV"),
+        ("multipart/form-data; boundary=x", "", "-T FILE"),
         ("text/csv; charset=latin-1", "", "latin-1"),
         ("text/csv", "br", "'br'"),
     ],
