@@ -41,7 +41,10 @@ class Batcher:
             return
         inputs = batch[0].inputs if len(batch) == 1 else torch.cat([waiting.inputs for waiting in batch])
         if len(inputs) <= MAX_ROWS_ON_LOOP and model.num_bytes <= 4 * MAX_PARAMETERS_ON_LOOP:
-            self._deliver(batch, model.model.predict(inputs))
+            try:
+                self._deliver(batch, model.model.predict(inputs))
+            except Exception as error:  # noqa: BLE001 (those who wait for it get it)
+                self._fail(batch, error)
             return
         self._busy.add(model)
         running = asyncio.get_running_loop().run_in_executor(self._executor, model.model.predict, inputs)
@@ -50,9 +53,7 @@ class Batcher:
     def _finish(self, model: ServedModel, batch: list[Waiting], done: "asyncio.Future[Tensor]") -> None:
         self._busy.discard(model)
         if error := done.exception():
-            for waiting in batch:
-                if not waiting.future.done():
-                    waiting.future.set_exception(error)
+            self._fail(batch, error)
         else:
             self._deliver(batch, done.result())
         if model in self._waiting:
@@ -64,3 +65,9 @@ class Batcher:
         for waiting, part in zip(batch, parts, strict=True):
             if not waiting.future.done():  # its client may have gone meanwhile
                 waiting.future.set_result(part)
+
+    @staticmethod
+    def _fail(batch: list[Waiting], error: BaseException) -> None:
+        for waiting in batch:
+            if not waiting.future.done():
+                waiting.future.set_exception(error)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.errors import CorruptVersion
 from app.learning.evaluate import forward_all
 from app.learning.losses import build_loss
 from app.learning.metrics import measure
@@ -29,7 +30,13 @@ class ServedModel:
             CorruptVersion
         """
         tensors = version.load_tensors()
-        model = Model.load(tensors, version.config)
+        try:
+            model = Model.load(tensors, version.config)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CorruptVersion(
+                f"config.json of version {version.version} of model {version.model!r} does not fit its weights: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         model.network.to(device)
         model.predict(torch.zeros(1, model.features.num_inputs))
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())

@@ -160,6 +160,8 @@ class ModelStore:
             metrics = orjson.loads((path / "metrics.json").read_bytes())
         except (OSError, orjson.JSONDecodeError) as error:
             raise CorruptVersion(f"version {path.name} of model {name!r} can't be read: {error}") from error
+        if not isinstance(config, dict) or "model.safetensors" not in config.get("digests", ()):
+            raise CorruptVersion(f"config.json of version {path.name} of model {name!r} has no digests")
         if config.get("format_version", 0) > FORMAT_VERSION:
             raise CorruptVersion(
                 f"version {path.name} of model {name!r} has format {config['format_version']}; "
