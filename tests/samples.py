@@ -11,7 +11,9 @@ from app.learning.prepare import Prepared, prepare
 from app.specs.resolve import resolve, signature_of
 from app.specs.table import Table
 from app.specs.training import TrainingSpec
+from app.storage.models import ModelStore, write_version
 from app.storage.profile import profile_table
+from app.storage.tensors import write_tensors
 
 DIGEST = f"sha256:{'0' * 64}"
 
@@ -46,3 +48,16 @@ def untrained(frame: pl.DataFrame, target: str | list[str] = "y", **spec: Any) -
     torch.manual_seed(resolved_spec.seed)
     initialize(network, resolved_spec.init)
     return Model(resolved_spec, parts.features, parts.targets, network.requires_grad_(False).eval())
+
+
+def publish(store: ModelStore, model: Model, name: str = "m") -> str:
+    """Make a model the next version of its name."""
+    version = store.next_version(name)
+    job_id = f"job-{name}-{version}"
+    folder = store.staging(job_id)
+    tensors, config = model.export()
+    write_tensors(folder / "model.safetensors", tensors)
+    (folder / "history.jsonl").write_bytes(b"")
+    write_version(folder, {"job_id": job_id, "created_at": 0.0, "versions": {}} | config, {"train_loss": 0.5})
+    store.publish(job_id, name, version)
+    return version

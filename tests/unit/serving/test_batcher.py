@@ -1,0 +1,187 @@
+"""Requests in flight share forward passes, and nothing else."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from app.learning.model import Model
+from app.serving.batcher import Batcher
+from app.serving.served_model import ServedModel
+from tests.samples import untrained
+
+T = TypeVar("T")
+FRAME = pl.DataFrame({"a": [0.0, 1.0, 5.0], "b": [3.0, 1.0, 2.0], "y": [0.25, 1.5, 2.5]})
+SIZES = [1, 7, 2, 30, 1, 3, 12, 5]
+ON_LOOP, IN_THREAD = 1, 10**9
+
+
+@dataclass
+class Watched(Model):
+    """Notes the rows of each forward pass; waits at the gate, and fails where it is told to."""
+
+    passes: list[int] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Event = field(default_factory=threading.Event)
+    failing: bool = False
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        self.passes.append(len(inputs))
+        self.entered.set()
+        assert self.gate.wait(20)
+        if self.failing:
+            raise ArithmeticError("the network fell over")
+        return super().predict(inputs)
+
+
+def served(num_bytes: int, *, gate_open: bool = True) -> tuple[ServedModel, Watched]:
+    found = untrained(FRAME, network={"hidden_features": [4]}, init={"weight": "normal"})
+    watched = Watched(found.spec, found.features, found.targets, found.network)
+    if gate_open:
+        watched.gate.set()
+    return ServedModel("m", "1", watched, num_bytes), watched
+
+
+def rows_of(size: int, seed: int = 0) -> Tensor:
+    return torch.randn((size, 2), generator=torch.Generator().manual_seed(100 * size + seed))
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(main, 30))
+
+
+async def until(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, 20)
+
+
+@pytest.mark.parametrize("num_bytes", [ON_LOOP, IN_THREAD])
+def test_each_request_gets_its_own_rows(num_bytes: int) -> None:
+    model, watched = served(num_bytes)
+
+    async def main() -> list[Tensor]:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(executor)
+            requests = [batcher.predict(model, rows_of(size, seed)) for seed, size in enumerate(SIZES)]
+            return await asyncio.gather(*requests)
+
+    answers = run(main())
+    assert sum(watched.passes) == sum(SIZES)
+    assert len(watched.passes) == 1
+    for seed, (size, answer) in enumerate(zip(SIZES, answers, strict=True)):
+        torch.testing.assert_close(answer, model.model.predict(rows_of(size, seed)))
+
+
+def test_what_comes_while_the_network_is_busy_goes_together() -> None:
+    model, watched = served(IN_THREAD, gate_open=False)
+
+    async def main() -> list[Tensor]:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(executor)
+            first = asyncio.create_task(batcher.predict(model, rows_of(3)))
+            await until(watched.entered)
+            others = [asyncio.create_task(batcher.predict(model, rows_of(size))) for size in (1, 2, 4)]
+            await asyncio.sleep(0)
+            watched.gate.set()
+            return await asyncio.gather(first, *others)
+
+    answers = run(main())
+    assert watched.passes == [3, 7]
+    for size, answer in zip((3, 1, 2, 4), answers, strict=True):
+        torch.testing.assert_close(answer, model.model.predict(rows_of(size)))
+
+
+def test_models_do_not_wait_for_each_other() -> None:
+    slow, watched = served(IN_THREAD, gate_open=False)
+    quick, _ = served(ON_LOOP)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(executor)
+            waiting = asyncio.create_task(batcher.predict(slow, rows_of(3)))
+            await until(watched.entered)
+            assert len(await batcher.predict(quick, rows_of(5))) == 5
+            assert not waiting.done()
+            watched.gate.set()
+            assert len(await waiting) == 3
+
+    run(main())
+
+
+@pytest.mark.parametrize("num_bytes", [ON_LOOP, IN_THREAD])
+def test_a_cancelled_request_leaves_the_others_whole(num_bytes: int) -> None:
+    model, watched = served(num_bytes)
+
+    async def main() -> list[Any]:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(executor)
+            tasks = [asyncio.create_task(batcher.predict(model, rows_of(size))) for size in (3, 1, 4)]
+            await asyncio.sleep(0)
+            tasks[1].cancel()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+    three, cancelled, four = run(main())
+    assert isinstance(cancelled, asyncio.CancelledError)
+    torch.testing.assert_close(three, model.model.predict(rows_of(3)))
+    torch.testing.assert_close(four, model.model.predict(rows_of(4)))
+    assert watched.passes[0] == 7
+
+
+def test_requests_that_are_cancelled_during_their_pass_leave_the_others_whole() -> None:
+    model, watched = served(IN_THREAD, gate_open=False)
+
+    async def main() -> list[Any]:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(executor)
+            tasks = [asyncio.create_task(batcher.predict(model, rows_of(size))) for size in (3, 1, 4)]
+            await until(watched.entered)
+            tasks[0].cancel()
+            watched.gate.set()
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert len(await batcher.predict(model, rows_of(2))) == 2
+            return found
+
+    cancelled, one, four = run(main())
+    assert isinstance(cancelled, asyncio.CancelledError)
+    torch.testing.assert_close(one, model.model.predict(rows_of(1)))
+    torch.testing.assert_close(four, model.model.predict(rows_of(4)))
+
+
+@pytest.mark.parametrize("num_bytes", [ON_LOOP, IN_THREAD])
+def test_all_requests_cancelled_is_no_pass_and_no_harm(num_bytes: int) -> None:
+    model, watched = served(num_bytes)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(executor)
+            task = asyncio.create_task(batcher.predict(model, rows_of(3)))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert watched.passes == []
+            assert len(await batcher.predict(model, rows_of(2))) == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("num_bytes", [ON_LOOP, IN_THREAD])
+def test_an_error_reaches_all_of_its_batch_and_no_later_one(num_bytes: int) -> None:
+    model, watched = served(num_bytes)
+    watched.failing = True
+
+    async def main() -> None:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(executor)
+            requests = [batcher.predict(model, rows_of(size)) for size in (3, 1, 4)]
+            found = await asyncio.gather(*requests, return_exceptions=True)
+            assert [type(error) for error in found] == [ArithmeticError] * 3
+            watched.failing = False
+            assert len(await batcher.predict(model, rows_of(2))) == 2
+
+    run(main())

@@ -1,0 +1,183 @@
+"""Which versions are in memory: loaded once, bounded in bytes, never one that is not what was published."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import orjson
+import polars as pl
+import pytest
+import torch
+
+from app.errors import CorruptVersion, ModelNotFound, VersionNotFound
+from app.serving.cache import ModelCache
+from app.serving.served_model import ServedModel
+from app.storage.models import ModelStore, Version
+from tests.samples import publish, untrained
+
+FRAME = pl.DataFrame({"x": [1.0, 2.0, 3.0], "y": [0.5, 1.5, 2.75]})
+MODEL = untrained(FRAME, network={"hidden_features": [8]}, init={"weight": "normal"})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path)
+
+
+def cache_of(store: ModelStore, max_models: float = 100) -> ModelCache:
+    publish(store, MODEL, "measure")
+    num_bytes = ServedModel.load(store.get("measure", "1"), "cpu").num_bytes
+    return ModelCache(store, max_bytes=int(num_bytes * max_models), device="cpu")
+
+
+def tamper(store: ModelStore, name: str, version: str) -> None:
+    path = store.root / name / version / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_version_is_loaded_on_first_use_and_stays(store: ModelStore) -> None:
+    cache = cache_of(store)
+    publish(store, MODEL)
+    assert cache.peek("m", None) is None
+    found = cache.get("m", None)
+    assert (found.name, found.version) == ("m", "1")
+    assert cache.peek("m", "1") is found
+    assert cache.get("m", "1") is found
+    encoded = MODEL.features.transform(FRAME)
+    assert torch.equal(found.model.predict(encoded), MODEL.predict(encoded))
+
+
+def test_names_of_versions_are_resolved_anew_each_time(store: ModelStore) -> None:
+    cache = cache_of(store)
+    publish(store, MODEL)
+    store.set_alias("m", "champion", "1")
+    first = cache.get("m", None)
+    assert cache.get("m", "champion") is first
+    publish(store, MODEL)
+    assert cache.get("m", None).version == "2"
+    assert cache.get("m", "champion") is first
+    store.set_alias("m", "champion", "2")
+    assert cache.get("m", "champion").version == "2"
+
+
+def test_what_is_not_there_is_not_found(store: ModelStore) -> None:
+    cache = cache_of(store)
+    publish(store, MODEL)
+    for call in (cache.get, cache.peek):
+        with pytest.raises(ModelNotFound):
+            call("other", None)
+        with pytest.raises(VersionNotFound):
+            call("m", "2")
+
+
+def test_a_deleted_version_is_served_no_more(store: ModelStore) -> None:
+    cache = cache_of(store)
+    publish(store, MODEL)
+    cache.get("m", "1")
+    store.delete("m", "1")
+    with pytest.raises(ModelNotFound):
+        cache.get("m", "1")
+
+
+def test_the_least_recently_used_leave_when_the_bytes_run_out(store: ModelStore) -> None:
+    cache = cache_of(store, max_models=2.5)
+    for name in "abc":
+        publish(store, MODEL, name)
+    a, _ = cache.get("a", None), cache.get("b", None)
+    assert cache.get("a", None) is a
+    cache.get("c", None)
+    assert cache.peek("b", None) is None
+    assert cache.peek("a", None) is a
+    assert cache.peek("c", None) is not None
+
+
+def test_a_model_larger_than_the_cache_is_served_alone(store: ModelStore) -> None:
+    cache = cache_of(store, max_models=0.5)
+    publish(store, MODEL, "a")
+    publish(store, MODEL, "b")
+    cache.get("a", None)
+    assert cache.peek("a", None) is not None
+    cache.get("b", None)
+    assert cache.peek("a", None) is None
+    assert cache.peek("b", None) is not None
+
+
+def test_unloading_forgets_one_version_or_all(store: ModelStore) -> None:
+    cache = cache_of(store)
+    for _ in range(3):
+        publish(store, MODEL)
+    kept = [cache.get("m", version) for version in ("1", "2", "3")]
+    cache.unload("m", "2")
+    assert [cache.peek("m", version) for version in ("1", "2", "3")] == [kept[0], None, kept[2]]
+    cache.unload("m")
+    assert [cache.peek("m", version) for version in ("1", "2", "3")] == [None] * 3
+    assert cache.get("m", "1") is not kept[0]
+
+
+def test_a_corrupt_version_is_refused_and_others_serve_on(store: ModelStore) -> None:
+    cache = cache_of(store)
+    publish(store, MODEL)
+    old = cache.get("m", None)
+    publish(store, MODEL)
+    tamper(store, "m", "2")
+    for _ in range(2):
+        with pytest.raises(CorruptVersion, match=r"model\.safetensors of version 2"):
+            cache.get("m", None)
+    assert cache.peek("m", "2") is None
+    assert cache.get("m", "1") is old
+
+
+@pytest.mark.parametrize("missing", ["signature", "features", "targets", "spec", "digests", "everything"])
+def test_a_config_that_says_too_little_is_corrupt(store: ModelStore, missing: str) -> None:
+    cache = cache_of(store)
+    publish(store, MODEL)
+    path = store.root / "m" / "1" / "config.json"
+    config = orjson.loads(path.read_bytes())
+    config.pop(missing, None)
+    path.write_bytes(orjson.dumps([] if missing == "everything" else config))
+    with pytest.raises(CorruptVersion, match="version 1 of model 'm'"):
+        cache.get("m", None)
+
+
+def test_a_config_of_another_network_is_corrupt(store: ModelStore) -> None:
+    cache = cache_of(store)
+    publish(store, MODEL)
+    path = store.root / "m" / "1" / "config.json"
+    config = orjson.loads(path.read_bytes())
+    config["spec"]["network"]["layers"][0]["out_features"] = 9
+    path.write_bytes(orjson.dumps(config))
+    with pytest.raises(CorruptVersion, match="version 1 of model 'm'"):
+        cache.get("m", None)
+
+
+def test_what_was_repaired_is_loaded(store: ModelStore) -> None:
+    cache = cache_of(store)
+    publish(store, MODEL)
+    tamper(store, "m", "1")
+    with pytest.raises(CorruptVersion):
+        cache.get("m", None)
+    tamper(store, "m", "1")
+    assert cache.get("m", None).version == "1"
+
+
+def test_threads_that_want_the_same_version_load_it_once(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cache_of(store)
+    publish(store, MODEL)
+    loads, together = [], threading.Barrier(8)
+    load = Version.load_tensors
+
+    def counted(version: Version) -> dict[str, object]:
+        loads.append(version.version)
+        return load(version)
+
+    def get(_: int) -> ServedModel:
+        together.wait(20)
+        return cache.get("m", None)
+
+    monkeypatch.setattr(Version, "load_tensors", counted)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(get, range(8)))
+    assert loads == ["1"]
+    assert all(model is found[0] for model in found)

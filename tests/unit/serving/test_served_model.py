@@ -1,0 +1,88 @@
+"""Answers and evaluations of a version in memory."""
+
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+import torch
+
+from app.learning.steps import Rows
+from app.serving.served_model import ServedModel
+from tests.samples import untrained
+
+FRAME = pl.DataFrame(
+    {
+        "x": [float(i) for i in range(12)],
+        "y": [i * 0.5 + 10 for i in range(12)],
+        "z": [i * 0.25 for i in range(12)],
+        "k": [["u", "v", "w"][i % 3] for i in range(12)],
+        "n": [[30, 10][i % 2] for i in range(12)],
+        "f": [i % 2 == 0 for i in range(12)],
+        "g": [i % 4 == 0 for i in range(12)],
+    }
+)
+
+
+def served(target: str | list[str], **spec: Any) -> ServedModel:
+    model = untrained(
+        FRAME, target, data={"features": ["x"]}, network={"hidden_features": [3]}, validation=None, **spec
+    )
+    return ServedModel("m", "7", model, 0)
+
+
+def answered(model: ServedModel, values: list[list[float]]) -> dict[str, Any]:
+    """As JSON has it."""
+    said = model.answer(torch.tensor(values, dtype=torch.float64))
+    found: dict[str, Any] = orjson.loads(orjson.dumps(said, option=orjson.OPT_SERIALIZE_NUMPY))
+    assert (found.pop("model"), found.pop("version")) == ("m", "7")
+    return found
+
+
+def test_one_target_is_a_flat_list_and_several_are_rows() -> None:
+    assert answered(served("y"), [[1.5], [float("nan")]]) == {"predictions": [1.5, None]}
+    assert answered(served(["y", "z"]), [[1.5, float("inf")], [2, 3]]) == {"predictions": [[1.5, None], [2, 3]]}
+
+
+@pytest.mark.parametrize(
+    ("target", "spec", "classes"),
+    [
+        ("k", {}, ["u", "v", "w"]),
+        ("f", {}, [False, True]),
+        ("n", {"task": "binary"}, [10, 30]),
+        ("y", {"task": "multiclass"}, [i * 0.5 + 10 for i in range(12)]),
+    ],
+)
+def test_labels_come_back_in_their_type(target: str, spec: dict[str, Any], classes: list[Any]) -> None:
+    num = len(classes)
+    one_hot = torch.eye(num, dtype=torch.float64).tolist()
+    found = answered(served(target, **spec), one_hot)
+    assert found == {"predictions": classes, "classes": classes, "probabilities": one_hot}
+    assert [type(label) for label in found["predictions"]] == [type(classes[0])] * num
+
+
+def test_several_labels_are_flags() -> None:
+    found = answered(served(["f", "g"]), [[0.5, 0.49], [0.0, 1.0]])
+    assert found["predictions"] == [[True, False], [False, True]]
+    assert found["classes"] == ["f", "g"]
+
+
+@pytest.mark.parametrize("target", ["y", "k", "f"])
+def test_the_loss_of_an_evaluation_is_that_of_training(target: str) -> None:
+    model = served(target)
+    features, targets = model.model.features, model.model.targets
+    rows = Rows(features.transform(FRAME), targets.transform(FRAME))
+    found = model.evaluate(rows, targets.truth(FRAME))
+    assert found["num_rows"] == 12
+    head = {"y": 1.0, "k": torch.tensor(3.0).log().item(), "f": torch.tensor(2.0).log().item()}[target]
+    assert found["loss"] == pytest.approx(head, rel=1e-5)  # an output of zero, as networks start
+    assert found["metrics"]
+
+
+def test_regression_is_measured_in_the_targets_units() -> None:
+    model = served("y")
+    rows = Rows(model.model.features.transform(FRAME), model.model.targets.transform(FRAME))
+    metrics = model.evaluate(rows, model.model.targets.truth(FRAME))["metrics"]
+    y = FRAME["y"]
+    assert metrics["rmse"] == pytest.approx(y.std(ddof=0))
+    assert metrics["r2"] == pytest.approx(0, abs=1e-6)
