@@ -155,8 +155,12 @@ class DatasetStore:
         return read_facts(self.root, digest)
 
     def table(self, digest: str) -> Table:
-        """A stored table's facts; asking for them keeps the table for the grace period of `sweep`."""
-        self._touch(digest)
+        """A stored table's facts; asking for them keeps the table for the grace period of `sweep`.
+
+        Raises DatasetNotFound.
+        """
+        if not self._touch(digest):
+            raise DatasetNotFound(f"there is no stored table with the digest {digest}")
         return read_facts(self.root, digest)
 
     def path(self, digest: str) -> Path:

@@ -147,6 +147,11 @@ def test_inline_tables_are_as_wide_as_allowed(store: DatasetStore) -> None:
         store.add_table(pl.DataFrame({f"x{place}": [1] for place in range(101)}))
 
 
+def test_a_digest_of_nothing(store: DatasetStore) -> None:
+    with pytest.raises(DatasetNotFound, match="no stored table"):
+        store.table(f"sha256:{'0' * 64}")
+
+
 # ---- removal
 
 
