@@ -15,8 +15,9 @@ from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching, epoch_order
 from app.learning.evaluate import mean_loss
 from app.learning.losses import LossFunction
+from app.learning.rows import Rows
 from app.learning.schedules import Span, learning_rate_at
-from app.learning.steps import Engine, Rows
+from app.learning.steps import Engine
 from app.specs.optimization import PlateauSchedule
 from app.specs.training import TrainingSpec
 
@@ -55,7 +56,7 @@ class InMemory:
         return self.weights
 
 
-def keep_in_memory(weights: dict[str, Tensor], _epoch: int) -> KeptWeights:
+def keep_in_memory(weights: dict[str, Tensor]) -> KeptWeights:
     return InMemory({name: value.detach().clone() for name, value in weights.items()})
 
 
@@ -73,7 +74,7 @@ class Run:
     chances: Tensor | None = None  # of each row to be drawn, where not every row is seen once
     average: WeightAverage | None = None
     judge: Callable[[Tensor], float] | None = None  # the watched metric of validation outputs, where it is no loss
-    keep: Callable[[dict[str, Tensor], int], KeptWeights] = keep_in_memory  # of the best epoch so far
+    keep: Callable[[dict[str, Tensor]], KeptWeights] = keep_in_memory  # of the best epoch so far
 
 
 class Watcher(Protocol):
@@ -165,7 +166,7 @@ def _validate(run: Run) -> dict[str, float]:
     rows = run.validation
     if rows is None:
         return {}
-    val_loss, outputs = mean_loss(run.network, run.loss, rows.inputs, rows.targets, rows.weights)
+    val_loss, outputs = mean_loss(run.network, run.loss, rows)
     judged = {f"val_{run.spec.stop.metric}": run.judge(outputs)} if run.judge else {}
     return {"val_loss": val_loss} | judged
 
@@ -184,7 +185,7 @@ def _track_best(run: Run, state: State, value: float) -> None:
         state.best, state.best_epoch, state.epochs_without_gain = value, state.epoch, 0
         state.plateau_epoch = state.epoch
         if run.spec.stop.restore_best:
-            state.best_weights = run.keep(run.network.state_dict(), state.epoch)
+            state.best_weights = run.keep(run.network.state_dict())
         return
     state.epochs_without_gain += 1
     if isinstance(schedule, PlateauSchedule) and state.epoch - state.plateau_epoch >= schedule.patience:

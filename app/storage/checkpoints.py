@@ -1,11 +1,13 @@
 """What a job needs to go on: one file, replaced by one rename, and the history of its epochs."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from app.storage.files import write_atomically
 from app.storage.tensors import read_tensors, write_tensors
 
 
@@ -46,13 +48,15 @@ class Checkpoints:
         write_tensors(self.path, tensors, {"position": orjson.dumps(position).decode()})
         self._forget_others(kept_file)
 
-    def keep(self, weights: dict[str, Any], epoch: int) -> "OnDisk":
-        """A copy of weights that takes disk rather than memory."""
-        path = self.folder / f"best-{epoch}.safetensors"
+    def keep(self, weights: dict[str, Any]) -> OnDisk:
+        """A copy of weights that takes disk rather than memory, in a file of its own: what the last checkpoint names
+        stays as it is, whatever comes after.
+        """
+        path = self.folder / f"best-{os.urandom(8).hex()}.safetensors"
         write_tensors(path, weights)
         return OnDisk(path)
 
-    def kept(self, name: str) -> "OnDisk":
+    def kept(self, name: str) -> OnDisk:
         """What `keep` has written under that name."""
         return OnDisk(self.folder / name)
 
@@ -69,4 +73,4 @@ class Checkpoints:
 
     @staticmethod
     def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in history))
+        write_atomically(path, b"".join(orjson.dumps(row) + b"\n" for row in history))

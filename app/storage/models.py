@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from app.errors import Conflict, CorruptVersion, FileNotInVersion, ModelNotFound, VersionNotFound
+from app.errors import Conflict, CorruptVersion, FileNotInVersion, InvalidInput, ModelNotFound, VersionNotFound
 from app.storage.files import digest_of, sync_folder, write_atomically, write_synced
 from app.storage.tensors import read_tensors
 
@@ -191,6 +191,14 @@ class ModelStore:
         return found
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Point an alias at a version.
+
+        Raises:
+            ModelNotFound, VersionNotFound
+            InvalidInput: the alias reads as a version's number.
+        """
+        if VERSION.fullmatch(alias):
+            raise InvalidInput(f"an alias must not be a number, as versions are; {alias!r} is one")
         if version not in self.versions(name):
             raise VersionNotFound(f"model {name!r} has no version {version!r}, so no alias can point to it")
         self._write_aliases(name, {**self.aliases(name), alias: version})
