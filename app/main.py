@@ -11,7 +11,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
 from app import __version__, logs
-from app.api import datasets, jobs, middleware, models, operations, predict, problems, train
+from app.api import datasets, jobs, middleware, models, operations, predict, problems, train, v2, v2_extensions
 from app.api.auth import Keys
 from app.api.services import Services
 from app.jobs.feed import EventFeed, ended_by_signals
@@ -47,7 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.include_router(datasets.router, max_body_size=settings.max_dataset_bytes)
     app.include_router(jobs.router)
-    for room in (train, models, predict, operations):
+    for room in (train, models, predict, v2, v2_extensions, operations):
         app.include_router(room.router)
     return app
 
@@ -99,6 +99,7 @@ def _rules(settings: Settings) -> Rules:
         max_running_jobs=settings.max_running_jobs,
         checkpoint_interval_seconds=settings.checkpoint_interval_seconds,
         worker_timeout_seconds=settings.worker_timeout_seconds,
+        max_rows_bytes=settings.max_rows_bytes,
     )
 
 

@@ -49,3 +49,9 @@ EVALUATE: dict[str, Any] = {
     }
 }
 ALIAS: dict[str, Any] = {"champion": {"summary": "The version to use", "value": {"version": "1"}}}
+INFER: dict[str, Any] = {
+    "rows": {
+        "summary": "Rows of numbers",
+        "value": {"inputs": [{"name": "inputs", "shape": [2, 1], "datatype": "FP32", "data": [4, 11]}]},
+    }
+}

@@ -3,13 +3,13 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app import errors
@@ -63,6 +63,9 @@ class Problem(BaseModel):
     code: str
     request_id: str | None = None
     errors: list[FaultOut] | None = None
+    error: Annotated[str | None, Field(description="under /v2: the detail, as the Open Inference Protocol has it")] = (
+        None
+    )
 
 
 def problem_response(
@@ -80,6 +83,7 @@ def problem_response(
         code=code,
         request_id=request.scope.get("request_id"),
         errors=[FaultOut(pointer=fault.pointer, detail=fault.detail) for fault in faults] or None,
+        error=detail if request.url.path.startswith("/v2") else None,
     )
     body = orjson.dumps(problem.model_dump(exclude_none=True))
     return Response(body, status, headers=headers, media_type=MEDIA_TYPE)

@@ -1,6 +1,6 @@
 """What handlers work with: built once by `app.main`, reached through `Depends`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from app.jobs.feed import EventFeed
 from app.jobs.queue import JobQueue
 from app.serving.predictor import Predictor
+from app.serving.statistics import Statistics
 from app.settings import Settings
 from app.storage.datasets import DatasetStore
 from app.storage.models import ModelStore
@@ -21,6 +22,9 @@ class Services:
     datasets: DatasetStore
     models: ModelStore
     predictor: Predictor
+    statistics: Statistics = field(default_factory=Statistics)
+    unloaded: set[str] = field(default_factory=set)
+    """Models that a client has unloaded and nobody has used since."""
 
 
 def services(request: Request) -> Services:

@@ -8,7 +8,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from app.learning.steps import Rows
+from app.learning.rows import Rows
 from app.serving.batcher import Batcher
 from app.serving.cache import ModelCache
 from app.serving.encode import encode_frame, encode_rows
@@ -43,6 +43,10 @@ class Predictor:
         else:
             encoded = await self._in_thread(encode_rows, features, signature, inputs)
         return await self._batcher.predict(model, encoded)
+
+    async def predict_encoded(self, model: ServedModel, inputs: Tensor) -> Tensor:
+        """As `predict`, of rows that are encoded already `[N, F]`."""
+        return await self._batcher.predict(model, inputs)
 
     def evaluate(self, model: ServedModel, frame: pl.DataFrame, weight: str | None) -> dict[str, Any]:
         """Loss and metrics of a frame that has all of the model's columns, and perhaps one with the rows' weights.
