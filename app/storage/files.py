@@ -20,8 +20,11 @@ def write_synced(path: Path, data: bytes) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file by one rename, so that a reader or a crash sees the old or the new one."""
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    write_synced(temporary, data)
-    temporary.replace(path)
+    try:
+        write_synced(temporary, data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

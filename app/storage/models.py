@@ -231,7 +231,10 @@ class ModelStore:
     def _trash(self, path: Path) -> None:
         trash = self.root / ".trash" / f"{path.parent.name}-{path.name}-{os.urandom(8).hex()}"
         trash.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(trash)
+        try:
+            path.rename(trash)
+        except FileNotFoundError:
+            return  # someone else was quicker
         shutil.rmtree(trash)
 
     def sweep(self) -> None:
