@@ -1,0 +1,323 @@
+"""Published versions: there whole or not at all, never numbered twice, never other than they were published."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import torch
+
+from app.errors import (
+    Conflict,
+    CorruptVersion,
+    FileNotInVersion,
+    InvalidInput,
+    ModelNotFound,
+    VersionNotFound,
+)
+from app.storage.models import FILES, FORMAT_VERSION, ModelStore, write_version
+from app.storage.tensors import write_tensors
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "models")
+
+
+def stage(store: ModelStore, job_id: str, **config: Any) -> None:
+    folder = store.staging(job_id)
+    write_tensors(folder / "model.safetensors", {"w": torch.arange(3.0)})
+    (folder / "history.jsonl").write_bytes(b'{"epoch":1}\n')
+    write_version(folder, {"job_id": job_id, "format_version": FORMAT_VERSION} | config, {"train_loss": 0.5})
+
+
+def publish(store: ModelStore, name: str = "m", job_id: str = "job", **config: Any) -> str:
+    version = store.next_version(name)
+    stage(store, f"{job_id}-{version}", **config)
+    store.publish(f"{job_id}-{version}", name, version)
+    return version
+
+
+# ---- publishing
+
+
+def test_a_version_appears_with_its_publication(store: ModelStore) -> None:
+    stage(store, "job")
+    assert store.names() == []
+    assert not store.published("job", "m", "1")
+    store.publish("job", "m", "1")
+    assert store.names() == ["m"]
+    assert store.versions("m") == ["1"]
+    assert store.published("job", "m", "1")
+    assert not store.published("another", "m", "1")
+    found = store.get("m", "1")
+    assert found.metrics == {"train_loss": 0.5}
+    assert found.config["job_id"] == "job"
+    assert found.load_tensors()["w"].tolist() == [0, 1, 2]
+    assert not (store.root / ".staging" / "job").exists()
+
+
+def test_publication_is_one_rename(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(store, "job")
+    renames: list[str] = []
+    rename = Path.rename
+
+    def fails(path: Path, target: Path) -> Path:
+        renames.append(path.name)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        store.publish("job", "m", "1")
+    assert renames == ["job"]
+    assert store.names() == []
+    monkeypatch.setattr(Path, "rename", rename)
+    store.publish("job", "m", "1")
+    assert store.versions("m") == ["1"]
+
+
+def test_publishing_again_changes_nothing(store: ModelStore) -> None:
+    stage(store, "job")
+    store.publish("job", "m", "1")
+    store.publish("job", "m", "1")
+    assert store.versions("m") == ["1"]
+
+
+def test_a_taken_place_is_not_taken_again(store: ModelStore) -> None:
+    stage(store, "one")
+    stage(store, "two")
+    store.publish("one", "m", "1")
+    with pytest.raises(Conflict, match="version 1"):
+        store.publish("two", "m", "1")
+    assert store.get("m", "1").config["job_id"] == "one"
+    store.publish("two", "m", store.next_version("m"))
+    assert store.versions("m") == ["1", "2"]
+
+
+def test_what_is_not_complete_is_no_version(store: ModelStore) -> None:
+    publish(store)
+    (store.root / "m" / "2").mkdir()
+    (store.root / "m" / "2" / "model.safetensors").write_bytes(b"half")
+    (store.root / "n" / "1").mkdir(parents=True)
+    (store.root / "m" / "notes").mkdir()
+    (store.root / "m" / "notes" / "config.json").write_bytes(b"{}")
+    (store.root / "Not A Name" / "1").mkdir(parents=True)
+    (store.root / "Not A Name" / "1" / "config.json").write_bytes(b"{}")
+    assert store.names() == ["m"]
+    assert store.versions("m") == ["1"]
+
+
+def test_staging_starts_empty_and_is_never_listed(store: ModelStore) -> None:
+    stage(store, "job")
+    assert list(store.staging("job").iterdir()) == []
+    stage(store, "job")
+    assert store.names() == []
+    for name in (".staging", "..", "", "a/b"):
+        with pytest.raises(ModelNotFound):
+            store.versions(name)
+    store.discard("job")
+    assert list((store.root / ".staging").iterdir()) == []
+    store.discard("job")
+
+
+def test_versions_are_counted_as_numbers(store: ModelStore) -> None:
+    for _ in range(11):
+        publish(store)
+    assert store.versions("m") == [str(number) for number in range(1, 12)]
+    assert store.resolve("m", None) == "11"
+
+
+def test_a_number_is_never_used_again(store: ModelStore) -> None:
+    assert [publish(store), publish(store)] == ["1", "2"]
+    store.delete("m", "2")
+    assert publish(store) == "3"
+    store.delete("m")
+    assert store.names() == []
+    assert publish(store) == "4"
+    assert store.versions("m") == ["4"]
+
+
+def test_a_folder_that_was_copied_in_is_a_version(store: ModelStore, tmp_path: Path) -> None:
+    publish(store)
+    other = ModelStore(tmp_path / "elsewhere")
+    other.root.mkdir()
+    (other.root / "copy").mkdir()
+    (store.root / "m" / "1").rename(other.root / "copy" / "7")
+    assert other.get("copy", "7").load_tensors()["w"].tolist() == [0, 1, 2]
+    assert other.next_version("copy") == "8"
+
+
+# ---- reading
+
+
+def test_what_is_not_there(store: ModelStore) -> None:
+    publish(store)
+    with pytest.raises(ModelNotFound, match="'other'"):
+        store.get("other", "1")
+    with pytest.raises(VersionNotFound, match=r"'2'.*its versions are 1"):
+        store.get("m", "2")
+    for version in ("0", "01", "-1", "1 ", "..", "latest", ""):
+        with pytest.raises(VersionNotFound):
+            store.resolve("m", version)
+
+
+def test_no_folder_is_no_models(store: ModelStore) -> None:
+    assert store.names() == []
+    assert store.next_version("m") == "1"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "config.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "replace"])
+def test_what_was_not_published_is_not_loaded(store: ModelStore, file: str, damage: str) -> None:
+    publish(store)
+    path = store.root / "m" / "1" / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "delete":
+        changed = {
+            "flip": bytes([content[0] ^ 1]) + content[1:],
+            "cut": content[:-1],
+            "replace": b"\x80\x04K\x01.",  # a pickle
+        }[damage]
+        path.write_bytes(changed)
+    if file == "metrics.json":
+        with pytest.raises(CorruptVersion, match="version 1 of model 'm'"):
+            store.get("m", "1").load_tensors()
+    else:
+        with pytest.raises(CorruptVersion, match=file):
+            store.get("m", "1").load_tensors()
+
+
+def test_a_config_that_can_not_be_read_is_corrupt(store: ModelStore) -> None:
+    publish(store)
+    for content in (b"", b"{", b"[]", b"{}", b'{"digests": {}}'):
+        (store.root / "m" / "1" / "config.json").write_bytes(content)
+        with pytest.raises(CorruptVersion, match="version 1 of model 'm'"):
+            store.get("m", "1")
+
+
+def test_a_newer_format_is_refused_in_a_sentence(store: ModelStore) -> None:
+    publish(store, format_version=FORMAT_VERSION + 1)
+    with pytest.raises(CorruptVersion, match="upgrade") as caught:
+        store.get("m", "1")
+    assert caught.value.code == "newer_format"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_of_a_version(store: ModelStore, file: str) -> None:
+    publish(store)
+    store.set_alias("m", "champion", "1")
+    assert store.file("m", "champion", file) == store.root / "m" / "1" / file
+
+
+@pytest.mark.parametrize("file", ["other", "", ".", "..", "../../m/1/config.json", "/etc/passwd", "config.json\0"])
+def test_no_other_file_is_ever_given(store: ModelStore, file: str) -> None:
+    publish(store)
+    with pytest.raises(FileNotInVersion, match=r"config\.json"):
+        store.file("m", "1", file)
+
+
+# ---- aliases
+
+
+def test_aliases_point_to_versions(store: ModelStore) -> None:
+    publish(store)
+    publish(store)
+    assert store.aliases("m") == {}
+    store.set_alias("m", "champion", "1")
+    store.set_alias("m", "canary", "2")
+    assert store.resolve("m", "champion") == "1"
+    store.set_alias("m", "champion", "2")
+    assert store.aliases("m") == {"champion": "2", "canary": "2"}
+    store.delete_alias("m", "canary")
+    assert store.aliases("m") == {"champion": "2"}
+    with pytest.raises(VersionNotFound):
+        store.resolve("m", "canary")
+
+
+def test_aliases_point_only_to_what_is_there(store: ModelStore) -> None:
+    publish(store)
+    with pytest.raises(VersionNotFound, match="'2'"):
+        store.set_alias("m", "champion", "2")
+    with pytest.raises(VersionNotFound):
+        store.set_alias("m", "champion", "champion")
+    with pytest.raises(ModelNotFound):
+        store.set_alias("other", "champion", "1")
+    with pytest.raises(VersionNotFound, match="'champion'") as caught:
+        store.delete_alias("m", "champion")
+    assert caught.value.code == "alias_not_found"
+    with pytest.raises(ModelNotFound):
+        store.delete_alias("other", "champion")
+
+
+def test_an_alias_is_no_number(store: ModelStore) -> None:
+    publish(store)
+    with pytest.raises(InvalidInput, match="number"):
+        store.set_alias("m", "2", "1")
+
+
+# ---- deleting
+
+
+def test_a_version_with_an_alias_stays(store: ModelStore) -> None:
+    publish(store)
+    publish(store)
+    store.set_alias("m", "champion", "1")
+    for version in ("1", "champion", None):
+        with pytest.raises(Conflict, match="'champion' points to version 1"):
+            store.delete("m", version)
+    store.delete("m", "2")
+    assert store.versions("m") == ["1"]
+    store.delete_alias("m", "champion")
+    store.delete("m", "1")
+    with pytest.raises(ModelNotFound):
+        store.versions("m")
+
+
+def test_a_deleted_version_is_gone_at_once_though_its_files_take_time(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store)
+
+    def crash(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.storage.models.shutil.rmtree", crash)
+    with pytest.raises(KeyboardInterrupt):
+        store.delete("m", "1")
+    monkeypatch.undo()
+    assert store.names() == []
+    assert len(list((store.root / ".trash").iterdir())) == 1
+    store.sweep()
+    assert not (store.root / ".trash").exists()
+    store.sweep()
+
+
+def test_deleting_what_is_not_there(store: ModelStore) -> None:
+    publish(store)
+    with pytest.raises(ModelNotFound):
+        store.delete("other")
+    with pytest.raises(VersionNotFound):
+        store.delete("m", "2")
+
+
+def test_someone_else_may_be_quicker(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store)
+    publish(store)
+    aliases = ModelStore.aliases
+
+    def meanwhile(found: ModelStore, name: str) -> dict[str, str]:
+        monkeypatch.undo()
+        ModelStore(store.root).delete("m", "1")
+        return aliases(found, name)
+
+    monkeypatch.setattr(ModelStore, "aliases", meanwhile)
+    store.delete("m")
+    assert store.names() == []
+
+
+def test_a_version_says_what_is_in_it(store: ModelStore) -> None:
+    publish(store)
+    config = orjson.loads((store.root / "m" / "1" / "config.json").read_bytes())
+    assert set(config["digests"]) == set(FILES) - {"config.json"}
+    assert all(digest.startswith("sha256:") for digest in config["digests"].values())
