@@ -1,0 +1,51 @@
+"""What a step takes in either engine, by a model with measured constants.
+
+It decides by what a run is and not by a clock, so the same run is always decided the same way. The constants are of a
+server's core of 2023; a slower one dispatches, computes and compiles more slowly alike.
+"""
+
+from dataclasses import dataclass
+
+STEP_SECONDS = 70e-6  # eager, whatever the network: the loss, the optimizer, Python
+MODULE_SECONDS = 22e-6  # eager, of a module without children: forward and backward
+COMPILED_STEP_SECONDS = 3e-6
+COMPILED_MODULE_SECONDS = 2e-6
+FLOPS_PER_THREAD = 8e10  # per second, of small matrices
+COMPILE_SECONDS, COMPILE_MODULE_SECONDS = 6.0, 0.4
+MARGIN = 1.5  # a compile should save this many times what it takes, as a run may end early
+LEAST_SHARE = 0.2  # of an eager step, which dispatch has to be; below it, the model's errors are larger than the gain
+EAGER_START_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of a step with `num_modules` modules without children, and `flops` forward and backward, on so many threads."""
+
+    num_modules: int
+    flops: float
+    num_threads: int
+
+    @property
+    def eager_seconds(self) -> float:
+        return STEP_SECONDS + MODULE_SECONDS * self.num_modules + self._arithmetic_seconds
+
+    @property
+    def compiled_seconds(self) -> float:
+        return COMPILED_STEP_SECONDS + COMPILED_MODULE_SECONDS * self.num_modules + self._arithmetic_seconds
+
+    @property
+    def compile_seconds(self) -> float:
+        return COMPILE_SECONDS + COMPILE_MODULE_SECONDS * self.num_modules
+
+    @property
+    def _arithmetic_seconds(self) -> float:
+        return self.flops / (FLOPS_PER_THREAD * self.num_threads)
+
+    def repays_compiling(self, num_steps: int) -> bool:
+        """Whether so many steps are done sooner if they are compiled, the compile included."""
+        saved = self.eager_seconds - self.compiled_seconds
+        return saved >= LEAST_SHARE * self.eager_seconds and saved * num_steps >= MARGIN * self.compile_seconds
+
+    def eager_steps(self, num_steps: int) -> int:
+        """How many steps a compiled run of so many takes eagerly first: a part that costs little, and at least one."""
+        return max(1, min(num_steps // 100, int(EAGER_START_SECONDS / self.eager_seconds)))

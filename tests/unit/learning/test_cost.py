@@ -1,0 +1,45 @@
+"""Which engine: no compile that a run can't repay, none where arithmetic rules, and the same answer every time."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.learning.cost import EAGER_START_SECONDS, StepCost
+
+TOY = StepCost(num_modules=1, flops=600, num_threads=1)
+SMALL = StepCost(num_modules=5, flops=1.2e6, num_threads=1)  # 32-64-64-1, 32 rows a step
+WIDE = StepCost(num_modules=5, flops=4e9, num_threads=2)  # 256-1024-1024-1, 512 rows a step
+COSTS = st.builds(StepCost, st.integers(1, 1000), st.floats(0, 1e12), st.integers(1, 64))
+STEPS = st.integers(0, 10**12)
+
+
+@pytest.mark.parametrize(
+    ("cost", "num_steps", "repaid"),
+    [
+        (TOY, 1_000, False),
+        (TOY, 1_000_000, True),
+        (SMALL, 10_000, False),
+        (SMALL, 200_000, True),
+        (WIDE, 10_000_000, False),
+    ],
+)
+def test_repays_compiling(cost: StepCost, num_steps: int, repaid: bool) -> None:
+    assert cost.repays_compiling(num_steps) is repaid
+
+
+@given(COSTS, STEPS)
+def test_a_compile_that_is_chosen_is_repaid(cost: StepCost, num_steps: int) -> None:
+    if cost.repays_compiling(num_steps):
+        assert cost.compile_seconds + num_steps * cost.compiled_seconds < num_steps * cost.eager_seconds
+
+
+@given(COSTS, STEPS, STEPS)
+def test_a_longer_run_is_no_less_worth_compiling(cost: StepCost, one: int, other: int) -> None:
+    assert cost.repays_compiling(min(one, other)) <= cost.repays_compiling(max(one, other))
+
+
+@given(COSTS, STEPS)
+def test_the_eager_start_is_short(cost: StepCost, num_steps: int) -> None:
+    steps = cost.eager_steps(num_steps)
+    assert steps >= 1
+    assert steps == 1 or (steps <= num_steps / 100 and steps * cost.eager_seconds <= EAGER_START_SECONDS)
