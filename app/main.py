@@ -99,6 +99,7 @@ def _rules(settings: Settings) -> Rules:
         max_running_jobs=settings.max_running_jobs,
         checkpoint_interval_seconds=settings.checkpoint_interval_seconds,
         worker_timeout_seconds=settings.worker_timeout_seconds,
+        max_rows_bytes=settings.max_rows_bytes,
     )
 
 

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(256 * 2**20, ge=1, description="largest request body, datasets apart")
     max_dataset_bytes: int = Field(64 * 2**30, ge=1, description="largest dataset upload")
     max_rows: int = Field(1_000_000, ge=1, description="most rows in one JSON predict, evaluate or train body")
+    max_rows_bytes: int = Field(
+        4 * 2**30, ge=1, description="encoded rows that a job holds in memory; of a larger table it maps a file"
+    )
     max_columns: int = Field(10_000, ge=1, description="most columns of a table")
     max_parameters: int = Field(2_000_000_000, ge=1, description="most parameters of a network")
     max_running_jobs: int = Field(

@@ -37,7 +37,7 @@ def resolved(
 def prepared(
     spec: TrainingSpec, frame: pl.DataFrame, other: pl.DataFrame | None = None, *, fold: int | None = None
 ) -> Prepared:
-    return prepare(spec, signature_of(spec, table_of(frame)), frame, other, fold)
+    return prepare(spec, signature_of(spec, table_of(frame)), [frame], None if other is None else [other], fold)
 
 
 def untrained(frame: pl.DataFrame, target: str | list[str] = "y", **spec: Any) -> Model:

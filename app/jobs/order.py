@@ -11,13 +11,17 @@ Emit = Callable[[str, dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class WorkOrder:
-    """All that a worker is told. `spec` is a resolved TrainingSpec as JSON."""
+    """All that a worker is told. `spec` is a resolved TrainingSpec as JSON.
+
+    Encoded rows of more than `max_rows_bytes` are not held in memory, but gathered from a file.
+    """
 
     job_id: str
     spec: dict[str, Any]
     data_dir: str
     models_dir: str
     checkpoint_interval_seconds: float
+    max_rows_bytes: int = 2**33
 
     @property
     def job_dir(self) -> Path:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from app.learning.averaging import WeightAverage
 from app.learning.batches import plan_batches
-from app.learning.evaluate import forward_all
+from app.learning.evaluate import mean_loss
 from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory
 from app.learning.losses import build_loss
 from app.learning.metrics import measure
@@ -126,7 +126,8 @@ class Session:
     def measure(self, model: Model) -> dict[str, float]:
         """The task's metrics over the validation rows (`val_…`), or the training rows where there are none."""
         judged, prefix = (self.validation, "val") if self.validation is not None else (self.train, "train")
-        values = self.prepared.targets.activate(forward_all(self.network, judged.inputs))
+        _, outputs = mean_loss(self.network, self.loss, judged)
+        values = self.prepared.targets.activate(outputs)
         measured = measure(model.signature.task, values, self.prepared.truth)
         return {f"{prefix}_{name}": value for name, value in measured.items()}
 

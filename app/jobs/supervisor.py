@@ -54,6 +54,7 @@ class Rules:
     max_running_jobs: int
     checkpoint_interval_seconds: float
     worker_timeout_seconds: float
+    max_rows_bytes: int = 2**33
     training: str = "app.jobs.training"
 
 
@@ -214,6 +215,7 @@ class Reign:
             "data_dir": str(self._rules.data_dir),
             "models_dir": str(self._rules.models_dir),
             "checkpoint_interval_seconds": self._rules.checkpoint_interval_seconds,
+            "max_rows_bytes": self._rules.max_rows_bytes,
         }
         self._fleet.start(job.id, order)
 

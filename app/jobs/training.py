@@ -1,19 +1,22 @@
 """One training run from a work order to a staged version. Imports all that a worker needs, so fork after importing."""
 
 import math
+import mmap
+import os
 import platform
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import polars as pl
 import torch
 import torch._dynamo  # torch.optim and meta tensors import it on first use, which takes a second
 import torchmetrics.functional.classification  # as do metrics: both are here before the fork
 import torchmetrics.functional.regression  # noqa: F401
+from torch import Tensor
 
 from app import __version__
 from app.errors import Diverged, OutOfMemory
@@ -22,15 +25,19 @@ from app.jobs.order import Control, Emit, Outcome, WorkOrder
 from app.jobs.session import Session
 from app.learning.fit import fit
 from app.learning.model import Model
-from app.learning.prepare import Prepared, prepare
+from app.learning.plan import encoded_bytes
+from app.learning.prepare import Frames, Prepared, in_memory, prepare
 from app.specs.resolve import signature_of
 from app.specs.table import StoredData
 from app.specs.training import TrainingSpec, ValidationDataset, ValidationFolds
 from app.storage.checkpoints import Checkpoints
 from app.storage.datasets import read_facts, table_path
+from app.storage.matrices import map_matrix, write_matrix
 from app.storage.models import ModelStore, write_version
-from app.storage.tables import read_table
+from app.storage.tables import TableParts, read_table
 from app.storage.tensors import write_tensors
+
+PART_ROWS = 2**16  # a part on its way to tensors takes several times its size
 
 
 def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
@@ -87,25 +94,44 @@ class Training:
 
     # ---- before
 
-    def _read(self) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    def _read(self) -> tuple[Frames, Frames | None]:
+        """The rows of table and validation dataset: in one part, or in many where they would take too much memory."""
         data, validation, root = self.spec.data, self.spec.validation, Path(self.order.data_dir) / "datasets"
         assert isinstance(data, StoredData)
         assert data.digest is not None
         assert data.features is not None
         columns = [*data.features, *data.targets, *([data.sample_weight] if data.sample_weight else [])]
-        self.signature = signature_of(self.spec, read_facts(root, data.digest))
-        other: pl.DataFrame | None = None
+        facts = read_facts(root, data.digest)
+        self.signature = signature_of(self.spec, facts)
+        self.streams = encoded_bytes(self.spec, facts) > self.order.max_rows_bytes
+        digests = [data.digest]
         if isinstance(validation, ValidationDataset):
             assert validation.digest is not None
-            other = read_table(table_path(root, validation.digest), columns)
-        return read_table(table_path(root, data.digest), columns), other
+            digests.append(validation.digest)
+        paths = [table_path(root, digest) for digest in digests]
+        tables: list[Frames] = [
+            TableParts(path, columns, PART_ROWS)
+            if self.streams
+            else list(read_table(path, columns).iter_slices(PART_ROWS))
+            for path in paths
+        ]
+        return tables[0], tables[1] if len(tables) > 1 else None
 
-    def _prepare(self, frame: pl.DataFrame, other: pl.DataFrame | None, fold: int | None) -> Prepared:
-        prepared = prepare(self.spec, self.signature, frame, other, fold)
+    def _prepare(self, table: Frames, other: Frames | None, fold: int | None) -> Prepared:
+        collect = self._on_disk if self.streams else in_memory
+        prepared = prepare(self.spec, self.signature, table, other, fold, collect)
         if not self.journal.folds:
             for warning in prepared.warnings:
                 self.journal.emit("warning", {"detail": warning})
         return prepared
+
+    def _on_disk(self, parts: Iterable[Tensor], shape: tuple[int, int]) -> tuple[Tensor, mmap.mmap]:
+        descriptor, name = tempfile.mkstemp(prefix="rows-", dir=self.order.job_dir)
+        os.close(descriptor)
+        write_matrix(Path(name), (part.numpy() for part in parts))
+        matrix, mapping = map_matrix(Path(name), shape)
+        Path(name).unlink()  # the mapping keeps it for as long as it is needed
+        return torch.from_numpy(matrix), mapping
 
     def _starting_weights(self) -> dict[str, Any] | None:
         start = self.spec.warm_start

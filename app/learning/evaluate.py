@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from app.learning.losses import LossFunction
+from app.learning.rows import Rows
 
 MAX_ACTIVATIONS = 2**24  # numbers of the widest layer that one forward pass may hold
 
@@ -24,15 +25,16 @@ def rows_at_once(network: nn.Module) -> int:
 
 
 @torch.no_grad()
-def mean_loss(
-    network: nn.Module, loss: LossFunction, inputs: Tensor, targets: Tensor, weights: Tensor | None
-) -> tuple[float, Tensor]:
+def mean_loss(network: nn.Module, loss: LossFunction, rows: Rows) -> tuple[float, Tensor]:
     """The loss over all rows and the outputs `[N, O]`; puts the network back into the mode it was in."""
-    training = network.training
+    training, device = network.training, next(network.parameters()).device
     network.eval()
-    size = rows_at_once(network)
-    outputs = [network(part) for part in inputs.split(size)]
+    outputs = []
+    for part in rows.inputs.split(rows_at_once(network)):
+        outputs.append(network(part.to(device)))
+        rows.release()
     everything = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    value = loss(everything.float(), targets, weights).item()
+    weights = rows.weights.to(device) if rows.weights is not None else None
+    value = loss(everything.float(), rows.targets.to(device), weights).item()
     network.train(training)
     return value, everything

@@ -6,7 +6,8 @@ one-hot vectors. Shape suffixes: N rows, K measures, I flags, C categorical colu
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -80,6 +81,33 @@ def input_columns(columns: Sequence[ColumnProfile], spec: FeaturesSpec | None) -
         return InputColumns(plain, sizes, spec.categorical if spec else "embedding"), plain + len(sizes)
 
 
+class Moments:
+    """Mean and deviation of each column `[K]`, from parts that are merged (Chan et al. 1983); NaN counts as absent."""
+
+    def __init__(self) -> None:
+        self.count = self.mean = self.squares = np.zeros(0)
+
+    @np.errstate(over="ignore")
+    def add(self, rows_NK: Floats) -> None:
+        present = np.isfinite(rows_NK)
+        count = present.sum(0).astype(np.float64)
+        mean = np.where(present, rows_NK, 0).sum(0) / np.maximum(count, 1)
+        squares = (np.where(present, rows_NK - mean, 0) ** 2).sum(0)
+        if not len(self.mean):
+            self.count, self.mean, self.squares = count, mean, squares
+            return
+        total = np.maximum(self.count + count, 1)
+        shift = mean - self.mean
+        self.squares = self.squares + squares + shift**2 * self.count * count / total
+        self.mean = self.mean + shift * count / total
+        self.count = self.count + count
+
+    def std(self) -> Floats:
+        """One for a constant, whose deviation is rounding noise: dividing by that would blow up a row that differs."""
+        std = np.sqrt(self.squares / np.maximum(self.count, 1))
+        return np.where(std > 1e-12 * np.maximum(1, np.abs(self.mean)), std, 1.0)
+
+
 @dataclass
 class Features:
     """Fitted columns: `mean` and `std` are `[K]`; `flagged` columns have a missing flag; vocabularies are sorted."""
@@ -92,25 +120,28 @@ class Features:
     vocabularies: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
-    def fit(cls, columns: Sequence[Column], frame: pl.DataFrame, spec: FeaturesSpec | None) -> "Features":
-        """Learn the constants from the training rows.
+    def fit(cls, columns: Sequence[Column], frames: Iterable[pl.DataFrame], spec: FeaturesSpec | None) -> "Features":
+        """Learn the constants from the training rows, part by part.
 
         Raises:
             BadData: where the spec refuses missing values and there are some.
         """
-        found = cls(tuple(columns), spec)
-        found.check(frame)
-        missing = {column.name for column in columns if frame[column.name].null_count()}
+        found, moments, missing = cls(tuple(columns), spec), Moments(), set[str]()
+        words: dict[str, Counter[str]] = {column.name: Counter() for column in columns if column.kind == "categorical"}
+        for frame in frames:
+            found.check(frame)
+            missing |= {column.name for column in columns if frame[column.name].null_count()}
+            moments.add(found._measures(frame))
+            for name, counts in words.items():
+                counts.update(dict(frame[name].drop_nulls().cast(pl.String).value_counts().iter_rows()))
         found.flagged = tuple(
             column.name for column in columns if column.name in missing and column.kind != "categorical"
         )
-        found.vocabularies = {
-            column.name: _vocabulary(frame[column.name]) for column in columns if column.kind == "categorical"
-        }
-        measures = found._measures(frame)
-        found.mean, found.std = np.zeros(measures.shape[1]), np.ones(measures.shape[1])
+        found.vocabularies = {name: _vocabulary(counts) for name, counts in words.items()}
+        found.mean, found.std = np.zeros(len(moments.mean)), np.ones(len(moments.mean))
         if spec is not None:
-            found._fit_constants(measures, standardize=spec.standardize)
+            found.mean = moments.mean
+            found.std = moments.std() if spec.standardize else found.std
         return found
 
     def check(self, frame: pl.DataFrame) -> None:
@@ -119,18 +150,6 @@ class Features:
             for column in self.columns:
                 if frame[column.name].null_count():
                     raise BadData(f"column {column.name!r} has missing values, and the features spec allows none")
-
-    @np.errstate(over="ignore")
-    def _fit_constants(self, measures_NK: Floats, *, standardize: bool) -> None:
-        present = np.isfinite(measures_NK)
-        count = np.maximum(present.sum(0), 1)
-        self.mean = np.where(present, measures_NK, 0).sum(0) / count
-        centred = np.where(present, measures_NK - self.mean, 0)
-        std = np.sqrt((centred**2).sum(0) / count)
-        # a constant's deviation is rounding noise; dividing by it would blow up the first row that differs
-        self.std = np.where(std > 1e-12 * np.maximum(1, np.abs(self.mean)), std, 1.0)
-        if not standardize:
-            self.std = np.ones_like(self.std)
 
     @property
     def num_inputs(self) -> int:
@@ -220,12 +239,10 @@ def _floats(series: pl.Series) -> Floats:
     return values
 
 
-def _vocabulary(series: pl.Series) -> tuple[str, ...]:
-    """The most frequent words first come to a place; then sorted, so that codes don't depend on the rows' order."""
-    counts = series.drop_nulls().cast(pl.String).value_counts(sort=True)
-    if counts.height > MAX_VOCABULARY:
-        counts = counts.sort("count", series.name, descending=[True, False]).head(MAX_VOCABULARY)
-    return tuple(sorted(counts[series.name].to_list()))
+def _vocabulary(counts: Counter[str]) -> tuple[str, ...]:
+    """The most frequent words, sorted, so that codes don't depend on the rows' order."""
+    most = sorted(counts, key=lambda word: (-counts[word], word))[:MAX_VOCABULARY]
+    return tuple(sorted(most))
 
 
 def _codes(series: pl.Series, words: tuple[str, ...]) -> NDArray[Any]:

@@ -15,8 +15,9 @@ from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching, epoch_order
 from app.learning.evaluate import mean_loss
 from app.learning.losses import LossFunction
+from app.learning.rows import Rows
 from app.learning.schedules import Span, learning_rate_at
-from app.learning.steps import Engine, Rows
+from app.learning.steps import Engine
 from app.specs.optimization import PlateauSchedule
 from app.specs.training import TrainingSpec
 
@@ -165,7 +166,7 @@ def _validate(run: Run) -> dict[str, float]:
     rows = run.validation
     if rows is None:
         return {}
-    val_loss, outputs = mean_loss(run.network, run.loss, rows.inputs, rows.targets, rows.weights)
+    val_loss, outputs = mean_loss(run.network, run.loss, rows)
     judged = {f"val_{run.spec.stop.metric}": run.judge(outputs)} if run.judge else {}
     return {"val_loss": val_loss} | judged
 

@@ -72,6 +72,11 @@ def expected_network(spec: TrainingSpec, table: Table) -> tuple[nn.Module, int]:
     return build_network(spec.network, front, num_inputs, count_outputs(spec, table)), num_inputs
 
 
+def encoded_bytes(spec: TrainingSpec, table: Table) -> int:
+    """What all encoded rows take, as the table's profile lets expect them."""
+    return 4 * table.num_rows * input_columns(_inputs(spec, table), spec.features)[1]
+
+
 def _inputs(spec: TrainingSpec, table: Table) -> list[ColumnProfile]:
     assert isinstance(spec.data, StoredData)
     return [column for name in spec.data.features or () if (column := table.column(name))]

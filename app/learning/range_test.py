@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from app.learning.steps import EagerSteps, Rows
+from app.learning.rows import Rows
+from app.learning.steps import EagerSteps
 
 NUM_STEPS = 100
 LOWEST, HIGHEST = 1e-6, 1.0

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,44 +11,10 @@ from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching
 from app.learning.losses import LossFunction
 from app.learning.optimizers import Optimizers, set_learning_rate
+from app.learning.rows import Rows
 
+MAPPED_ROW_BYTES = 2**14  # what a row of a mapped file takes for a moment: the pages around it
 MAX_GATHER_BYTES = 64 * 2**20  # rows of several steps are gathered at once, up to this much
-
-
-@dataclass(slots=True)
-class Rows:
-    """Training or validation rows: `inputs [N, F]`, `targets [N]` or `[N, T]`, `weights [N]` or None."""
-
-    inputs: Tensor
-    targets: Tensor
-    weights: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def take(self, order: Tensor | None, first: int, last: int, device: torch.device) -> "Rows":
-        """Rows `first` to `last` of an order; a view where there is no order."""
-        if order is None:
-            picked = [
-                part[first:last] if part is not None else None for part in (self.inputs, self.targets, self.weights)
-            ]
-        else:
-            index = order[first:last]
-            picked = [
-                part.index_select(0, index.to(part.device)) if part is not None else None
-                for part in (self.inputs, self.targets, self.weights)
-            ]
-        inputs, targets, weights = (part.to(device, non_blocking=True) if part is not None else None for part in picked)
-        assert inputs is not None
-        assert targets is not None
-        return Rows(inputs, targets, weights)
-
-    def to(self, device: torch.device) -> "Rows":
-        return self.take(None, 0, len(self), device)
-
-    def split(self, sizes: list[int]) -> list["Rows"]:
-        weights = self.weights.split(sizes) if self.weights is not None else [None] * len(sizes)
-        return [Rows(*part) for part in zip(self.inputs.split(sizes), self.targets.split(sizes), weights, strict=True)]
 
 
 class Engine(Protocol):
@@ -84,12 +49,13 @@ class EagerSteps:
         self.learning_rate: float | None = None
 
     def run(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
-        row_bytes = max(1, rows.inputs[:1].nbytes)
+        row_bytes = max(1, rows.inputs[:1].nbytes) if rows.mapping is None else MAPPED_ROW_BYTES
         at_once = max(1, MAX_GATHER_BYTES // (row_bytes * self.batching.rows_per_step))
         losses: list[Tensor] = []
         for begin in range(first, first + len(learning_rates), at_once):
             end = min(begin + at_once, first + len(learning_rates))
             block = rows.take(order, *self.batching.bounds(begin, end), self.device)
+            rows.release()
             sizes = self.batching.sizes(begin, end)
             losses += self._block(block, sizes, learning_rates[begin - first : end - first])
         return torch.stack(losses)

@@ -8,7 +8,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from app.learning.steps import Rows
+from app.learning.rows import Rows
 from app.serving.batcher import Batcher
 from app.serving.cache import ModelCache
 from app.serving.encode import encode_frame, encode_rows

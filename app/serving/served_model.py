@@ -11,7 +11,7 @@ from app.learning.evaluate import forward_all
 from app.learning.losses import build_loss
 from app.learning.metrics import measure
 from app.learning.model import Model
-from app.learning.steps import Rows
+from app.learning.rows import Rows
 from app.storage.models import Version
 
 

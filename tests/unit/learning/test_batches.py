@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from app.learning.batches import Batching, epoch_order, plan_batches
-from app.learning.steps import EagerSteps, Rows
+from app.learning.rows import Rows
+from app.learning.steps import EagerSteps
 from app.specs.optimization import DescentSpec
 
 CPU = torch.device("cpu")

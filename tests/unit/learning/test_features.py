@@ -27,7 +27,7 @@ ONE_HOT = FeaturesSpec(categorical="one_hot")
 def fit(frame: pl.DataFrame, spec: FeaturesSpec | None = PLAIN) -> Features:
     """Features of all columns, whose kinds are those that a stored table would have."""
     columns = tuple(Column(name=column.name, kind=column.kind) for column in table_of(frame).columns)
-    return Features.fit(columns, frame, spec)
+    return Features.fit(columns, [frame], spec)
 
 
 def encode(frame: pl.DataFrame, spec: FeaturesSpec | None = PLAIN) -> list[list[float]]:
@@ -118,7 +118,7 @@ def test_the_most_frequent_categories_come_first(monkeypatch: pytest.MonkeyPatch
 
 def test_a_training_part_without_any_category() -> None:
     column = Column(name="c", kind="categorical")
-    features = Features.fit([column], pl.DataFrame({"c": [None, None]}, schema={"c": pl.String}), PLAIN)
+    features = Features.fit([column], [pl.DataFrame({"c": [None, None]}, schema={"c": pl.String})], PLAIN)
     assert features.transform(pl.DataFrame({"c": ["a", None]})).flatten().tolist() == [UNSEEN, MISSING]
 
 
@@ -217,7 +217,7 @@ def test_a_matrix_is_encoded_as_a_frame_is(train: list[Any], later: list[Any], s
         Column(name="y", kind="numeric"),
         Column(name="b", kind="boolean"),
     ]
-    features = Features.fit(columns, pl.DataFrame(train, schema=schema, orient="row", strict=False), spec)
+    features = Features.fit(columns, [pl.DataFrame(train, schema=schema, orient="row", strict=False)], spec)
     frame = pl.DataFrame(later, schema=schema, orient="row", strict=False)
     matrix = np.array([[np.nan if cell is None else float(cell) for cell in row] for row in later])
     assert features.all_measures

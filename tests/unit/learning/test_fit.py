@@ -92,8 +92,8 @@ def test_the_losses_of_an_epoch_are_means_over_rows() -> None:
         run(started, watcher)
         rows, validation = started.train, started.validation
         assert validation is not None
-        expected = mean_loss(started.network, started.loss, rows.inputs, rows.targets, None)[0]
-        held_out = mean_loss(started.network, started.loss, validation.inputs, validation.targets, None)[0]
+        expected = mean_loss(started.network, started.loss, rows)[0]
+        held_out = mean_loss(started.network, started.loss, validation)[0]
         assert [row["train_loss"] for row in watcher.history] == pytest.approx([expected] * 3, rel=1e-5)
         assert [row["val_loss"] for row in watcher.history] == pytest.approx([held_out] * 3, rel=1e-6)
 
@@ -105,7 +105,7 @@ def test_an_epoch_that_was_cut_short_is_one_of_its_rows() -> None:
     watcher = Watcher()
     run(started, watcher)
     rows = started.train.take(None, 0, 20, torch.device("cpu"))
-    expected = mean_loss(started.network, started.loss, rows.inputs, rows.targets, None)[0]
+    expected = mean_loss(started.network, started.loss, rows)[0]
     assert [row["train_loss"] for row in watcher.history] == pytest.approx([expected])
 
 
@@ -177,7 +177,7 @@ def test_the_moving_average_is_what_is_validated_and_kept() -> None:
     assert any(not torch.equal(value, live[name]) for name, value in weights(started).items())
     validation = started.validation
     assert validation is not None
-    loss = mean_loss(started.network, started.loss, validation.inputs, validation.targets, None)[0]
+    loss = mean_loss(started.network, started.loss, validation)[0]
     assert watcher.history[-1]["val_loss"] == pytest.approx(loss, rel=1e-6)
 
 

@@ -16,6 +16,7 @@ from app.learning.losses import build_loss
 from app.learning.model import Model
 from app.learning.network import count_parameters
 from app.learning.plan import devices, plan, resolve_device, usable_cores
+from app.learning.rows import Rows
 from app.specs.optimization import PlainLoss
 from app.storage.tensors import read_tensors, write_tensors
 from tests.samples import posted, prepared, resolved, table_of, untrained
@@ -74,17 +75,17 @@ def test_parts_of_a_forward_pass_are_the_whole(monkeypatch: pytest.MonkeyPatch) 
     expected = loss(whole, targets, weights).item()
     monkeypatch.setattr(evaluate, "MAX_ACTIVATIONS", 20)  # four rows
     torch.testing.assert_close(forward_all(network, inputs), whole)
-    value, outputs = mean_loss(network, loss, inputs, targets, weights)
+    value, outputs = mean_loss(network, loss, Rows(inputs, targets, weights))
     assert value == pytest.approx(expected)
     torch.testing.assert_close(outputs, whole)
 
 
 def test_judging_leaves_the_mode_as_it_was() -> None:
     network, loss = nn.Sequential(nn.Linear(3, 1), nn.Dropout(0.9)), build_loss(PlainLoss(type="mse"))
-    data = torch.randn(5, 3), torch.randn(5, 1), None
+    rows = Rows(torch.randn(5, 3), torch.randn(5, 1))
     for training in (True, False):
         network.train(training)
-        values = {mean_loss(network, loss, *data)[0] for _ in range(3)}
+        values = {mean_loss(network, loss, rows)[0] for _ in range(3)}
         assert len(values) == 1
         assert network.training is training
 

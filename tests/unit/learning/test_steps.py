@@ -11,7 +11,8 @@ from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching, epoch_order
 from app.learning.losses import LossFunction, build_loss
 from app.learning.optimizers import build_optimizers
-from app.learning.steps import EagerSteps, Rows
+from app.learning.rows import Rows
+from app.learning.steps import EagerSteps
 from app.specs.optimization import SGD, CrossEntropyLoss, PlainLoss
 
 NUM_ROWS = 23

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from app.learning.steps import Rows
+from app.learning.rows import Rows
 from app.serving.served_model import ServedModel
 from tests.samples import untrained
 

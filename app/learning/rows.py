@@ -1,0 +1,55 @@
+"""Encoded rows: what learning and evaluation go through, in memory or in a mapped file."""
+
+import mmap
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Rows:
+    """Training or validation rows: `inputs [N, F]`, `targets [N]` or `[N, T]`, `weights [N]` or None.
+
+    `mapping` is the file that the inputs are in, where they are too many for memory.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor | None = None
+    mapping: mmap.mmap | None = None
+
+    def release(self) -> None:
+        """Let go of the mapped file's pages that were read; the system may keep them as long as it has room."""
+        if self.mapping is not None:
+            self.mapping.madvise(mmap.MADV_DONTNEED)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, order: Tensor | None, first: int, last: int, device: torch.device) -> "Rows":
+        """Rows `first` to `last` of an order; a view where there is no order."""
+        if order is None:
+            picked = [
+                part[first:last] if part is not None else None for part in (self.inputs, self.targets, self.weights)
+            ]
+        else:
+            index = order[first:last]
+            picked = [
+                part.index_select(0, index.to(part.device)) if part is not None else None
+                for part in (self.inputs, self.targets, self.weights)
+            ]
+        inputs, targets, weights = (part.to(device, non_blocking=True) if part is not None else None for part in picked)
+        assert inputs is not None
+        assert targets is not None
+        return Rows(inputs, targets, weights)
+
+    def to(self, device: torch.device) -> "Rows":
+        """On another device; rows of a mapped file stay where they are, and go there batch by batch."""
+        if self.mapping is not None:
+            return self
+        return self.take(None, 0, len(self), device)
+
+    def split(self, sizes: list[int]) -> list["Rows"]:
+        weights = self.weights.split(sizes) if self.weights is not None else [None] * len(sizes)
+        return [Rows(*part) for part in zip(self.inputs.split(sizes), self.targets.split(sizes), weights, strict=True)]

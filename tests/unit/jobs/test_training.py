@@ -1,0 +1,100 @@
+"""A whole run of a worker's training, in this process: cross-validation, large tables, what is kept on disk."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import load_file
+
+from app.jobs import session, training
+from app.jobs.order import Outcome, WorkOrder
+from app.learning.plan import plan
+from app.storage.profile import profile_table
+from tests.samples import DIGEST, resolved, table_of
+
+RNG = np.random.default_rng(3)
+FRAME = pl.DataFrame({"a": RNG.standard_normal(400), "b": RNG.choice(["u", "v", None], 400), "c": RNG.random(400)})
+FRAME = FRAME.with_columns(
+    pl.when(pl.col("c") < 0.05).then(None).otherwise(pl.col("a") * 3).alias("c"),
+    pl.when(pl.col("a") < 2.0)
+    .then(pl.col("a").sin() + pl.col("b").eq("u").fill_null(False).cast(pl.Float64))
+    .alias("y"),
+)
+
+
+def run(
+    folder: Path, *, order: dict[str, Any] | None = None, job: str = "job", **spec: Any
+) -> tuple[Outcome, list[Any]]:
+    table = folder / "datasets" / DIGEST.removeprefix("sha256:")
+    if not table.exists():
+        table.mkdir(parents=True)
+        FRAME.write_parquet(table / "table.parquet")
+        (table / "profile.json").write_text(profile_table(FRAME.lazy(), DIGEST).model_dump_json())
+    settled, _ = plan(resolved(FRAME, **spec), table_of(FRAME), device="cpu", max_parameters=10**6)
+    body = settled.model_dump(mode="json")
+    work = WorkOrder(job, body, str(folder), str(folder / "models"), 1000.0, **(order or {}))
+    events: list[Any] = []
+    return training.train(work, lambda kind, data: events.append((kind, data)), SimpleNamespace(request=None)), events
+
+
+def weights(folder: Path, job: str) -> dict[str, Any]:
+    return dict(load_file(folder / "models" / ".staging" / job / "model.safetensors"))
+
+
+def test_a_table_that_is_mapped_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "PART_ROWS", 64)
+    in_memory, _ = run(tmp_path, job="memory", stop={"max_epochs": 3})
+    mapped, _ = run(tmp_path, job="mapped", stop={"max_epochs": 3}, order={"max_rows_bytes": 1})
+    assert in_memory.metrics == mapped.metrics
+    one, other = weights(tmp_path, "memory"), weights(tmp_path, "mapped")
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    assert not list((tmp_path / "jobs" / "mapped").glob("rows-*"))
+
+
+def test_best_weights_on_disk_are_those_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec: dict[str, Any] = {"stop": {"max_epochs": 8}, "optimizer": {"type": "adamw", "learning_rate": 0.3}}
+    in_memory, _ = run(tmp_path, job="memory", **spec)
+    monkeypatch.setattr(session, "MAX_KEPT_BYTES", 0)
+    on_disk, _ = run(tmp_path, job="disk", **spec)
+    assert in_memory.metrics == on_disk.metrics
+    np.testing.assert_array_equal(
+        weights(tmp_path, "memory")["network.layers.0.weight"], weights(tmp_path, "disk")["network.layers.0.weight"]
+    )
+
+
+def test_cross_validation_holds_out_each_fold_and_publishes_a_model_of_all_rows(tmp_path: Path) -> None:
+    outcome, events = run(tmp_path, validation={"folds": 3}, stop={"max_epochs": 4})
+    folds = outcome.metrics["folds"]
+    assert len(folds) == 3
+    assert outcome.metrics["val_loss"] == pytest.approx(np.mean([fold["val_loss"] for fold in folds]))
+    assert outcome.metrics["val_loss_std"] == pytest.approx(np.std([fold["val_loss"] for fold in folds], ddof=1))
+    rows = [data for kind, data in events if kind == "metrics"]
+    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    assert [row["fold"] for row in rows[:12]] == [1] * 4 + [2] * 4 + [3] * 4
+    assert rows[-1]["val_loss"] is None
+    fractions = [data["fraction"] for kind, data in events if kind == "progress"]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+def test_rows_without_a_target_are_left_out_and_told(tmp_path: Path) -> None:
+    missing = FRAME["y"].null_count()
+    assert missing
+    _, events = run(tmp_path, stop={"max_epochs": 1})
+    told = [data["detail"] for kind, data in events if kind == "warning"]
+    assert told == [f"{missing} of 400 rows have no y and are left out"]
+
+
+def test_the_range_test_leaves_no_trace(tmp_path: Path) -> None:
+    """A found rate and the same rate given by hand are the same run."""
+    run(tmp_path, job="found", optimizer={"type": "adam", "learning_rate": "auto"}, stop={"max_epochs": 2})
+    history = (tmp_path / "models" / ".staging" / "found" / "history.jsonl").read_text()
+    rate = pl.read_ndjson(history.encode())["learning_rate"][0]
+    run(tmp_path, job="given", optimizer={"type": "adam", "learning_rate": rate}, stop={"max_epochs": 2})
+    one, other = weights(tmp_path, "found"), weights(tmp_path, "given")
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
