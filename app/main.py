@@ -43,7 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.keys = Keys(settings.api_keys.get_secret_value())
     app.state.registry = CollectorRegistry()
-    app.add_middleware(middleware.Observe, registry=app.state.registry)
+    middleware.install(app, app.state.registry)
     problems.install(app)
     app.include_router(datasets.router, max_body_size=settings.max_dataset_bytes)
     app.include_router(jobs.router)

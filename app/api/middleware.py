@@ -1,17 +1,26 @@
-"""Around every request: an id, a log line, a count."""
+"""Around every request: an id, a log line, a count; and a problem where a body is over the limit."""
 
 import re
 import secrets
 import time
 
 import structlog
+from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import MEDIA_TYPE, problem_response
 
 ID = re.compile(rb"[\x21-\x7e]{1,128}")
 QUIET = {"/healthz", "/readyz", "/metrics"}  # asked every few seconds; logged only when they fail
 
 log = structlog.get_logger("app.access")
+
+
+def install(app: FastAPI, registry: CollectorRegistry) -> None:
+    """Put these around FastAPI's own middlewares, so that their answers (413, 500) are as all others are."""
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: Observe(ExplainLimit(build()), registry)  # type: ignore[method-assign]
 
 
 class Observe:
@@ -52,6 +61,28 @@ class Observe:
         self.seconds.labels(route).observe(seconds)
         if scope["path"] not in QUIET or status >= 500:
             log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 2))
+
+
+class ExplainLimit:
+    """FastAPI says in plain text that a body is too large; here that becomes a problem."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        replaced = False
+
+        async def send_problem(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and message["status"] == 413:
+                replaced = (b"content-type", MEDIA_TYPE.encode()) not in message["headers"]
+                if replaced:
+                    detail = "the body is larger than this service allows"
+                    await problem_response(Request(scope), 413, "too_large", detail)(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        await self.app(scope, receive, send_problem)
 
 
 def _request_id(scope: Scope) -> str:

@@ -13,9 +13,9 @@ from app.api.jobs import Job, job_response
 from app.api.json_route import JsonRoute
 from app.api.problems import Problem
 from app.api.services import Deps, Services
-from app.errors import InvalidInput
+from app.errors import InvalidInput, TooLarge
 from app.learning.plan import Plan, plan
-from app.specs.resolve import resolve
+from app.specs.resolve import resolve, signature_of
 from app.specs.table import InputsData, RecordsData, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationDataset
 from app.storage.tables import frame_from_inputs, frame_from_records
@@ -80,8 +80,8 @@ async def train(
 def _wait_seconds(prefer: str | None, most: float) -> float:
     """The `wait` of a `Prefer` header (RFC 7240); preferences that are not understood are ignored, as it asks."""
     for preference in (prefer or "").split(","):
-        name, _, value = preference.strip().partition("=")
-        if name.lower() == "wait" and value.strip().isdigit():
+        name, _, value = preference.partition("=")
+        if name.strip().lower() == "wait" and value.strip().isdigit():
             return min(float(value), most)
     return 0.0
 
@@ -90,7 +90,7 @@ def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, 
     data, table = store_data(deps, spec.data)
     spec = spec.model_copy(update={"data": data, "validation": _resolve_validation(deps, spec)})
     resolved, warnings = resolve(spec, table)
-    resolved = _resolve_warm_start(deps, resolved)
+    resolved = _resolve_warm_start(deps, resolved, table)
     settings = deps.settings
     settled, facts = plan(resolved, table, device=settings.device, max_parameters=settings.max_parameters)
     return settled.model_dump(mode="json"), facts, warnings
@@ -101,7 +101,10 @@ def store_data(deps: Services, data: StoredData | RecordsData | InputsData) -> t
 
     Raises:
         InvalidInput, DatasetNotFound
+        TooLarge: more rows than the settings allow in a body.
     """
+    rows = data.records if isinstance(data, RecordsData) else data.inputs if isinstance(data, InputsData) else ()
+    check_num_rows(deps, len(rows))
     if isinstance(data, RecordsData):
         table = deps.datasets.add_table(frame_from_records(data.records))
         stored = StoredData(
@@ -121,6 +124,11 @@ def store_data(deps: Services, data: StoredData | RecordsData | InputsData) -> t
     return data.model_copy(update={"digest": digest}), deps.datasets.table(digest)
 
 
+def check_num_rows(deps: Services, num_rows: int) -> None:
+    if num_rows > deps.settings.max_rows:
+        raise TooLarge(f"{num_rows} rows are more than the {deps.settings.max_rows} that one request may have")
+
+
 def _resolve_validation(deps: Services, spec: TrainingSpec) -> Any:
     validation = spec.validation
     if not isinstance(validation, ValidationDataset):
@@ -131,13 +139,14 @@ def _resolve_validation(deps: Services, spec: TrainingSpec) -> Any:
     return validation.model_copy(update={"digest": digest})
 
 
-def _resolve_warm_start(deps: Services, spec: TrainingSpec) -> TrainingSpec:
+def _resolve_warm_start(deps: Services, spec: TrainingSpec, table: Table) -> TrainingSpec:
     start = spec.warm_start
     if start is None:
         return spec
     version = deps.models.get(start.model, deps.models.resolve(start.model, start.version))
+    which = f"version {version.version} of {start.model!r}"
     if version.config["spec"]["network"] != spec.network.model_dump(mode="json"):
-        raise InvalidInput.at(
-            "/warm_start", f"version {version.version} of {start.model!r} has another network; its weights don't fit"
-        )
+        raise InvalidInput.at("/warm_start", f"{which} has another network; its weights don't fit")
+    if version.config["signature"]["inputs"] != [column.model_dump() for column in signature_of(spec, table).inputs]:
+        raise InvalidInput.at("/warm_start", f"{which} has other input columns; its weights don't fit")
     return spec.model_copy(update={"warm_start": start.model_copy(update={"version": version.version})})

@@ -171,8 +171,9 @@ def summarize(folds: list[dict[str, Any]], metrics: dict[str, Any]) -> dict[str,
     if not folds:
         return metrics
     names = [name for name in folds[0] if name.startswith("val_")]
-    means = {name: fmean(fold[name] for fold in folds if name in fold) for name in names}
-    spread = {f"{name}_std": stdev([fold[name] for fold in folds if name in fold] or [0, 0]) for name in names}
+    values = {name: [fold[name] for fold in folds if name in fold] for name in names}
+    means = {name: fmean(found) for name, found in values.items()}
+    spread = {f"{name}_std": stdev(found) for name, found in values.items() if len(found) > 1}
     return means | spread | {name: value for name, value in metrics.items() if name not in means} | {"folds": folds}
 
 
