@@ -1,0 +1,401 @@
+"""`POST /train`: every form of a body, and what a client is told."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from app.api.examples import RECORDS, SEED
+from tests.api.service import finished, pointers, problem, service, train
+
+QUICK: dict[str, Any] = {"network": {"hidden_features": [4]}, "stop": {"max_epochs": 2}}
+NUMBERS = {"inputs": [[i, i % 3] for i in range(20)], "targets": [i * 0.5 for i in range(20)]}
+ENDLESS: dict[str, Any] = {"model": "endless", "data": NUMBERS, "stop": {"max_seconds": 600}}
+
+
+def body(name: str = "quick", **fields: Any) -> dict[str, Any]:
+    return {"model": name, "data": NUMBERS, **QUICK, **fields}
+
+
+def dry_run(client: httpx.Client, spec: Any) -> dict[str, Any]:
+    answer = client.post("/train", params={"dry_run": "true"}, json=spec)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+# ---- the job
+
+
+def test_a_job_is_accepted_and_succeeds(client: httpx.Client) -> None:
+    answer = client.post("/train", json=body())
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == f"/jobs/{job['id']}" == job["links"]["self"]
+    assert job["state"] in ("queued", "running")
+    assert (job["terminal"], job["model"], job["version"], job["error"]) == (False, "quick", None, None)
+    job = finished(client, job["id"])
+    assert (job["state"], job["terminal"], job["stop_reason"]) == ("succeeded", True, "max_epochs")
+    assert set(job["metrics"]) == {"train_loss", "val_loss", "val_mae", "val_rmse", "val_r2"}
+    assert (job["progress"]["epoch"], job["progress"]["num_epochs"], job["progress"]["fraction"]) == (2, 2, 1.0)
+    assert datetime.fromisoformat(job["created_at"]) <= datetime.fromisoformat(job["started_at"])
+    assert datetime.fromisoformat(job["started_at"]) <= datetime.fromisoformat(job["finished_at"])
+    assert client.get(job["links"]["model"]).json()["job_id"] == job["id"]
+    assert [row["epoch"] for row in client.get(job["links"]["history"]).json()["data"]] == [1, 2]
+    types = [event["type"] for event in client.get(job["links"]["events"]).json()["data"]]
+    assert types.count("metrics") == 2
+    assert types[0] == types[-1] == "state"
+
+
+@pytest.mark.parametrize("prefer", ["wait=60", "respond-async, wait=60", "Wait = 60"])
+def test_a_client_can_wait_for_the_end(client: httpx.Client, prefer: str) -> None:
+    answer = client.post("/train", json=body(), headers={"Prefer": prefer})
+    assert answer.status_code == 200
+    assert answer.json()["state"] == "succeeded"
+    assert answer.headers["location"] == answer.json()["links"]["self"]
+
+
+@pytest.mark.parametrize("prefer", ["", "wait", "wait=", "wait=-1", "wait=ten", "wait=1e3", "return=minimal", "wait=0"])
+def test_other_preferences_are_ignored(client: httpx.Client, prefer: str) -> None:
+    answer = client.post("/train", json=body(), headers={"Prefer": prefer})
+    assert answer.status_code == 202
+    finished(client, answer.json()["id"])
+
+
+def test_a_wait_that_is_too_short_is_answered_202(client: httpx.Client) -> None:
+    answer = client.post("/train", json=ENDLESS, headers={"Prefer": "wait=1"})
+    assert answer.status_code == 202
+    assert client.post(f"/jobs/{answer.json()['id']}/cancel").status_code == 202
+    assert finished(client, answer.json()["id"])["state"] == "cancelled"
+
+
+def test_versions_are_counted(client: httpx.Client) -> None:
+    assert [train(client, body("counted"))["version"] for _ in range(3)] == ["1", "2", "3"]
+
+
+def test_the_same_spec_gives_the_same_model(client: httpx.Client) -> None:
+    spec = body("twice", network={"hidden_features": [4], "dropout": 0.5})
+    one, other = train(client, spec), train(client, spec)
+    assert one["metrics"] == other["metrics"]
+    files = [client.get(f"/models/twice/versions/{v}/files/model.safetensors").content for v in ("1", "2")]
+    assert files[0] == files[1]
+
+
+def test_a_run_that_diverges_fails_with_a_sentence(client: httpx.Client) -> None:
+    spec = body(optimizer={"type": "sgd", "learning_rate": 1e6}, stop={"max_epochs": 500}, features=None)
+    answer = client.post("/train", json=spec, headers={"Prefer": "wait=60"})
+    assert answer.status_code == 200
+    job = answer.json()
+    assert (job["state"], job["version"], job["error"]["code"]) == ("failed", None, "diverged")
+    assert "learning_rate" in job["error"]["detail"]
+
+
+def test_what_was_assumed_is_said(client: httpx.Client) -> None:
+    data = {"inputs": [[i] for i in range(60)], "targets": [i % 4 for i in range(60)]}
+    assert any("classes" in warning for warning in train(client, body(data=data))["warnings"])
+    assert train(client, body(data=data, task="multiclass"))["warnings"] == []
+
+
+# ---- dry run
+
+
+def test_a_dry_run_tells_and_queues_nothing(client: httpx.Client) -> None:
+    before = client.get("/jobs").json()["data"]
+    found = dry_run(client, body("never"))
+    assert set(found) == {"spec", "num_parameters", "memory_bytes", "seconds_per_epoch", "warnings"}
+    assert found["num_parameters"] == 2 * 4 + 4 + 4 * 1 + 1
+    assert found["memory_bytes"] > 0
+    assert found["seconds_per_epoch"] > 0
+    assert client.get("/jobs").json()["data"] == before
+    problem(client.get("/models/never"), 404, "model_not_found")
+
+
+def test_a_resolved_spec_is_a_request_again(client: httpx.Client) -> None:
+    for spec in (SEED, RECORDS, body(), body(stop={"patience": 3}, descent={"variant": "stochastic"})):
+        resolved = dry_run(client, spec)["spec"]
+        again = dry_run(client, resolved)
+        assert again["spec"] == resolved
+        assert again["warnings"] == []
+
+
+def test_a_finished_job_can_be_run_again_from_its_spec(client: httpx.Client) -> None:
+    job = train(client, RECORDS | QUICK)
+    again = train(client, job["spec"])
+    assert again["spec"] == job["spec"]
+    assert again["metrics"] == job["metrics"]
+
+
+# ---- idempotency
+
+
+def test_a_key_makes_one_job_of_two_requests(client: httpx.Client) -> None:
+    headers = {"Idempotency-Key": "the same"}
+    first = client.post("/train", json=body(), headers=headers)
+    again = client.post("/train", json=body(), headers=headers)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json()["id"] == again.json()["id"]
+    other = client.post("/train", json=body(seed=1), headers=headers)
+    assert "the same" in problem(other, 422, "idempotency_key_reused")["detail"]
+    assert finished(client, first.json()["id"])["state"] == "succeeded"
+    late = client.post("/train", json=body(), headers=headers | {"Prefer": "wait=60"})
+    assert (late.status_code, late.json()["id"]) == (200, first.json()["id"])
+    assert client.post("/train", json=body(), headers={"Idempotency-Key": "another"}).json()["id"] != late.json()["id"]
+
+
+# ---- data
+
+
+def test_text_labels(client: httpx.Client) -> None:
+    data = {"inputs": [[i] for i in range(30)], "targets": ["abc"[i % 3] for i in range(30)]}
+    job = train(client, body("letters", data=data))
+    assert job["spec"]["task"] == "multiclass"
+    assert client.get("/models/letters").json()["newest"]["signature"]["classes"] == ["a", "b", "c"]
+
+
+def test_several_targets(client: httpx.Client) -> None:
+    data = {"inputs": [[i] for i in range(20)], "targets": [[i * 0.5, -i / 3] for i in range(20)]}
+    job = train(client, body("two", data=data))
+    assert job["spec"]["data"]["target"] == ["y0", "y1"]
+
+
+def test_weights_and_gaps(client: httpx.Client) -> None:
+    data = {
+        "inputs": [[None if i == 3 else i, i % 2 == 0] for i in range(20)],
+        "targets": [i * 0.5 for i in range(20)],
+        "sample_weight": [i % 3 for i in range(20)],
+    }
+    assert train(client, body(data=data))["spec"]["data"]["sample_weight"] == "sample_weight"
+
+
+def test_a_dataset_and_another_to_judge_by(client: httpx.Client) -> None:
+    csv = "size,color,price\n" + "".join(f"{i},{['red', 'blue'][i % 2]},{i * 1.5}\n" for i in range(40))
+    assert client.put("/datasets/cars", content=csv).status_code == 201
+    assert client.put("/datasets/more-cars", content=csv).status_code == 201
+    data = {"dataset": "cars", "target": "price"}
+    job = train(client, body("cars", data=data, validation={"dataset": "more-cars"}))
+    assert job["spec"]["data"]["features"] == ["size", "color"]
+    assert job["spec"]["data"]["digest"] == client.get("/datasets/cars").json()["digest"]
+    assert "val_r2" in job["metrics"]
+
+
+def test_tags_and_a_description_are_kept(client: httpx.Client) -> None:
+    job = train(client, body("tagged", tags={"team": "birds"}, description="the first try ✓"))
+    assert (job["spec"]["tags"], job["spec"]["description"]) == ({"team": "birds"}, "the first try ✓")
+    assert client.get("/models/tagged").json()["newest"]["spec"]["tags"] == {"team": "birds"}
+
+
+def test_a_cross_validated_model_is_a_model(client: httpx.Client) -> None:
+    job = train(client, body("folded", validation={"folds": 3}))
+    assert len(job["metrics"]["folds"]) == 3
+    assert "val_loss_std" in job["metrics"]
+    newest = client.get("/models/folded").json()["newest"]
+    assert newest["metrics"] == job["metrics"]
+    assert client.get("/models").status_code == 200
+    assert client.get("/models/folded/versions").status_code == 200
+
+
+@pytest.mark.parametrize("num_rows", [2, 3, 4, 5])
+def test_few_rows_can_be_cross_validated(client: httpx.Client, num_rows: int) -> None:
+    data = {"inputs": [[i] for i in range(num_rows)], "targets": [i + 0.5 for i in range(num_rows)]}
+    train(client, body("few", data=data, validation={"folds": 2}))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3])
+def test_very_few_rows_are_enough(client: httpx.Client, num_rows: int) -> None:
+    data = {"inputs": [[i] for i in range(num_rows)], "targets": [i + 0.5 for i in range(num_rows)]}
+    train(client, body("few", data=data))
+
+
+def test_going_on_from_a_models_weights(client: httpx.Client) -> None:
+    spec = body("warm", validation=None, stop={"max_epochs": 30})
+    first = train(client, spec)
+    again = train(client, spec | {"warm_start": {"model": "warm"}, "stop": {"max_epochs": 1}})
+    assert again["spec"]["warm_start"] == {"model": "warm", "version": "1"}
+    assert again["metrics"]["train_loss"] < first["metrics"]["train_loss"] * 1.05
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"network": {"hidden_features": [5]}},
+        {"data": {"inputs": [[1], [2]], "targets": [1.5, 2.5]}},
+        {"data": {"records": [{"x0": "a", "x1": "b", "y": 1.5}, {"x0": "b", "x1": "c", "y": 2.5}], "target": "y"}},
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(client: httpx.Client, other: dict[str, Any]) -> None:
+    train(client, body("cold"))
+    answer = client.post("/train", json=body("cold", warm_start={"model": "cold"}) | other)
+    assert pointers(answer) == ["/warm_start"]
+
+
+def test_a_model_to_go_on_from_must_be_there(client: httpx.Client) -> None:
+    answer = client.post("/train", json=body(warm_start={"model": "nowhere"}))
+    problem(answer, 404, "model_not_found")
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
+def test_a_body_must_be_said_to_be_json(client: httpx.Client, content_type: str | None) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    answer = client.post("/train", content=json.dumps(SEED), headers=headers)
+    assert "--json" in problem(answer, 415, "unsupported_media_type")["detail"]
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON", "application/ld+json"])
+def test_json_has_many_names(client: httpx.Client, content_type: str) -> None:
+    answer = client.post("/train?dry_run=1", content=json.dumps(SEED).encode(), headers={"Content-Type": content_type})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"{'model': 'm'}",
+        b'{"seed": NaN}',
+        b'{"seed": Infinity}',
+        b'{"seed": 1e400}',
+        b'{"seed": 01}',
+        b'{"model": "\xff"}',
+        b'{"model": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        b"\x00",
+        gzip.compress(b"{}"),
+    ],
+)
+def test_what_is_no_json_is_not_parseable(client: httpx.Client, content: bytes) -> None:
+    answer = client.post("/train", content=content, headers={"Content-Type": "application/json"})
+    problem(answer, 400, "unparseable")
+
+
+@pytest.mark.parametrize(
+    ("spec", "pointer"),
+    [
+        ([], ""),
+        (5, ""),
+        (None, ""),
+        ({}, "/model"),
+        (body(data=5), "/data"),
+        (body(data=None), "/data"),
+        (body(data={}), "/data/target"),
+        (body(data={"target": "y"}), "/data"),
+        (body(model="No Such Name"), "/model"),
+        (body(learning_rate=1), "/learning_rate"),
+        (body(data={"inputs": [], "targets": []}), "/data/inputs"),
+        (body(data={"inputs": [[]], "targets": [1]}), "/data/inputs/0"),
+        (body(data={"inputs": [[1], [1, 2]], "targets": [1, 2]}), "/data/inputs/1"),
+        (body(data={"inputs": [[1], ["x"]], "targets": [1, 2]}), "/data/inputs/1/0"),
+        (body(data={"inputs": [[1], [2]], "targets": [1]}), "/data/targets"),
+        (body(data={"inputs": [[1], [2]], "targets": [1, "a"]}), "/data/targets/1"),
+        (body(data={"inputs": [[1], [2]], "targets": [1, 2], "sample_weight": [1, -1]}), "/data/sample_weight/1"),
+        (body(data={"records": [], "target": "y"}), "/data/records"),
+        (body(data={"records": [{"x": 1, "y": 1}, 5], "target": "y"}), "/data/records/1"),
+        (body(data={"records": [{"x": 1, "y": 1}], "target": "z"}), "/data/target"),
+        (body(data={"records": [{"x": 1, "y": 1}, {"x": [1], "y": 2}], "target": "y"}), "/data/records/1/x"),
+        (body(network={"layers": [{"type": "conv2d", "out_channels": 3}]}), "/network/layers/0"),
+        (body(loss={"type": "cross_entropy"}, task="regression"), "/loss/type"),
+        (body(device="cuda:99"), "/device"),
+        (body(freeze=["nothing"]), "/freeze/0"),
+        (body(stop={"metric": "accuracy"}), "/stop/metric"),
+        (body(validation={"folds": 21}), "/validation/folds"),
+    ],
+)
+def test_what_is_wrong_is_told_where_it_is(client: httpx.Client, spec: Any, pointer: str) -> None:
+    answer = client.post("/train", content=json.dumps(spec), headers={"Content-Type": "application/json"})
+    found = answer.json()
+    assert answer.status_code == 422, found
+    assert found["errors"][0]["pointer"] == pointer, found
+    assert found["errors"][0]["detail"]
+    problem(answer, 422, found["code"])
+
+
+def test_every_fault_is_told(client: httpx.Client) -> None:
+    answer = client.post("/train", json={"model": "M", "data": NUMBERS, "seed": -1, "stop": {"max_epochs": 0}})
+    assert set(pointers(answer)) == {"/model", "/seed", "/stop/max_epochs"}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        body(data={"dataset": "nowhere", "target": "y"}),
+        body(data={"digest": f"sha256:{'0' * 64}", "target": "y"}),
+        body(validation={"dataset": "nowhere"}),
+        body(validation={"digest": f"sha256:{'0' * 64}"}),
+    ],
+)
+def test_a_dataset_must_be_there(client: httpx.Client, spec: Any) -> None:
+    problem(client.post("/train", json=spec), 404, "dataset_not_found")
+
+
+@pytest.mark.parametrize("query", ["dry_run=perhaps", "dry_run=2"])
+def test_a_wrong_query_is_told(client: httpx.Client, query: str) -> None:
+    assert pointers(client.post(f"/train?{query}", json=SEED)) == ["?dry_run"]
+
+
+def test_a_body_of_many_nested_layers_is_answered(client: httpx.Client) -> None:
+    layer: dict[str, Any] = {"type": "relu"}
+    for _ in range(300):
+        layer = {"type": "residual", "layers": [layer]}
+    answer = client.post("/train?dry_run=1", json=body(network={"layers": [layer]}))
+    assert answer.status_code in (200, 400, 422)
+
+
+# ---- limits
+
+LIMITS = {"max_rows": 10, "max_columns": 5, "max_parameters": 1000, "max_body_bytes": 2000, "max_wait_seconds": 0.1}
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with service(tmp_path_factory.mktemp("limited"), **LIMITS, max_running_jobs=1, max_queued_jobs=2) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (body(data={"inputs": [[1]] * 11, "targets": [*range(11)]}), "10"),
+        (body(data={"records": [{"x": 1, "y": 1}] * 11, "target": "y"}), "10"),
+        (body(data={"inputs": [[1] * 6], "targets": [1]}), "5"),
+        (body(data={"records": [dict.fromkeys("abcdef", 1)], "target": "a"}), "5"),
+        (body(data={"inputs": [[1]], "targets": [1.5]}, network={"hidden_features": [1000]}), "1,000"),
+        (body(description="x" * 3000), "larger"),
+    ],
+)
+def test_what_is_too_large_is_refused(limited: httpx.Client, spec: Any, words: str) -> None:
+    assert words in problem(limited.post("/train", json=spec), 413, "too_large")["detail"]
+
+
+def test_a_body_without_a_length_is_bounded_too(limited: httpx.Client) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b'{"model": "'
+        for _ in range(1000):
+            yield b"x" * 1000
+
+    headers = {"Content-Type": "application/json"}
+    answer = limited.post("/train", content=chunks(), headers=headers)
+    problem(answer, 413, "too_large")
+
+
+def test_a_full_queue_says_when_to_come_again(limited: httpx.Client) -> None:
+    few = {"inputs": [[1], [2]], "targets": [1.5, 2.5]}
+    spec = {"model": "long", "data": few, "network": {"hidden_features": []}, "stop": {"max_seconds": 600}}
+    jobs = [limited.post("/train", json=spec, headers={"Prefer": "wait=60"}).json()]  # waits for a tenth of a second
+    answers = [limited.post("/train", json=spec) for _ in range(5)]
+    jobs += [answer.json() for answer in answers if answer.status_code == 202]
+    full = [answer for answer in answers if answer.status_code != 202]
+    assert full
+    for answer in full:
+        problem(answer, 429, "overloaded")
+        assert int(answer.headers["retry-after"]) > 0
+    for job in jobs:
+        limited.post(f"/jobs/{job['id']}/cancel")
+    assert {finished(limited, job["id"])["state"] for job in jobs} == {"cancelled"}
