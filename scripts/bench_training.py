@@ -101,7 +101,7 @@ def _rows_of(work: Work) -> pl.DataFrame:
 def our_loop(work: Work, frame: pl.DataFrame) -> Contender:
     table = profile_table(frame.lazy(), f"sha256:{0:064}")
     asked = TrainingSpec.model_validate(_body(work, table.digest))
-    spec, _ = plan(resolve(asked, table)[0], table, device="cpu", max_parameters=10**9)
+    spec, _, _ = plan(resolve(asked, table)[0], table, device="cpu", max_parameters=10**9)
     prepared = prepare(spec, signature_of(spec, table), [frame], None)
 
     def train() -> tuple[float, float]:

@@ -92,8 +92,14 @@ def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, 
     resolved, warnings = resolve(spec, table)
     resolved = _resolve_warm_start(deps, resolved, table)
     settings = deps.settings
-    settled, facts = plan(resolved, table, device=settings.device, max_parameters=settings.max_parameters)
-    return settled.model_dump(mode="json"), facts, warnings
+    settled, facts, notes = plan(
+        resolved,
+        table,
+        device=settings.device,
+        max_parameters=settings.max_parameters,
+        max_rows_bytes=settings.max_rows_bytes,
+    )
+    return settled.model_dump(mode="json"), facts, warnings + notes
 
 
 def store_data(deps: Services, data: StoredData | RecordsData | InputsData) -> tuple[StoredData, Table]:
@@ -136,6 +142,7 @@ def _resolve_validation(deps: Services, spec: TrainingSpec) -> Any:
     if validation.digest is None and validation.dataset is None:
         raise InvalidInput.at("/validation", "give a fraction or a dataset, or null for no validation")
     digest = validation.digest or deps.datasets.get(str(validation.dataset)).digest
+    deps.datasets.table(digest)  # which keeps it from being swept, or says that it is not there
     return validation.model_copy(update={"digest": digest})
 
 

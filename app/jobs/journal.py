@@ -47,6 +47,9 @@ class Journal:
         best = state.best_epoch if self.spec.stop.restore_best else state.epoch
         self.folds.append(metrics | {"best_epoch": best, "num_epochs": state.epoch})
 
+    def warn(self, detail: str) -> None:
+        self.emit("warning", {"detail": detail})
+
     # ---- what `fit` tells
 
     def epoch_done(self, _state: State, metrics: dict[str, Any]) -> None:

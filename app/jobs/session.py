@@ -1,6 +1,8 @@
 """One fit: everything that learns, and its form in a checkpoint."""
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from app.learning.averaging import WeightAverage
 from app.learning.batches import plan_batches
+from app.learning.compiled import CompiledSteps
 from app.learning.evaluate import mean_loss
 from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory
 from app.learning.losses import build_loss
@@ -15,7 +18,7 @@ from app.learning.metrics import measure
 from app.learning.model import Model, assemble
 from app.learning.network import freeze, initialize
 from app.learning.optimizers import build_optimizers, export_state, load_state
-from app.learning.plan import MAX_KEPT_BYTES
+from app.learning.plan import MAX_KEPT_BYTES, num_steps, step_cost
 from app.learning.prepare import Prepared
 from app.learning.range_test import Snapshot, find_learning_rate
 from app.learning.steps import EagerSteps
@@ -24,18 +27,27 @@ from app.specs.training import TrainingSpec
 from app.storage.checkpoints import Checkpoints, OnDisk
 
 
+@dataclass(frozen=True)
+class Workplace:
+    """Where a session puts large weights aside and keeps compiled code, and whom it tells of what went another way."""
+
+    checkpoints: Checkpoints
+    libraries: Path
+    warn: Callable[[str], None]
+
+
 class Session:
-    """A network with its optimizer over prepared rows. Large weights of the best epoch go to `checkpoints`."""
+    """A network with its optimizer over prepared rows. Without a workplace it is eager, and all of it in memory."""
 
     def __init__(
         self,
         spec: TrainingSpec,
         prepared: Prepared,
         weights: dict[str, Tensor] | None = None,
-        checkpoints: Checkpoints | None = None,
+        workplace: Workplace | None = None,
     ) -> None:
         torch.manual_seed(spec.seed)
-        self.checkpoints = checkpoints
+        self.workplace = workplace
         self.spec, self.prepared, self.state = spec, prepared, State()
         self.device = torch.device(spec.device)
         self.network = assemble(spec, prepared.features, prepared.targets.num_outputs)
@@ -58,7 +70,7 @@ class Session:
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizers = build_optimizers(spec.optimizer, trained)
         self.average = WeightAverage(self.network, spec.ema_decay) if spec.ema_decay is not None else None
-        self.engine = EagerSteps(
+        self.eager = EagerSteps(
             self.network,
             self.loss,
             self.optimizers,
@@ -68,13 +80,28 @@ class Session:
             mixup=spec.mixup,
             average=self.average,
         )
+        self.engine: EagerSteps | CompiledSteps = self.eager
+        if spec.engine == "compiled" and self.workplace is not None:
+            self.engine = self._compiled(self.workplace)
+
+    def _compiled(self, workplace: Workplace) -> CompiledSteps:
+        assert self.spec.num_threads is not None
+        cost = step_cost(self.network, self.batching, self.spec.num_threads)
+        return CompiledSteps(
+            self.eager,
+            self.spec.optimizer,
+            workplace.libraries,
+            eager_steps=cost.eager_steps(num_steps(self.spec, self.batching, cost)),
+            warn=workplace.warn,
+            leave_gradient=self.spec.stop.min_grad_norm is not None,
+        )
 
     def settle_learning_rate(self) -> None:
         """Turn `auto` into a rate; weights, optimizer and RNG are as before."""
         if self.spec.optimizer.learning_rate == "auto":
             before = Snapshot(self.network)
             self.network.train()
-            self._take_learning_rate(find_learning_rate(self.engine, self.train, None))
+            self._take_learning_rate(find_learning_rate(self.eager, self.train, None))
             before.restore()
             self._build_engine()
 
@@ -102,9 +129,9 @@ class Session:
 
     def _keep(self, weights: dict[str, Tensor]) -> KeptWeights:
         """Large weights go to disk, so that training them takes no more memory than it must."""
-        if self.checkpoints is None or sum(value.nbytes for value in weights.values()) <= MAX_KEPT_BYTES:
+        if self.workplace is None or sum(value.nbytes for value in weights.values()) <= MAX_KEPT_BYTES:
             return keep_in_memory(weights)
-        return self.checkpoints.keep(weights)
+        return self.workplace.checkpoints.keep(weights)
 
     def _judge(self, outputs: Tensor) -> float:
         values = self.prepared.targets.activate(outputs)
@@ -143,7 +170,7 @@ class Session:
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.average.items()}
         position = {item.name: getattr(self.state, item.name) for item in fields(State) if item.name != "best_weights"}
-        scaler = self.engine.scaler.state_dict() if self.engine.scaler else None
+        scaler = self.eager.scaler.state_dict() if self.eager.scaler else None
         return tensors, {
             "state": position,
             "scaler": scaler,
@@ -158,16 +185,18 @@ class Session:
         self.network.load_state_dict(_under(tensors, "network."))
         load_state(self.optimizers, tensors)
         self.state = State(**position["state"], best_weights=self._load_best(tensors, position["best_file"]))
+        if isinstance(self.engine, CompiledSteps):
+            self.engine.steps_done = self.state.step
         if self.average is not None:
             self.average.load(_under(tensors, "average."), self.state.step)
-        if self.engine.scaler:
-            self.engine.scaler.load_state_dict(position["scaler"])
+        if self.eager.scaler:
+            self.eager.scaler.load_state_dict(position["scaler"])
         _set_rng(_under(tensors, "rng."))
 
     def _load_best(self, tensors: dict[str, Tensor], file: str | None) -> KeptWeights | None:
         if file is not None:
-            assert self.checkpoints is not None
-            return self.checkpoints.kept(file)
+            assert self.workplace is not None
+            return self.workplace.checkpoints.kept(file)
         in_memory = _under(tensors, "best.")
         return InMemory(in_memory) if in_memory else None
 

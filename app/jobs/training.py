@@ -22,7 +22,7 @@ from app import __version__
 from app.errors import Diverged, OutOfMemory
 from app.jobs.journal import Journal
 from app.jobs.order import Control, Emit, Outcome, WorkOrder
-from app.jobs.session import Session
+from app.jobs.session import Session, Workplace
 from app.learning.fit import fit
 from app.learning.model import Model
 from app.learning.plan import encoded_bytes
@@ -60,6 +60,8 @@ class Training:
     def __init__(self, order: WorkOrder, spec: TrainingSpec, journal: Journal) -> None:
         self.order, self.spec, self.journal = order, spec, journal
         self.models = ModelStore(Path(order.models_dir))
+        libraries = Path(order.data_dir) / "cache" / "libraries"
+        self.workplace = Workplace(journal.checkpoints, libraries, journal.warn)
 
     def run(self) -> Outcome:
         frame, other = self._read()
@@ -69,7 +71,7 @@ class Training:
         for fold in range(len(self.journal.folds), folds + 1):
             held_out = fold if fold < folds else None
             spec = self.spec if held_out is not None or not folds else _over_all_rows(self.spec, self.journal.folds)
-            session = Session(spec, self._prepare(frame, other, held_out), weights, self.journal.checkpoints)
+            session = Session(spec, self._prepare(frame, other, held_out), weights, self.workplace)
             if resumed is not None:
                 session.load(*resumed)
                 resumed = None
@@ -122,7 +124,7 @@ class Training:
         prepared = prepare(self.spec, self.signature, table, other, fold, collect)
         if not self.journal.folds:
             for warning in prepared.warnings:
-                self.journal.emit("warning", {"detail": warning})
+                self.journal.warn(warning)
         return prepared
 
     def _on_disk(self, parts: Iterable[Tensor], shape: tuple[int, int]) -> tuple[Tensor, mmap.mmap]:

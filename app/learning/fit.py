@@ -18,7 +18,7 @@ from app.learning.losses import LossFunction
 from app.learning.rows import Rows
 from app.learning.schedules import Span, learning_rate_at
 from app.learning.steps import Engine
-from app.specs.optimization import PlateauSchedule
+from app.specs.optimization import ConstantSchedule, PlateauSchedule
 from app.specs.training import TrainingSpec
 
 MORE_IS_BETTER = {"accuracy", "f1_macro", "roc_auc", "exact_match", "r2"}
@@ -97,7 +97,7 @@ def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = t
     device = next(run.network.parameters()).device
     span = Span(batching.steps_per_epoch, _num_steps(spec, batching))
     started = clock() - state.elapsed_seconds
-    chunk = 1
+    chunk, rate = 1, 0.0
     run.network.train()
     reason = _over(spec, state) or _out_of_epochs(spec, state)
     while reason is None:
@@ -106,14 +106,16 @@ def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = t
             begun = clock()
             rates = _learning_rates(spec, state, span, chunk)
             losses = run.engine.run(run.train, order, state.step_in_epoch, rates)
-            _take_in(losses, batching, state)
+            if len(losses):
+                _take_in(losses, batching, state)
+                rate = rates[len(losses) - 1]
             state.elapsed_seconds = clock() - started
-            chunk = max(1, min(4 * chunk, int(len(rates) * CHUNK_SECONDS / max(clock() - begun, 1e-9))))
+            chunk = max(1, min(4 * chunk, int(len(losses) * CHUNK_SECONDS / max(clock() - begun, 1e-9))))
             reason = _over(spec, state)
             mid_epoch = reason is None and state.step_in_epoch < batching.steps_per_epoch
             if mid_epoch and (asked := watcher.pause_point(state)):
                 return asked
-        metrics = _end_epoch(run, state, rates[-1])
+        metrics = _end_epoch(run, state, rate)
         watcher.epoch_done(state, metrics)
         reason = reason or _stop_after_epoch(run, state, metrics)
         if reason is None and (asked := watcher.pause_point(state)):
@@ -133,6 +135,8 @@ def _learning_rates(spec: TrainingSpec, state: State, span: Span, chunk: int) ->
         num = min(num, spec.stop.max_steps - state.step)
     base = spec.optimizer.learning_rate
     assert base != "auto", "the range test has settled it"
+    if isinstance(spec.schedule, ConstantSchedule) and state.step >= spec.schedule.warmup_steps:
+        return [base] * num
     steps = range(state.step, state.step + num)
     return [learning_rate_at(spec.schedule, base, step, span) * state.plateau_factor for step in steps]
 

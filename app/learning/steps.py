@@ -21,7 +21,10 @@ class Engine(Protocol):
     """Takes steps; both engines give the same losses."""
 
     def run(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
-        """Steps number `first`, `first + 1`, … of an epoch, one per learning rate; returns their losses `[S]`."""
+        """Steps number `first`, `first + 1`, … of an epoch, one per learning rate; returns their losses `[S]`.
+
+        It may take fewer, also none, and returns as many losses.
+        """
 
 
 class EagerSteps:

@@ -33,7 +33,7 @@ def run(
         table.mkdir(parents=True)
         FRAME.write_parquet(table / "table.parquet")
         (table / "profile.json").write_text(profile_table(FRAME.lazy(), DIGEST).model_dump_json())
-    settled, _ = plan(resolved(FRAME, **spec), table_of(FRAME), device="cpu", max_parameters=10**6)
+    settled, _, _ = plan(resolved(FRAME, **spec), table_of(FRAME), device="cpu", max_parameters=10**6)
     body = settled.model_dump(mode="json")
     work = WorkOrder(job, body, str(folder), str(folder / "models"), 1000.0, **(order or {}))
     events: list[Any] = []

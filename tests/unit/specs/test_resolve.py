@@ -329,7 +329,7 @@ bodies = st.fixed_dictionaries(
 @given(bodies)
 def test_resolved_means_nothing_is_left_open(body: dict[str, Any]) -> None:
     spec, _ = settle(**{"data": {"features": ["weight", "seen"]}, **body})
-    settled, facts = plan(spec, TABLE, device="auto", max_parameters=10**6)
+    settled, facts, _ = plan(spec, TABLE, device="auto", max_parameters=10**6)
     assert settled.task != "auto"
     assert settled.loss.type != "auto"
     assert settled.engine != "auto"
@@ -349,13 +349,13 @@ def test_resolved_means_nothing_is_left_open(body: dict[str, Any]) -> None:
 @given(bodies)
 def test_resolving_twice_changes_nothing(body: dict[str, Any]) -> None:
     spec, _ = settle(**{"data": {"features": ["weight", "seen"]}, **body})
-    settled, facts = plan(spec, TABLE, device="auto", max_parameters=10**6)
+    settled, facts, _ = plan(spec, TABLE, device="auto", max_parameters=10**6)
     read_back = TrainingSpec.model_validate_json(settled.model_dump_json())
     assert read_back == settled
     again, warnings = resolve(TrainingSpec.model_validate(settled.model_dump(mode="json")), TABLE)
     assert again == settled
     assert warnings == []
-    assert plan(again, TABLE, device="auto", max_parameters=10**6) == (settled, facts)
+    assert plan(again, TABLE, device="auto", max_parameters=10**6) == (settled, facts, [])
 
 
 def test_dense_and_layered_networks_are_told_apart() -> None:
