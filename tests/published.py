@@ -26,18 +26,21 @@ COLUMNS = pl.DataFrame(
         "color": [None if row % 8 == 0 else ("red", "grün", "blue")[row % 3] for row in range(ROWS)],
         "species": [("Adelie", "Gentoo", "Chinstrap")[row % 3] for row in range(ROWS)],
         "y": [row * 0.3 for row in range(ROWS)],
+        "z": [row * 0.2 for row in range(ROWS)],
+        "wet": [row % 3 == 0 for row in range(ROWS)],
+        "cold": [row % 5 < 2 for row in range(ROWS)],
     }
 )
-"""A column of each kind, with gaps; `species` is the target of a classifier, and `y` that of a regression."""
+"""Inputs of each kind, with gaps, and targets of each task: `species`, `y` and `z`, `wet` and `cold`."""
+FEATURES = ("size", "count", "kept", "color")
 
 
 def numbers_model(**spec: Any) -> Model:
     return untrained(NUMBERS, data={"positional": True}, **spec)
 
 
-def columns_model(target: str = "species", **spec: Any) -> Model:
-    features = ["size", "count", "kept", "color"]
-    return untrained(COLUMNS, target, data={"features": features}, **spec)
+def columns_model(target: str | list[str] = "species", **spec: Any) -> Model:
+    return untrained(COLUMNS, target, data={"features": list(FEATURES)}, **spec)
 
 
 def publish(models_dir: Path, name: str, model: Model) -> str:

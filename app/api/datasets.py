@@ -74,10 +74,10 @@ async def put_dataset(name: DatasetName, request: Request, response: Response, d
 
     Columns are typed by all of their values. Jobs that use a replaced dataset keep its bytes.
     """
-    _check_length(request, deps.datasets.max_bytes)
+    check_length(request, deps.datasets.max_bytes)
     headers = request.headers
     with deps.datasets.upload(headers.get("content-type", ""), headers.get("content-encoding", "")) as upload:
-        await _receive(request, upload)
+        await receive(request, upload)
         dataset, created = await to_thread.run_sync(deps.datasets.put_upload, name, upload, limiter=_parsers)
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/datasets/{name}"
@@ -107,14 +107,14 @@ def delete_dataset(name: DatasetName, deps: Deps) -> None:
     deps.datasets.delete(name)
 
 
-def _check_length(request: Request, max_bytes: int) -> None:
+def check_length(request: Request, max_bytes: int) -> None:
     """Raises TooLarge before a body is read that says itself that it is."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
         raise TooLarge(f"the body has {length} bytes; a dataset may have at most {max_bytes}")
 
 
-async def _receive(request: Request, upload: Upload) -> None:
+async def receive(request: Request, upload: Upload) -> None:
     """The body onto the disk, with a block of it in memory. Threads hash and write, so that the loop never waits."""
     block = bytearray()
     try:

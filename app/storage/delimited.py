@@ -63,10 +63,10 @@ def read_dialect(path: Path, max_columns: int) -> Dialect:
     return _checked(path, dialect)
 
 
-def scan_delimited(path: Path, dialect: Dialect, numeric: Mapping[str, pl.DataType]) -> pl.LazyFrame:
+def scan_delimited(source: Path | io.BytesIO, dialect: Dialect, numeric: Mapping[str, pl.DataType]) -> pl.LazyFrame:
     """The rows that have a value; all columns as text but the `numeric` ones, which must hold nothing else."""
     table = pl.scan_csv(
-        path,
+        source,
         has_header=False,
         skip_lines=dialect.num_header_lines,
         schema={name: numeric.get(name, pl.String()) for name in dialect.names},

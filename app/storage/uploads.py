@@ -74,11 +74,11 @@ def read_upload(upload: Upload, max_columns: int) -> Path:
 
     Raises Unparseable, InvalidInput or TooLarge, with a sentence about what is wrong and where.
     """
-    body, found = _unpacked(upload)
+    body, found = unpack(upload)
     check_declared(upload.declared, found)
     table = upload.folder / "table" / "table.parquet"
     table.parent.mkdir()
-    with _polars_errors(found):
+    with polars_errors(found):
         settled = _settled(body, found, upload.folder / "staged.parquet", max_columns)
         write_parquet(settled, table)
         if not pl.scan_parquet(table, glob=False).select(pl.len()).collect().item():
@@ -86,7 +86,7 @@ def read_upload(upload: Upload, max_columns: int) -> Path:
     return table
 
 
-def _unpacked(upload: Upload) -> tuple[Path, Format]:
+def unpack(upload: Upload) -> tuple[Path, Format]:
     """The file within the gzip, if it is one, and its format."""
     upload.close()
     path = upload.body
@@ -108,7 +108,7 @@ def _format_of(path: Path) -> Format:
 def _settled(body: Path, found: Format, staged: Path, max_columns: int) -> pl.LazyFrame:
     """The file's table with its final types. Text is parsed once, into `staged`, and then typed by all of its rows."""
     if found == "csv":
-        _check_lines(body)
+        check_lines(body)
         dialect = read_dialect(body, max_columns)
         try:
             return _settled_csv(body, dialect, staged)
@@ -155,7 +155,7 @@ def write_parquet(table: pl.LazyFrame, path: Path) -> None:
     table.sink_parquet(path, compression="zstd", row_group_size=row_group_size, engine="streaming")
 
 
-def _check_lines(path: Path) -> None:
+def check_lines(path: Path) -> None:
     """Raises Unparseable for a line that would have to be held in memory at a size that no row of a table has."""
     with path.open("rb") as file:
         for block in iter(lambda: file.read(MAX_LINE_BYTES), b""):
@@ -176,7 +176,7 @@ def _without_bom(path: Path) -> Path:
 
 
 @contextmanager
-def _polars_errors(found: Format) -> Iterator[None]:
+def polars_errors(found: Format) -> Iterator[None]:
     try:
         yield
     except (PolarsError, PanicException, OSError) as error:

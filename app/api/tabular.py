@@ -1,0 +1,188 @@
+"""`POST /predict` with a table as its body: CSV or Arrow IPC in, and out in parts as they are predicted.
+
+The same path takes JSON (see `app.api.predict`); `TableRoute` is where the two part, by the body's media type.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Annotated, Any
+
+import structlog
+from anyio import to_thread
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
+from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
+
+from app.api.auth import require
+from app.api.datasets import check_length, receive
+from app.api.services import Deps, Services
+from app.errors import GradserveError, InvalidInput, UnsupportedMedia
+from app.serving.served_model import ServedModel
+from app.serving.tabular_codec import Form, RowReader, Writer, open_writer, rows_at_once
+from app.specs.base import Name
+from app.storage.row_stream import open_rows
+from app.storage.uploads import Upload
+
+FORMS: dict[str, Form] = {
+    "text/csv": "csv",
+    "text/tab-separated-values": "csv",
+    "application/vnd.apache.arrow.stream": "arrow",
+    "application/vnd.apache.arrow.file": "arrow",
+    "application/json": "json",
+}
+"""Media types of bodies and answers; a body in JSON goes to `app.api.predict`."""
+
+_CSV = {"schema": {"type": "string"}}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+DESCRIBED: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": f"with a table: {meaning}",
+        }
+        for name, meaning in (("model", "the model"), ("version", "a number or an alias; absent: the newest"))
+    ],
+    "requestBody": {
+        "content": {
+            "text/csv": _CSV | {"example": "bill_length_mm,sex\n40.2,male\n47.5,\n"},
+            "text/tab-separated-values": _CSV,
+            "application/vnd.apache.arrow.stream": _BINARY,
+            "application/vnd.apache.arrow.file": _BINARY,
+        }
+    },
+    "responses": {"200": {"content": {"text/csv": _CSV, "application/vnd.apache.arrow.stream": _BINARY}}},
+}
+"""What OpenAPI says of tables, for the route that takes JSON."""
+
+log = structlog.get_logger()
+
+
+def install(app: FastAPI, max_body_bytes: int) -> None:
+    """Let tables that come to `POST /predict` pass before the routes that are added later."""
+    app.router.add_api_route(
+        "/predict",
+        predict_table,
+        methods=["POST"],
+        dependencies=[Depends(require("predict"))],
+        include_in_schema=False,
+        max_body_size=max_body_bytes,
+        route_class_override=TableRoute,
+    )
+
+
+class TableRoute(APIRoute):
+    """Only there for bodies that are said to be tables."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        return (match, child) if match == Match.FULL and _is_table(scope) else (Match.NONE, {})
+
+
+def _is_table(scope: Scope) -> bool:
+    given = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    return FORMS.get(media_type(given.decode("latin-1")), "json") != "json"
+
+
+def media_type(header: str) -> str:
+    return header.partition(";")[0].strip().lower()
+
+
+async def predict_table(
+    request: Request,
+    deps: Deps,
+    model: Annotated[Name, Query()],
+    version: Annotated[str | None, Query(min_length=1, max_length=64)] = None,
+) -> Response:
+    """The answer begins once the whole body is here and its first rows are predicted: until then, errors are problems.
+
+    Waiting for the whole body keeps clients from a deadlock that read no answer before they have sent everything.
+    """
+    check_length(request, deps.datasets.max_bytes)
+    served = await deps.predictor.load(model, version)
+    content_type = request.headers.get("content-type", "")
+    encoding = request.headers.get("content-encoding", "")
+    with ExitStack() as opened:
+        upload = opened.enter_context(deps.datasets.upload(content_type.partition(";")[0], encoding))
+        if "header=absent" in content_type.lower().replace(" ", ""):
+            upload.write(_header_line(served, encoding))
+        await receive(request, upload)
+        form = answer_form(request.headers.get("accept", ""), FORMS[media_type(content_type)])
+        writer = open_writer(form, served, upload.folder)
+        parts = _answer(deps, served, upload, writer)
+        first = await anext(parts)
+        return TableResponse(first, parts, writer.media_type, opened.pop_all())
+
+
+def _header_line(model: ServedModel, encoding: str) -> bytes:
+    if encoding.strip().lower() not in ("", "identity"):
+        raise UnsupportedMedia("header=absent does not go with a Content-Encoding; send the CSV as it is")
+    names = (column.name.replace('"', '""') for column in model.model.signature.inputs)
+    return (",".join(f'"{name}"' for name in names) + "\n").encode()
+
+
+async def _answer(deps: Services, model: ServedModel, upload: Upload, writer: Writer) -> AsyncIterator[bytes]:
+    rows = await to_thread.run_sync(open_rows, upload, deps.datasets.max_columns)
+    reader = RowReader(model, rows.names, untyped=rows.untyped, decimal_comma=rows.decimal_comma)
+    parts = (piece for part in rows.parts for piece in part.iter_slices(rows_at_once(model)))
+    while (part := await to_thread.run_sync(partial(next, parts, None))) is not None:
+        encoded = await to_thread.run_sync(reader.encode, part)
+        values = await deps.predictor.predict_encoded(model, encoded)
+        yield await to_thread.run_sync(writer.write, values)
+    if not reader.num_rows:
+        raise InvalidInput.at("", "the table has no rows")
+    last = writer.finish()
+    while block := await to_thread.run_sync(partial(next, last, b"")):
+        yield block
+
+
+class TableResponse(StreamingResponse):
+    """Sends the parts of an answer, and lets go of what they are made of at the end, however it comes.
+
+    An error after the first part can only cut the answer short: the connection closes without the body's end.
+    """
+
+    def __init__(self, first: bytes, parts: AsyncIterator[bytes], media_type: str, opened: ExitStack) -> None:
+        super().__init__(_chain(first, parts), media_type=media_type)
+        self._opened = opened
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._opened:
+            await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except GradserveError as error:
+            log.warning("a table's answer was cut short", code=error.code, detail=error.detail)
+
+
+async def _chain(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for part in parts:
+        yield part
+
+
+def answer_form(accept: str, otherwise: Form) -> Form:
+    """The form that an `Accept` names first among those that it likes best; without one that is known, `otherwise`."""
+    best, form = 0.0, otherwise
+    for wish in accept.split(","):
+        quality = _quality(wish)
+        if media_type(wish) in FORMS and quality > best:
+            best, form = quality, FORMS[media_type(wish)]
+        elif media_type(wish) == "*/*" and quality > best:
+            best, form = quality, otherwise
+    return form
+
+
+def _quality(wish: str) -> float:
+    text = wish.lower().replace(" ", "").partition(";q=")[2].partition(";")[0]
+    try:
+        return float(text) if text else 1.0
+    except ValueError:
+        return 0.0

@@ -1,0 +1,198 @@
+"""Predictions for tables that come and go in parts: CSV and Arrow IPC, and the JSON of `/predict` as an answer.
+
+Shape suffixes: N rows, F encoded numbers, T targets, L classes.
+"""
+
+import struct
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import orjson
+import polars as pl
+from torch import Tensor
+
+from app.errors import InvalidInput, ShapeMismatch, UnknownColumn
+from app.learning.features import Features
+from app.serving.columns import fit_column
+from app.serving.encode import encode_frame, escape
+from app.serving.served_model import ServedModel
+from app.serving.signature import labels_of
+from app.specs.resolve import unknown_column
+from app.specs.table import Signature
+
+Form = Literal["csv", "arrow", "json"]
+
+VALUES_AT_ONCE = 2**21  # numbers that the widest of a part's tensors may hold
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+
+
+def match_columns(signature: Signature, names: Sequence[str]) -> list[str]:
+    """The table's column for each of the model's. A model of plain numbers takes them in their order.
+
+    Raises:
+        UnknownColumn, ShapeMismatch, InvalidInput
+    """
+    wanted = [column.name for column in signature.inputs]
+    if signature.positional and not set(wanted) <= set(names):
+        if len(names) != len(wanted):
+            raise ShapeMismatch.at(
+                "", f"the table has {len(names)} columns; the model takes {len(wanted)} numbers a row"
+            )
+        return list(names)
+    known = {*wanted, *signature.ignored, *(column.name for column in signature.targets)}
+    for name in names:
+        if name not in known:
+            raise UnknownColumn.at(f"/{escape(name)}", unknown_column(name, wanted))
+    if missing := [name for name in wanted if name not in names]:
+        raise InvalidInput.at(
+            "", f"the table has no column {', '.join(map(repr, missing[:20]))}, which the model takes"
+        )
+    return wanted
+
+
+class RowReader:
+    """From a table's parts to the network's input."""
+
+    def __init__(self, model: ServedModel, names: Sequence[str], *, untyped: bool, decimal_comma: bool) -> None:
+        self.features: Features = model.model.features
+        self.signature = model.model.signature
+        self.sources = match_columns(self.signature, names)
+        self.untyped, self.decimal_comma = untyped, decimal_comma
+        self.num_rows = 0
+
+    def encode(self, part: pl.DataFrame) -> Tensor:
+        """The next rows, to `[N, F]`.
+
+        Raises:
+            InvalidInput: with a pointer `/row/column` for each fault, rows counted from 0 through the whole table.
+        """
+        columns = []
+        for column, source in zip(self.signature.inputs, self.sources, strict=True):
+            cells = part[source]
+            if self.decimal_comma and column.kind == "numeric":
+                cells = cells.str.replace(",", ".", literal=True)
+            columns.append(fit_column(column, cells, partial(self._at, source), untyped=self.untyped))
+        self.num_rows += part.height
+        return encode_frame(self.features, pl.DataFrame(columns), "")
+
+    def _at(self, name: str, row: int) -> str:
+        return f"/{self.num_rows + row}/{escape(name)}"
+
+
+def rows_at_once(model: ServedModel) -> int:
+    """Rows of a part that a prediction may take at once."""
+    classes = model.model.signature.classes or ()
+    return max(1, VALUES_AT_ONCE // max(model.model.features.num_inputs, len(classes), 1))
+
+
+# ---- answers
+
+
+class Writer(Protocol):
+    """Writes an answer from values `[N, T]` or probabilities `[N, L]`, part by part."""
+
+    media_type: str
+
+    def write(self, values: Tensor) -> bytes:
+        """The next rows."""
+
+    def finish(self) -> Iterator[bytes]:
+        """What comes after the last."""
+
+
+def predictions_frame(signature: Signature, values: Tensor) -> pl.DataFrame:
+    """A column `prediction`, or one for each of several targets; of classifiers then `probability_<class>` too."""
+    numbers = values.numpy()
+    if signature.task == "regression":
+        names = [column.name for column in signature.targets]
+        names = ["prediction"] if len(names) == 1 else names
+        return pl.DataFrame({name: numbers[:, place] for place, name in enumerate(names)}).fill_nan(None)
+    assert signature.classes is not None
+    labels = labels_of(signature, values)
+    if signature.task == "multilabel":
+        flags = (numbers >= 0.5).T
+        columns: dict[str, Any] = {str(name): flags[place] for place, name in enumerate(signature.classes)}
+    else:
+        columns = {"prediction": labels}
+    for place, name in enumerate(signature.classes):
+        columns[f"probability_{str(name).lower() if isinstance(name, bool) else name}"] = numbers[:, place]
+    return pl.DataFrame(columns).fill_nan(None)
+
+
+class CsvWriter:
+    media_type = "text/csv"
+
+    def __init__(self, signature: Signature) -> None:
+        self._signature, self._started = signature, False
+
+    def write(self, values: Tensor) -> bytes:
+        text = predictions_frame(self._signature, values).write_csv(include_header=not self._started)
+        self._started = True
+        return text.encode()
+
+    def finish(self) -> Iterator[bytes]:
+        yield from ()
+
+
+class ArrowWriter:
+    """One stream: the schema's message comes once, and the end after the last batch."""
+
+    media_type = "application/vnd.apache.arrow.stream"
+
+    def __init__(self, signature: Signature) -> None:
+        self._signature, self._started = signature, False
+
+    def write(self, values: Tensor) -> bytes:
+        frame = predictions_frame(self._signature, values)
+        stream = frame.write_ipc_stream(None, compat_level=pl.CompatLevel.oldest()).getvalue()
+        start = 8 + struct.unpack_from("<i", stream, 4)[0] if self._started else 0
+        self._started = True
+        return stream[start:].removesuffix(_END_OF_STREAM)
+
+    def finish(self) -> Iterator[bytes]:
+        yield _END_OF_STREAM
+
+
+class JsonWriter:
+    """The answer of `/predict`. Probabilities come after all predictions, and wait for that in a file."""
+
+    media_type = "application/json"
+
+    def __init__(self, model: ServedModel, folder: Path) -> None:
+        self._model, self._started = model, False
+        self._later = (folder / "probabilities.json").open("w+b")
+
+    def write(self, values: Tensor) -> bytes:
+        answer = self._model.answer(values)
+        predictions = _inner(answer.pop("predictions"))
+        if "probabilities" in answer:
+            self._later.write((b"," if self._started else b"") + _inner(answer.pop("probabilities")))
+        if self._started:
+            return b"," + predictions
+        self._started = True
+        return orjson.dumps(answer)[:-1] + b',"predictions":[' + predictions
+
+    def finish(self) -> Iterator[bytes]:
+        with self._later:
+            if not self._later.tell():
+                yield b"]}"
+                return
+            yield b'],"probabilities":['
+            self._later.seek(0)
+            yield from iter(lambda: self._later.read(2**20), b"")
+            yield b"]}"
+
+
+def _inner(values: Any) -> bytes:
+    """The elements of a JSON array, without its brackets."""
+    return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+
+
+def open_writer(form: Form, model: ServedModel, folder: Path) -> Writer:
+    """`folder` takes what has to wait until the end."""
+    signature = model.model.signature
+    if form == "json":
+        return JsonWriter(model, folder)
+    return CsvWriter(signature) if form == "csv" else ArrowWriter(signature)

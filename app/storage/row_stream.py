@@ -1,0 +1,110 @@
+"""The rows of an upload one part after another, in their order, in memory that their number does not matter to."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import polars as pl
+
+from app.errors import Unparseable, UnsupportedMedia
+from app.storage.arrow_stream import write_arrow_file
+from app.storage.columns import storable_table
+from app.storage.delimited import Dialect, read_dialect, scan_delimited
+from app.storage.formats import NAMES, check_declared
+from app.storage.uploads import Upload, check_lines, polars_errors, unpack
+
+BLOCK_BYTES = 2**22
+MAX_ROW_BYTES = 2**26
+CELLS_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True)
+class RowStream:
+    """`parts` are frames with all of the columns `names`; `untyped`: all of them text, as CSV has it."""
+
+    names: tuple[str, ...]
+    untyped: bool
+    decimal_comma: bool
+    parts: Iterator[pl.DataFrame]
+
+
+def open_rows(upload: Upload, max_columns: int) -> RowStream:
+    """The rows of a CSV or Arrow IPC upload, which has been looked through for what can be wrong with it.
+
+    Raises:
+        Unparseable, UnsupportedMedia, InvalidInput, TooLarge
+    """
+    body, found = unpack(upload)
+    check_declared(upload.declared, found)
+    with polars_errors(found):
+        if found == "csv":
+            check_lines(body)
+            dialect = read_dialect(body, max_columns)
+            return RowStream(dialect.names, True, dialect.separator != ",", _csv_parts(body, dialect))
+        if found == "arrow_stream":
+            body, stream = body.with_suffix(".arrow"), body
+            write_arrow_file(stream, body)
+        elif found != "arrow_file":
+            raise UnsupportedMedia(f"rows to predict can be CSV or Arrow IPC, not {NAMES[found]}")
+        table = storable_table(pl.scan_ipc(body, glob=False), max_columns)
+        names = tuple(table.collect_schema().names())
+        num_rows = table.select(pl.len()).collect().item()
+    return RowStream(names, False, False, _slices(table, num_rows))
+
+
+def _slices(table: pl.LazyFrame, num_rows: int) -> Iterator[pl.DataFrame]:
+    rows_at_once = max(1, CELLS_AT_ONCE // len(table.collect_schema()))
+    for start in range(0, num_rows, rows_at_once):
+        with polars_errors("arrow_file"):
+            part = table.slice(start, rows_at_once).collect()
+        yield part
+
+
+def _csv_parts(path: Path, dialect: Dialect) -> Iterator[pl.DataFrame]:
+    plain = replace(dialect, num_header_lines=0)
+    for block in _blocks(path, dialect):
+        with polars_errors("csv"):
+            part = scan_delimited(io.BytesIO(block), plain, {}).collect()
+        if part.height:
+            yield part
+
+
+def _blocks(path: Path, dialect: Dialect) -> Iterator[bytes]:
+    """The file without its header, in pieces that end where a row does."""
+    end = dialect.line_end.encode()
+    with path.open("rb") as file:
+        for _ in range(dialect.num_header_lines):
+            _skip_line(file, end)
+        rest = b""
+        while chunk := file.read(BLOCK_BYTES):
+            rest += chunk
+            if cut := _end_of_rows(rest, end, dialect.quoted):
+                yield rest[:cut]
+                rest = rest[cut:]
+            elif len(rest) > MAX_ROW_BYTES:
+                raise Unparseable(f"a row of the CSV is longer than {MAX_ROW_BYTES} bytes; is a quote not closed?")
+    if rest.strip():
+        yield rest
+
+
+def _skip_line(file: BinaryIO, end: bytes) -> None:
+    if end == b"\n":
+        file.readline()
+        return
+    while file.read(1) not in (end, b""):
+        pass
+
+
+def _end_of_rows(block: bytes, end: bytes, quoted: bool) -> int:
+    """Where the last whole row ends, or 0; within quotes a line end does not end a row."""
+    place, after = block.rfind(end), 0
+    num_quotes = block.count(b'"') if quoted else 0
+    searched = len(block)
+    while place >= 0:
+        after += block.count(b'"', place, searched) if quoted else 0
+        if (num_quotes - after) % 2 == 0:
+            return place + 1
+        place, searched = block.rfind(end, 0, place), place
+    return 0
