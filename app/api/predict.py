@@ -8,6 +8,7 @@ import polars as pl
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
+from app.api import tabular
 from app.api.auth import require
 from app.api.examples import EVALUATE, PREDICT
 from app.api.json_route import JsonRoute
@@ -66,10 +67,14 @@ class Evaluation(BaseModel):
     summary="Predict rows",
     response_model=Prediction,
     responses={404: {"model": Problem}, 422: {"model": Problem}},
-    openapi_extra={"requestBody": {"content": {"application/json": {"examples": PREDICT}}}},
+    openapi_extra=tabular.DESCRIBED
+    | {"requestBody": {"content": {"application/json": {"examples": PREDICT}, **tabular.BODIES}}},
 )
 async def predict(body: PredictRequest, deps: Deps) -> Response:
-    """Rows are treated exactly as in training; missing and unseen values have their places."""
+    """Rows are treated exactly as in training; missing and unseen values have their places.
+
+    A table in CSV or Arrow IPC comes with `?model=`, and is answered in parts, by a table or (with `Accept`) JSON.
+    """
     if len(body.inputs) > deps.settings.max_rows:
         raise TooLarge(f"{len(body.inputs)} rows are more than the {deps.settings.max_rows} that one request may have")
     model = await deps.predictor.load(body.model, body.version)

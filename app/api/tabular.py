@@ -37,28 +37,20 @@ FORMS: dict[str, Form] = {
 
 _CSV = {"schema": {"type": "string"}}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+BODIES: dict[str, Any] = {
+    "text/csv": _CSV | {"example": "bill_length_mm,sex\n40.2,male\n47.5,\n"},
+    "text/tab-separated-values": _CSV,
+    "application/vnd.apache.arrow.stream": _BINARY,
+    "application/vnd.apache.arrow.file": _BINARY,
+}
 DESCRIBED: dict[str, Any] = {
     "parameters": [
-        {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "schema": {"type": "string"},
-            "description": f"with a table: {meaning}",
-        }
+        {"name": name, "in": "query", "schema": {"type": "string"}, "description": f"with a table: {meaning}"}
         for name, meaning in (("model", "the model"), ("version", "a number or an alias; absent: the newest"))
     ],
-    "requestBody": {
-        "content": {
-            "text/csv": _CSV | {"example": "bill_length_mm,sex\n40.2,male\n47.5,\n"},
-            "text/tab-separated-values": _CSV,
-            "application/vnd.apache.arrow.stream": _BINARY,
-            "application/vnd.apache.arrow.file": _BINARY,
-        }
-    },
     "responses": {"200": {"content": {"text/csv": _CSV, "application/vnd.apache.arrow.stream": _BINARY}}},
 }
-"""What OpenAPI says of tables, for the route that takes JSON."""
+"""What OpenAPI says of tables, at the route that takes JSON: their bodies, and the rest."""
 
 log = structlog.get_logger()
 
