@@ -82,7 +82,7 @@ def _num_training_rows(spec: TrainingSpec, table: Table) -> int:
 
 
 def flops_per_row(network: nn.Module) -> int:
-    """Forward and backward: six for each weight of a matrix. That convolutions use theirs at every place is left out."""
+    """Forward and backward: six for each weight of a matrix, as if convolutions used theirs once."""
     return 6 * sum(parameter.numel() for parameter in network.parameters() if parameter.ndim > 1)
 
 
