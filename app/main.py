@@ -11,7 +11,20 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
 from app import __version__, logs
-from app.api import datasets, jobs, middleware, models, operations, predict, problems, tabular, train, v2, v2_extensions
+from app.api import (
+    datasets,
+    evaluate,
+    jobs,
+    middleware,
+    models,
+    operations,
+    predict,
+    problems,
+    tabular,
+    train,
+    v2,
+    v2_extensions,
+)
 from app.api.auth import Keys
 from app.api.services import Services
 from app.jobs.feed import EventFeed, ended_by_signals
@@ -48,7 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     tabular.install(app, settings.max_dataset_bytes)
     app.include_router(datasets.router, max_body_size=settings.max_dataset_bytes)
     app.include_router(jobs.router)
-    for room in (train, models, predict, v2, v2_extensions, operations):
+    for room in (train, models, predict, evaluate, v2, v2_extensions, operations):
         app.include_router(room.router)
     return app
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from app.learning.rows import Rows
 from app.serving.batcher import Batcher
 from app.serving.cache import ModelCache
-from app.serving.encode import encode_frame, encode_rows
+from app.serving.encode import encode_rows
 from app.serving.served_model import ServedModel
 
 MAX_CELLS_ON_LOOP = 5_000  # smaller inputs are encoded at once, which takes less than handing them to a thread
@@ -48,16 +48,18 @@ class Predictor:
         """As `predict`, of rows that are encoded already `[N, F]`."""
         return await self._batcher.predict(model, inputs)
 
-    def evaluate(self, model: ServedModel, frame: pl.DataFrame, weight: str | None) -> dict[str, Any]:
-        """Loss and metrics of a frame that has all of the model's columns, and perhaps one with the rows' weights.
+    def evaluate(
+        self, model: ServedModel, inputs: pl.DataFrame, targets: pl.DataFrame, weights: pl.Series | None
+    ) -> dict[str, Any]:
+        """Loss and metrics of rows, with the model's columns as `fit_column` gives them, that lack nothing.
 
         Raises:
-            BadData: labels that the model does not know, or missing values that it does not take.
+            BadData: labels that the model does not know, or rates below zero.
         """
-        features, targets = model.model.features, model.model.targets
-        weights = torch.from_numpy(frame[weight].cast(pl.Float32).to_numpy().copy()) if weight else None
-        rows = Rows(encode_frame(features, frame, "/data"), targets.transform(frame), weights)
-        return model.evaluate(rows, targets.truth(frame))
+        known = model.model.targets
+        weights_N = None if weights is None else torch.from_numpy(weights.cast(pl.Float32).to_numpy().copy())
+        rows = Rows(model.model.features.transform(inputs), known.transform(targets), weights_N)
+        return model.evaluate(rows, known.truth(targets))
 
     async def _in_thread(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
