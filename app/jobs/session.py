@@ -79,6 +79,7 @@ class Session:
             precision=spec.precision,
             mixup=spec.mixup,
             average=self.average,
+            recompute=spec.activation_checkpointing,
         )
         self.engine: EagerSteps | CompiledSteps = self.eager
         if spec.engine == "compiled" and self.workplace is not None:

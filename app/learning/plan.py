@@ -1,5 +1,6 @@
 """What a run will take, told before anything is allocated: parameters, memory, time, threads, engine, device."""
 
+import math
 import os
 import platform
 from dataclasses import dataclass
@@ -145,6 +146,8 @@ def _memory_bytes(spec: TrainingSpec, network: nn.Module, num_parameters: int, b
     if spec.stop.restore_best and 4 * num_parameters <= MAX_KEPT_BYTES:
         copies += 1
     activations = sum(parameter.shape[0] for parameter in network.parameters() if parameter.ndim > 1)
+    if spec.activation_checkpointing and isinstance(spec.network, LayeredNetwork):
+        activations = round(activations / max(1, math.isqrt(len(spec.network.layers))))
     return 4 * (copies * num_parameters + 3 * batching.batch_size * activations)
 
 

@@ -1,11 +1,13 @@
 """The eager engine: one update after another, each a few torch calls on tensors that are already in place."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint_sequential
 
 from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching
@@ -39,8 +41,9 @@ class EagerSteps:
         precision: str = "float32",
         mixup: float | None = None,
         average: WeightAverage | None = None,
+        recompute: bool = False,
     ) -> None:
-        self.mixup, self.average = mixup, average
+        self.mixup, self.average, self.recompute = mixup, average, recompute
         self.network, self.loss, self.optimizers, self.batching = network, loss, optimizers, batching
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.max_grad_norm = max_grad_norm
@@ -117,8 +120,18 @@ class EagerSteps:
 
     def _loss(self, rows: Rows) -> Tensor:
         with self.autocast:
-            outputs = self.network(rows.inputs)
+            outputs = self._through(self.network, rows.inputs)
         return self.loss(outputs.float(), rows.targets, rows.weights)
+
+    def _through(self, network: nn.Sequential, x: Tensor) -> Tensor:
+        if not self.recompute:
+            out: Tensor = network(x)
+            return out
+        *before, layers = network
+        for part in before:
+            x = part(x)
+        out = checkpoint_sequential(layers, max(1, math.isqrt(len(layers))), x, use_reentrant=False)
+        return out
 
     def _mixed_loss(self, rows: Rows) -> Tensor:
         """Rows are mixed after the `input` part, where category codes have become numbers."""
@@ -127,8 +140,9 @@ class EagerSteps:
         order = torch.randperm(len(rows), device=self.device)
         partners = rows.take(order, 0, len(rows), self.device)
         with self.autocast:
-            x = self.network[0](rows.inputs)
-            outputs = self.network[1:](torch.lerp(x[order], x, share))
+            x, rest = self.network[0](rows.inputs), self.network[1:]
+            assert isinstance(rest, nn.Sequential)
+            outputs = self._through(rest, torch.lerp(x[order], x, share))
         one = self.loss(outputs.float(), rows.targets, rows.weights)
         other = self.loss(outputs.float(), partners.targets, partners.weights)
         return share * one + (1 - share) * other

@@ -74,7 +74,8 @@ class TrainingSpec(Spec):
 
     `freeze`: parts of the network that keep their weights, such as `layers.0` or `input`. `mixup`: each batch is mixed
     with itself in another order, by shares from Beta(mixup, mixup) (Zhang et al. 2018). `ema_decay`: validated and
-    published is the exponential moving average of the weights.
+    published is the exponential moving average of the weights. `activation_checkpointing`: activations are computed
+    again in the backward pass instead of being kept, in √n segments of n layers (Chen et al. 2016).
     """
 
     model: Name
@@ -96,6 +97,7 @@ class TrainingSpec(Spec):
     seed: Annotated[NonNegativeInt, Field(le=2**53 - 1)] = 0
     warm_start: WarmStart | None = None
     freeze: Items[Annotated[str, Field(min_length=1, max_length=200)]] = ()
+    activation_checkpointing: bool = False
     mixup: Annotated[float, Field(gt=0, le=10)] | None = None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     tags: dict[str, str] = Field(default_factory=dict)

@@ -98,3 +98,13 @@ def test_the_range_test_leaves_no_trace(tmp_path: Path) -> None:
     one, other = weights(tmp_path, "found"), weights(tmp_path, "given")
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("more", [{}, {"mixup": 0.3}])
+def test_recomputed_activations_give_the_same_weights(tmp_path: Path, more: dict[str, Any]) -> None:
+    spec: dict[str, Any] = {"network": {"hidden_features": [8] * 6, "dropout": 0.2}, "stop": {"max_epochs": 2}, **more}
+    run(tmp_path, job="kept", **spec)
+    run(tmp_path, job="recomputed", activation_checkpointing=True, **spec)
+    one, other = weights(tmp_path, "kept"), weights(tmp_path, "recomputed")
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
