@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Response
+import structlog
+from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
@@ -12,14 +13,19 @@ from app.api.examples import ALIAS
 from app.api.json_route import JsonRoute
 from app.api.paging import Limit, Page, page_of
 from app.api.services import Deps
+from app.errors import CorruptVersion
 from app.specs.base import Name, Spec
 from app.storage.models import Version
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=JsonRoute)
+log = structlog.get_logger()
 read, write = [Depends(require("read"))], [Depends(require("train"))]
 
 ModelName = Annotated[Name, Path()]
 Selector = Annotated[str, Path(min_length=1, max_length=64, description="a version's number or an alias")]
+
+
+VersionCursor = Annotated[str | None, Query(pattern=r"^[1-9][0-9]{0,18}$", description="`next` of the page before")]
 
 
 class VersionOut(BaseModel):
@@ -39,7 +45,7 @@ class VersionOut(BaseModel):
 
 
 class ModelOut(BaseModel):
-    """A model: its newest version, and the others' numbers."""
+    """A model: its newest version that can be read, and the numbers of all."""
 
     name: str
     versions: list[str]
@@ -59,19 +65,22 @@ class AliasOut(BaseModel):
 
 @router.get("", summary="List models", dependencies=read)
 def list_models(deps: Deps, limit: Limit = 50, after: str | None = None) -> Page[ModelOut]:
+    """Models by name; one of which no version can be read is named in the log only."""
     names = [name for name in deps.models.names() if after is None or name > after]
-    return page_of(
-        [_model_out(deps, name) for name in names[:limit]], more=len(names) > limit, cursor=lambda model: model.name
-    )
+    found = [model for name in names[:limit] if (model := _model_out(deps, name)) is not None]
+    return Page(data=found, next=names[limit - 1] if len(names) > limit else None)
 
 
 @router.get("/{name}", summary="One model", dependencies=read)
 def get_model(name: ModelName, deps: Deps) -> ModelOut:
-    return _model_out(deps, name)
+    found = _model_out(deps, name)
+    if found is None:
+        raise CorruptVersion(f"no version of model {name!r} can be read")
+    return found
 
 
 @router.get("/{name}/versions", summary="List versions, newest first", dependencies=read)
-def list_versions(name: ModelName, deps: Deps, limit: Limit = 50, after: str | None = None) -> Page[VersionOut]:
+def list_versions(name: ModelName, deps: Deps, limit: Limit = 50, after: VersionCursor = None) -> Page[VersionOut]:
     numbers = [number for number in reversed(deps.models.versions(name)) if after is None or int(number) < int(after)]
     found = [_version_out(deps, deps.models.get(name, number)) for number in numbers[:limit]]
     return page_of(found, more=len(numbers) > limit, cursor=lambda version: version.version)
@@ -124,10 +133,17 @@ def delete_version(name: ModelName, version: Selector, deps: Deps) -> Response:
     return Response(status_code=204)
 
 
-def _model_out(deps: Deps, name: str) -> ModelOut:
+def _model_out(deps: Deps, name: str) -> ModelOut | None:
+    """A model, or None where no version of it can be read."""
     versions = deps.models.versions(name)
-    newest = _version_out(deps, deps.models.get(name, versions[-1]))
-    return ModelOut(name=name, versions=versions, aliases=deps.models.aliases(name), newest=newest)
+    for number in reversed(versions):
+        try:
+            newest = _version_out(deps, deps.models.get(name, number))
+        except CorruptVersion as error:
+            log.warning("a version can't be read", model=name, version=number, detail=error.detail)
+        else:
+            return ModelOut(name=name, versions=versions, aliases=deps.models.aliases(name), newest=newest)
+    return None
 
 
 def _version_out(deps: Deps, version: Version) -> VersionOut:
