@@ -1,31 +1,40 @@
 """The compiled engine takes the steps of the eager one, whatever it compiles, and however its steps come in calls."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching, epoch_order
-from app.learning.compiled import CompiledSteps, RunTensors, why_not_compiled
-from app.learning.features import InputColumns
-from app.learning.losses import LossFunction, build_loss
-from app.learning.optimizers import build_optimizers, export_state, load_state
+from app.learning.compiled import why_not_compiled
+from app.learning.cuda_graph import Turn
+from app.learning.losses import build_loss
 from app.learning.rows import Rows
+from app.learning.run_tensors import Loop, RunTensors
 from app.learning.step_graph import trace_loop, trace_step
-from app.learning.steps import EagerSteps
 from app.learning.update_rules import UPDATE_RULES
 from app.specs import optimization as specs
 from app.specs.table import StoredData
 from app.specs.training import TrainingSpec
-
-NUM_ROWS, ROWS_PER_STEP = 70, 8  # eight whole steps, and one of six rows
-MSE = build_loss(specs.PlainLoss(type="mse"))
-RATES = [0.01 * (1 + step % 5) for step in range(100)]
-CPU = torch.device("cpu")
+from tests.unit.learning.cases import (
+    CPU,
+    NUM_ROWS,
+    RATES,
+    ROWS_PER_STEP,
+    Case,
+    assert_close,
+    assert_identical,
+    build,
+    case_of_everything,
+    everything,
+    mlp,
+    resume,
+    some_rows,
+    with_dropout,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,110 +51,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("libraries")
 
 
-def mlp(*middle: nn.Module, num_outputs: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(6, 8), *middle, nn.Linear(8, num_outputs))
-
-
-def everything() -> nn.Sequential:
-    """Codes, an embedding that is frozen, norms with and without buffers."""
-    front = InputColumns(4, [5, 4], "embedding")
-    width = 4 + sum(table.embedding_dim for table in front.embeddings)
-    front.embeddings[1].weight.requires_grad = False
-    return nn.Sequential(front, nn.Linear(width, 8), nn.GELU(), nn.BatchNorm1d(8), nn.LayerNorm(8), nn.Linear(8, 3))
-
-
-def with_dropout() -> nn.Sequential:
-    return mlp(nn.Tanh(), nn.Dropout(0.4))
-
-
-def some_rows(*, classes: int = 0, weighted: bool = False) -> Rows:
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(NUM_ROWS, 6, generator=generator)
-    inputs[:, 4:] = inputs[:, 4:].abs().long().clamp(max=3)
-    targets = torch.randint(classes, (NUM_ROWS,), generator=generator) if classes else inputs[:, :1].sin()
-    return Rows(inputs, targets, torch.rand(NUM_ROWS, generator=generator) if weighted else None)
-
-
-class Case:
-    """A network at its start, and what it learns from."""
-
-    def __init__(
-        self,
-        network: nn.Sequential,
-        optimizer: Any = None,
-        loss: LossFunction = MSE,
-        rows: Rows | None = None,
-        *,
-        max_grad_norm: float | None = None,
-        ema_decay: float | None = None,
-    ) -> None:
-        self.network, self.optimizer = network, optimizer or specs.SGD()
-        self.rows = rows or some_rows()
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.optimizers = build_optimizers(self.optimizer, trained)
-        self.batching = Batching(NUM_ROWS, ROWS_PER_STEP)
-        self.average = WeightAverage(network, ema_decay) if ema_decay else None
-        self.eager = EagerSteps(
-            network, loss, self.optimizers, self.batching, max_grad_norm=max_grad_norm, average=self.average
-        )
-        self.warnings: list[str] = []
-
-    def compiled(self, folder: Path, **changes: Any) -> CompiledSteps:
-        options: dict[str, Any] = {"eager_steps": 1, "warn": self.warnings.append} | changes
-        return CompiledSteps(self.eager, self.optimizer, folder, **options)
-
-    def train(self, engine: Any, num_steps: int, *, first: int = 0, at_once: int = 100) -> Tensor:
-        """Steps `first` to `num_steps` of a run, in calls of `at_once` steps at most; returns their losses."""
-        losses: list[Tensor] = []
-        step = first
-        while step < num_steps:
-            epoch, place = divmod(step, self.batching.steps_per_epoch)
-            order = epoch_order(self.batching, 3, epoch, CPU)
-            num = min(at_once, self.batching.steps_per_epoch - place, num_steps - step)
-            losses.append(engine.run(self.rows, order, place, RATES[step : step + num]))
-            step += len(losses[-1])
-        return torch.cat(losses)
-
-    def state(self) -> dict[str, Tensor]:
-        tensors = self.network.state_dict() | export_state(self.optimizers)
-        return tensors | {f"average.{k}": v for k, v in (self.average.average if self.average else {}).items()}
-
-
-def build(make: Any, **options: Any) -> Case:
-    torch.manual_seed(0)
-    return Case(make().train(), **options)
-
-
-def assert_close(found: Case, expected: Case) -> None:
-    assert found.state().keys() == expected.state().keys()
-    for name, value in expected.state().items():
-        torch.testing.assert_close(found.state()[name], value, rtol=2e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def assert_identical(found: Case, expected: Case) -> None:
-    assert [name for name, value in expected.state().items() if not torch.equal(found.state()[name], value)] == []
-
-
 # ---- the graph, run by torch: what is compiled computes what is right
 
 
-class Interpreted:
-    """A loop that torch runs operation by operation, in the place of its library."""
+def interpreted(tensors: RunTensors) -> Loop:
+    """The loop that would be compiled, run by torch operation by operation."""
+    graph = trace_loop(trace_step(tensors.recipe, tensors.tensors), tensors.tensors)
 
-    def __init__(self, graph: fx.GraphModule) -> None:
-        self.graph = graph
-
-    def run(self, arguments: list[Tensor]) -> None:
+    def loop(first: int, last: int) -> None:
         with torch.no_grad():
-            self.graph(*arguments)
+            graph(*tensors.tensors.arguments(first, last))
+
+    return loop
 
 
-def train_interpreted(case: Case, num_steps: int) -> Tensor:
+def turn_by_turn(tensors: RunTensors) -> Loop:
+    """What is captured on a CUDA device, without one."""
+    turn = Turn(tensors.recipe, tensors.tensors)
+
+    def loop(first: int, last: int) -> None:
+        turn.place.fill_(first)
+        for _ in range(first, last):
+            turn()
+
+    return loop
+
+
+def train_with(make_loop: Callable[[RunTensors], Loop], case: Case, num_steps: int) -> Tensor:
     first = case.train(case.eager, 1)
     tensors = RunTensors(case.eager, case.optimizer, case.rows)
-    loop: Any = Interpreted(trace_loop(trace_step(tensors.recipe, tensors.tensors), tensors.tensors))
     order = epoch_order(case.batching, 3, 0, CPU)
-    return torch.cat([first, tensors.run(loop, case.rows, order, 1, RATES[1:num_steps], 1)])
+    return torch.cat([first, tensors.run(make_loop(tensors), case.rows, order, 1, RATES[1:num_steps], 1)])
 
 
 OPTIMIZERS = [
@@ -177,7 +113,7 @@ def test_tables_have_every_rule_and_loss() -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda spec: spec.type)
 def test_graph_takes_the_steps_of_every_optimizer(optimizer: Any) -> None:
     found, expected = (build(lambda: mlp(nn.Tanh()), optimizer=optimizer) for _ in range(2))
-    torch.testing.assert_close(train_interpreted(found, 8), expected.train(expected.eager, 8))
+    torch.testing.assert_close(train_with(interpreted, found, 8), expected.train(expected.eager, 8))
     assert_close(found, expected)
 
 
@@ -193,24 +129,24 @@ def test_graph_takes_the_steps_of_every_loss(loss: Any, weighted: bool) -> None:
         return build(lambda: mlp(nn.ReLU(), num_outputs=classes or 1), loss=build_loss(loss), rows=rows)
 
     found, expected = case(), case()
-    torch.testing.assert_close(train_interpreted(found, 8), expected.train(expected.eager, 8))
+    torch.testing.assert_close(train_with(interpreted, found, 8), expected.train(expected.eager, 8))
     assert_close(found, expected)
 
 
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
 def test_graph_clips(max_grad_norm: float) -> None:
     found, expected = (build(lambda: mlp(nn.ReLU()), max_grad_norm=max_grad_norm) for _ in range(2))
-    torch.testing.assert_close(train_interpreted(found, 8), expected.train(expected.eager, 8))
+    torch.testing.assert_close(train_with(interpreted, found, 8), expected.train(expected.eager, 8))
     assert_close(found, expected)
 
 
 # ---- the library
 
 
-def case_of_everything() -> Case:
-    rows = some_rows(classes=3, weighted=True)
-    loss = build_loss(specs.CrossEntropyLoss())
-    return build(everything, optimizer=specs.AdamW(), loss=loss, rows=rows, max_grad_norm=1.0, ema_decay=0.9)
+def test_a_captured_turn_takes_the_steps_of_the_eager_engine() -> None:
+    found, expected = case_of_everything(), case_of_everything()
+    torch.testing.assert_close(train_with(turn_by_turn, found, 8), expected.train(expected.eager, 8))
+    assert_close(found, expected)
 
 
 def test_library_takes_the_steps_of_the_eager_engine(folder: Path) -> None:
@@ -229,20 +165,10 @@ def test_killed_and_resumed_is_undisturbed_bit_for_bit(make: Any, at_once: int, 
     undisturbed, resumed = make(), make()
     torch.manual_seed(5)
     losses = undisturbed.train(undisturbed.compiled(folder, eager_steps=3), 25)
-    torch.manual_seed(5)
     killed = make()
     torch.manual_seed(5)
     begun = killed.train(killed.compiled(folder, eager_steps=3), 13, at_once=at_once)
-    generator = torch.get_rng_state()
-    torch.manual_seed(6)
-    resumed.network.load_state_dict(killed.network.state_dict())
-    load_state(resumed.optimizers, {name: value.clone() for name, value in export_state(killed.optimizers).items()})
-    if resumed.average:
-        resumed.average.load(killed.average.average, 13)
-    torch.set_rng_state(generator)
-    engine = resumed.compiled(folder, eager_steps=3)
-    engine.steps_done = 13
-    rest = resumed.train(engine, 25, first=13, at_once=at_once)
+    rest = resumed.train(resume(resumed, killed, folder, 13, eager_steps=3), 25, first=13, at_once=at_once)
     assert torch.equal(torch.cat([begun, rest]), losses)
     assert_identical(resumed, undisturbed)
     assert undisturbed.warnings == killed.warnings == resumed.warnings == []
@@ -328,7 +254,7 @@ def test_a_network_that_can_not_be_traced_stays_eager(folder: Path) -> None:
     ("update", "network", "reason"),
     [
         ({}, everything(), None),
-        ({"device": "cuda:0"}, mlp(), "CPU"),
+        ({"device": "cuda:0"}, everything(), None),
         ({"precision": "bfloat16"}, mlp(), "float32"),
         ({"mixup": 0.2}, mlp(), "mixup"),
         ({"optimizer": specs.Muon()}, mlp(), "muon"),

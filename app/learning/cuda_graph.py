@@ -1,0 +1,50 @@
+"""Steps on a CUDA device as a captured graph: one launch does a whole step, and no tensor comes back to the host."""
+
+import torch
+
+from app.learning.step_graph import StepRecipe, StepTensors, make_step
+
+WARM_UP_TURNS = 3  # before a capture, so that libraries have made their plans and workspaces
+
+
+class Turn:
+    """One step whose place among the streams is kept on the device, and moves on by itself."""
+
+    def __init__(self, recipe: StepRecipe, tensors: StepTensors) -> None:
+        self.step, self.tensors = make_step(recipe), tensors
+        self.place = torch.zeros(1, dtype=torch.int64, device=tensors.losses.device)
+
+    def __call__(self) -> None:
+        tensors = self.tensors
+        one = [stream.index_select(0, self.place)[0] for stream in tensors.streams]
+        *after, loss = self.step(*tensors.state, *tensors.fixed, *one)
+        torch._foreach_copy_(tensors.state, after)
+        tensors.losses.index_copy_(0, self.place, loss.view(1))
+        self.place += 1
+
+
+class CapturedSteps:
+    """A turn as a CUDA graph."""
+
+    def __init__(self, recipe: StepRecipe, tensors: StepTensors) -> None:
+        self.turn = Turn(recipe, tensors)
+        generator = torch.cuda.get_rng_state()
+        kept = [tensor.clone() for tensor in tensors.state]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_TURNS):
+                self.turn.place.zero_()
+                self.turn()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.turn()
+        torch._foreach_copy_(tensors.state, kept)  # as if nothing had been tried
+        torch.cuda.set_rng_state(generator)
+
+    def run(self, first: int, last: int) -> None:
+        """Take the steps at these places of the streams (the last one exclusive)."""
+        self.turn.place.fill_(first)
+        for _ in range(first, last):
+            self.graph.replay()

@@ -1,0 +1,116 @@
+"""The network's and the optimizer's tensors end to end, as a compiled loop works on them, and room for rows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.learning.rows import Rows
+from app.learning.step_graph import StepRecipe, StepTensors, unflatten
+from app.learning.steps import EagerSteps
+from app.learning.update_rules import UPDATE_RULES
+
+MAX_STREAM_BYTES = 2 * 2**20  # rows of one call; they should stay in a core's cache
+MAX_STEPS_PER_CALL = 1024
+
+Loop = Callable[[int, int], None]
+"""Takes the steps at these places of the streams, the last one exclusive."""
+
+
+class Joined:
+    """Tensors laid end to end in one vector; or one 0-dim tensor for 0-dim tensors that are all the same."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.parts = [part.detach() for part in parts]
+        if self.parts[0].ndim == 0:
+            self.tensor = self.parts[0].clone()
+            self.views = [self.tensor] * len(parts)
+        else:
+            self.tensor = torch.cat([part.flatten() for part in self.parts])
+            self.views = list(unflatten(self.tensor, {str(index): part for index, part in enumerate(parts)}).values())
+
+    def gather(self) -> None:
+        torch._foreach_copy_(self.views, self.parts)
+
+    def scatter(self) -> None:
+        torch._foreach_copy_(self.parts, self.views)
+
+
+class RunTensors:
+    """The network's and the optimizer's tensors in the form that a loop works on, and room for rows."""
+
+    def __init__(self, eager: EagerSteps, optimizer: Any, rows: Rows) -> None:
+        self.eager, self.optimizer, self.rule = eager, optimizer, UPDATE_RULES[type(optimizer)]
+        network, parameters, device = eager.network, eager.parameters, eager.device
+        kept = [eager.optimizers[0].state[parameter] for parameter in parameters]
+        self.counters = [slots["step"] for slots in kept if "step" in slots]
+        slots = sorted(name for name, value in kept[0].items() if name != "step" and value is not None)
+        self.joined = [Joined(parameters), *(Joined([slots_of[name] for slots_of in kept]) for name in slots)]
+        if eager.average is not None:
+            self.joined.append(Joined(list(eager.average.average.values())))
+        self.recipe = StepRecipe(
+            network,
+            eager.loss,
+            optimizer,
+            eager.max_grad_norm,
+            tuple(slots),
+            tuple(self._scalars_by_name([0.0], 1)),
+            has_weights=rows.weights is not None,
+            has_average=eager.average is not None,
+            has_dropout=any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules()),
+        )
+        num_rows = eager.batching.rows_per_step
+        num_steps = max(1, min(MAX_STEPS_PER_CALL, MAX_STREAM_BYTES // (num_rows * rows.inputs[:1].nbytes)))
+        parts = [part for part in (rows.inputs, rows.targets, rows.weights) if part is not None]
+        self.streams = [part.new_zeros(num_steps, num_rows, *part.shape[1:], device=device) for part in parts]
+        self.seeds = torch.zeros(num_steps, dtype=torch.int64, device=device)
+        self.scalars = torch.zeros(num_steps, len(self.recipe.scalars), device=device)
+        self.tensors = StepTensors(
+            state=[*(joined.tensor for joined in self.joined), *network.buffers()],
+            fixed=[value.detach() for value in network.parameters() if not value.requires_grad],
+            streams=[*self.streams, *([self.seeds] if self.recipe.has_dropout else []), self.scalars],
+            losses=torch.zeros(num_steps, device=device),
+        )
+
+    def run(
+        self, loop: Loop, rows: Rows, order: Tensor | None, first: int, rates: Sequence[float], steps_done: int
+    ) -> Tensor:
+        """Take the steps `first`, `first + 1`, … of an epoch; all of them have the usual number of rows."""
+        for joined in self.joined:
+            joined.gather()
+        scalars = torch.stack(list(self._scalars_by_name(rates, steps_done + 1).values()), dim=1)
+        losses = torch.empty(len(rates), device=self.eager.device)
+        room = len(self.tensors.losses)
+        for begin in range(0, len(rates), room):
+            num = min(room, len(rates) - begin)
+            self._fill(rows, order, first + begin, num)
+            self.scalars[:num] = scalars[begin : begin + num]
+            loop(0, num)
+            losses[begin : begin + num] = self.tensors.losses[:num]
+        for joined in self.joined:
+            joined.scatter()
+        if self.counters:
+            torch._foreach_add_(self.counters, len(rates))
+        if self.eager.average is not None:
+            self.eager.average.num_updates += len(rates)
+        return losses
+
+    def _fill(self, rows: Rows, order: Tensor | None, first: int, num: int) -> None:
+        """Put the rows of `num` steps in place, and a seed for each."""
+        size = self.eager.batching.rows_per_step
+        block = rows.take(order, first * size, (first + num) * size, self.eager.device)
+        parts = [part for part in (block.inputs, block.targets, block.weights) if part is not None]
+        for stream, part in zip(self.streams, parts, strict=True):
+            stream[:num].copy_(part.view(num, size, *part.shape[1:]))
+        rows.release()
+        if self.recipe.has_dropout:
+            self.seeds[:num] = torch.randint(2**62, (num,))  # as many draws as steps, however they come in calls
+
+    def _scalars_by_name(self, rates: Sequence[float], step: int) -> dict[str, Tensor]:
+        """The update rule's, for steps counted from `step`, as float32 `[S]`."""
+        steps = torch.arange(step, step + len(rates), dtype=torch.float64)
+        scalars = self.rule.scalars(self.optimizer, torch.tensor(rates, dtype=torch.float64), steps)
+        if self.eager.average is not None:
+            scalars["average_decay"] = ((1 + steps) / (10 + steps)).clamp(max=self.eager.average.decay)
+        return {name: value.float() for name, value in scalars.items()}
