@@ -1,0 +1,229 @@
+"""`/models`: versions, aliases and files of what was trained."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from safetensors.torch import load
+
+from tests.api.service import pointers, problem, service, train
+
+QUICK: dict[str, Any] = {"network": {"hidden_features": [4]}, "stop": {"max_epochs": 2}}
+DATA = {"inputs": [[i, i % 3] for i in range(20)], "targets": [i * 0.5 for i in range(20)]}
+FILES = {"model.safetensors", "config.json", "metrics.json", "history.jsonl"}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A service with some models that the tests of this file only look at."""
+    with service(tmp_path_factory.mktemp("service")) as client:
+        for name in ("line", "line", "line", "other"):
+            train(client, {"model": name, "data": DATA, **QUICK})
+        yield client
+
+
+def make(client: httpx.Client, name: str, num_versions: int = 1) -> None:
+    for _ in range(num_versions):
+        train(client, {"model": name, "data": DATA, **QUICK})
+
+
+def point(client: httpx.Client, name: str, alias: str, version: Any) -> httpx.Response:
+    return client.put(f"/models/{name}/aliases/{alias}", json={"version": version})
+
+
+# ---- looking
+
+
+def test_a_version_says_what_it_is(client: httpx.Client) -> None:
+    found = client.get("/models/line/versions/2").json()
+    assert (found["model"], found["version"], found["aliases"]) == ("line", "2", [])
+    assert found["num_parameters"] == 2 * 4 + 4 + 4 + 1
+    assert found["num_bytes"] > 4 * found["num_parameters"]
+    assert set(found["metrics"]) == {"train_loss", "val_loss", "val_mae", "val_rmse", "val_r2"}
+    assert found["signature"]["task"] == "regression"
+    assert [column["name"] for column in found["signature"]["inputs"]] == ["x0", "x1"]
+    assert found["spec"]["stop"]["max_epochs"] == 2
+    assert set(found["files"]) == FILES
+    age = datetime.now(UTC) - datetime.fromisoformat(found["created_at"])
+    assert 0 <= age.total_seconds() < 600
+    job = client.get(f"/jobs/{found['job_id']}").json()
+    assert (job["model"], job["version"], job["metrics"]) == ("line", "2", found["metrics"])
+
+
+def test_a_model_shows_its_newest_version(client: httpx.Client) -> None:
+    found = client.get("/models/line").json()
+    assert (found["name"], found["versions"], found["aliases"]) == ("line", ["1", "2", "3"], {})
+    assert found["newest"] == client.get("/models/line/versions/3").json()
+
+
+def test_models_come_in_pages(client: httpx.Client) -> None:
+    whole = client.get("/models").json()
+    assert [model["name"] for model in whole["data"]] == ["line", "other"]
+    assert whole["next"] is None
+    first = client.get("/models", params={"limit": 1}).json()
+    assert ([model["name"] for model in first["data"]], first["next"]) == (["line"], "line")
+    second = client.get("/models", params={"limit": 1, "after": first["next"]}).json()
+    assert ([model["name"] for model in second["data"]], second["next"]) == (["other"], None)
+
+
+def test_versions_come_in_pages_newest_first(client: httpx.Client) -> None:
+    seen, after = [], None
+    while True:
+        page = client.get("/models/line/versions", params={"limit": 2} | ({"after": after} if after else {})).json()
+        seen += [version["version"] for version in page["data"]]
+        after = page["next"]
+        if after is None:
+            break
+    assert seen == ["3", "2", "1"]
+
+
+@pytest.mark.parametrize("path", ["/models", "/models/line/versions"])
+@pytest.mark.parametrize("limit", ["0", "201", "-1", "many", "1.5", ""])
+def test_limits_have_limits(client: httpx.Client, path: str, limit: str) -> None:
+    assert pointers(client.get(path, params={"limit": limit})) == ["?limit"]
+
+
+@pytest.mark.parametrize("after", ["x", "-1", "1e3", "²", "9" * 5000])
+def test_a_cursor_that_was_never_given(client: httpx.Client, after: str) -> None:
+    answer = client.get("/models/line/versions", params={"after": after})
+    assert answer.status_code == 422, answer.text
+    problem(answer, 422, answer.json()["code"])
+    assert client.get("/models", params={"after": after}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/models/nowhere", "model_not_found"),
+        ("/models/nowhere/versions", "model_not_found"),
+        ("/models/nowhere/versions/1", "model_not_found"),
+        ("/models/line/versions/9", "version_not_found"),
+        ("/models/line/versions/best", "version_not_found"),
+        ("/models/line/versions/1/files/weights.bin", "file_not_found"),
+        ("/models/line/versions/1/files/..%2F..%2Fother%2F1%2Fconfig.json", "not_found"),
+        ("/models/line/versions/..%2F..%2Fother%2F1/files/config.json", "not_found"),
+        ("/models/line/versions/%2e%2e", "version_not_found"),
+    ],
+)
+def test_what_is_not_there(client: httpx.Client, path: str, code: str) -> None:
+    problem(client.get(path), 404, code)
+
+
+@pytest.mark.parametrize("name", ["Line", ".staging", "a%20b", "x" * 65])
+def test_what_is_no_name(client: httpx.Client, name: str) -> None:
+    assert pointers(client.get(f"/models/{name}")) == ["?name"]
+
+
+# ---- files
+
+
+def test_files_are_those_that_were_published(client: httpx.Client) -> None:
+    files = client.get("/models/line/versions/1").json()["files"]
+    contents = {name: client.get(path) for name, path in files.items()}
+    assert {answer.status_code for answer in contents.values()} == {200}
+    tensors = load(contents["model.safetensors"].content)
+    assert tensors["network.layers.0.weight"].shape == (4, 2)
+    assert tensors["network.layers.0.weight"].isfinite().all()
+    assert orjson.loads(contents["metrics.json"].content) == client.get("/models/line/versions/1").json()["metrics"]
+    assert [orjson.loads(line)["epoch"] for line in contents["history.jsonl"].content.splitlines()] == [1, 2]
+    assert "pickle" not in contents["model.safetensors"].headers["content-type"]
+    assert 'filename="config.json"' in contents["config.json"].headers["content-disposition"]
+
+
+def test_a_part_of_a_file(client: httpx.Client) -> None:
+    path = "/models/line/versions/1/files/model.safetensors"
+    whole = client.get(path).content
+    part = client.get(path, headers={"Range": "bytes=8-15"})
+    assert (part.status_code, part.content) == (206, whole[8:16])
+
+
+# ---- aliases
+
+
+def test_aliases_come_and_go(client: httpx.Client) -> None:
+    make(client, "alias", 2)
+    answer = point(client, "alias", "champion", "1")
+    assert (answer.status_code, answer.json()) == (200, {"model": "alias", "alias": "champion", "version": "1"})
+    assert client.get("/models/alias/versions/champion").json()["version"] == "1"
+    assert client.get("/models/alias/versions/1").json()["aliases"] == ["champion"]
+    assert client.get("/models/alias").json()["aliases"] == {"champion": "1"}
+    assert point(client, "alias", "champion", "2").status_code == 200
+    assert client.get("/models/alias/versions/champion").json()["version"] == "2"
+    assert client.get("/models/alias/versions/champion/files/config.json").status_code == 200
+    answer = client.delete("/models/alias/aliases/champion")
+    assert (answer.status_code, answer.content) == (204, b"")
+    problem(client.delete("/models/alias/aliases/champion"), 404, "alias_not_found")
+    problem(client.get("/models/alias/versions/champion"), 404, "version_not_found")
+
+
+def test_aliases_point_to_what_is_there(client: httpx.Client) -> None:
+    problem(point(client, "line", "champion", "9"), 404, "version_not_found")
+    problem(point(client, "nowhere", "champion", "1"), 404, "model_not_found")
+    assert pointers(point(client, "line", "champion", 1)) == ["/version"]
+    assert pointers(point(client, "line", "Champion!", "1")) == ["?alias"]
+    assert "number" in problem(point(client, "line", "7", "1"), 422, "invalid_input")["detail"]
+    assert client.get("/models/line").json()["aliases"] == {}
+
+
+# ---- deleting
+
+
+def test_a_version_with_an_alias_stays(client: httpx.Client) -> None:
+    make(client, "gone", 2)
+    point(client, "gone", "champion", "1")
+    for path in ("/models/gone", "/models/gone/versions/1", "/models/gone/versions/champion"):
+        assert "champion" in problem(client.delete(path), 409, "conflict")["detail"]
+    assert client.delete("/models/gone/versions/2").status_code == 204
+    assert client.get("/models/gone").json()["versions"] == ["1"]
+    client.delete("/models/gone/aliases/champion")
+    assert client.delete("/models/gone").status_code == 204
+    problem(client.get("/models/gone"), 404, "model_not_found")
+    problem(client.delete("/models/gone"), 404, "model_not_found")
+    assert "gone" not in [model["name"] for model in client.get("/models").json()["data"]]
+
+
+def test_a_deleted_version_answers_no_more_and_its_number_is_not_used_again(client: httpx.Client) -> None:
+    make(client, "again", 2)
+    body = {"model": "again", "version": "2", "inputs": [[1, 2]]}
+    assert client.post("/predict", json=body).status_code == 200
+    assert client.delete("/models/again/versions/2").status_code == 204
+    problem(client.post("/predict", json=body), 404, "version_not_found")
+    assert client.post("/predict", json={"model": "again", "inputs": [[1, 2]]}).json()["version"] == "1"
+    make(client, "again")
+    assert client.get("/models/again").json()["versions"] == ["1", "3"]
+
+
+# ---- damage
+
+
+def test_a_damaged_version_is_refused_and_others_serve_on(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("damaged")
+    with service(root) as client:
+        make(client, "m", 2)
+        make(client, "n")
+        path = root / "models" / "m" / "2" / "model.safetensors"
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        body = {"model": "m", "inputs": [[1, 2]]}
+        assert "version 2" in problem(client.post("/predict", json=body), 503, "corrupt_version")["detail"]
+        assert client.post("/predict", json=body | {"version": "1"}).status_code == 200
+        path.write_bytes(content)
+        assert client.post("/predict", json=body).json()["version"] == "2"
+
+
+def test_a_version_that_can_not_be_read_hides_no_other(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("unreadable")
+    with service(root) as client:
+        make(client, "m", 2)
+        make(client, "n")
+        (root / "models" / "m" / "2" / "config.json").write_bytes(b"{")
+        found = client.get("/models").json()["data"]
+        assert [(model["name"], model["newest"]["version"]) for model in found] == [("m", "1"), ("n", "1")]
+        assert client.get("/models/m").json()["versions"] == ["1", "2"]
+        problem(client.get("/models/m/versions/2"), 503, "corrupt_version")
+        (root / "models" / "m" / "1" / "config.json").write_bytes(b"")
+        assert [model["name"] for model in client.get("/models").json()["data"]] == ["n"]
+        problem(client.get("/models/m"), 503, "corrupt_version")
