@@ -14,7 +14,7 @@ from app.specs.resolve import resolve, signature_of
 from app.specs.training import TrainingSpec
 from app.storage.profile import profile_table
 
-SMALL = [
+SMALL: list[tuple[str, int, list[int], int, dict[str, Any]]] = [
     ("10 × 16 × 1, batch 32, sgd", 10, [16], 32, {"type": "sgd", "learning_rate": 0.01}),
     ("32 × 64 × 64 × 1, batch 256, adam", 32, [64, 64], 256, {"type": "adam"}),
     ("32 × 64 × 64 × 1, batch 32, sgd with momentum", 32, [64, 64], 32, {"type": "sgd", "momentum": 0.9}),

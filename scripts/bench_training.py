@@ -1,22 +1,30 @@
-"""Seconds per epoch: the learning room against a tight loop that one would write by hand."""
+"""Seconds per epoch: both engines against a tight loop that one would write by hand, and what others take."""
 
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPRegressor
 from torch import nn
 
-from app.jobs.session import Session
+from app.jobs.session import Session, Workplace
 from app.learning.fit import State, fit
 from app.learning.plan import plan, usable_cores
 from app.learning.prepare import prepare
 from app.specs.resolve import resolve, signature_of
+from app.specs.table import Table
 from app.specs.training import TrainingSpec
+from app.storage.checkpoints import Checkpoints
 from app.storage.profile import profile_table
 
 
@@ -37,6 +45,7 @@ class Work(NamedTuple):
 
 
 SGD = {"type": "sgd", "learning_rate": 0.01}
+MOMENTUM = {"type": "sgd", "learning_rate": 0.01, "momentum": 0.9}
 ADAM = {"type": "adam", "learning_rate": 0.001}
 WORKS = [
     Work(100_000, 32, [64, 64], 256, ADAM, 1),
@@ -44,42 +53,53 @@ WORKS = [
     Work(5_000, 10, [16], 1, SGD, 1),
     Work(20_000, 32, [64, 64], None, SGD, 20),
     Work(20_000, 256, [1024, 1024], 512, ADAM, 1),
+    Work(50_000, 20, [32, 32, 32], 64, ADAM, 1),
+    Work(10_000, 100, [256], 16, MOMENTUM, 1),
 ]
 DESCENTS = {None: {"variant": "full_batch"}, 1: {"variant": "stochastic"}}
 
 
 Contender = Callable[[], tuple[float, float]]
-"""Trains a fresh network for the work's epochs; returns how many seconds they took, and the last epoch's loss."""
+"""Trains a fresh network for the work's epochs; returns how many seconds one took, and the last epoch's loss."""
 
 
 def table(repetitions: int) -> str:
     rows = [
-        "| work | tight loop (s/epoch) | ours (s/epoch) | ours / tight | loss, tight | loss, ours |",
-        "|---|---|---|---|---|---|",
+        "| work | tight loop | eager | eager / tight | compiled | **tight / compiled** | scikit-learn | H2O-3 "
+        "| `auto`, 100 epochs | losses: tight, eager, compiled |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for work in WORKS:
-        rows.append(_row(work, repetitions))
-        print(rows[-1], flush=True)
+    with tempfile.TemporaryDirectory() as folder, h2o_server() as h2o:
+        for work in WORKS:
+            rows.append(_row(work, repetitions, Path(folder), h2o))
+            print(rows[-1], flush=True)
     return "\n".join(rows)
 
 
-def _row(work: Work, repetitions: int) -> str:
+def _row(work: Work, repetitions: int, folder: Path, h2o: Any) -> str:
     """Repetitions take turns, so that a machine that slows down slows all. Of the tight loops the faster one counts."""
     frame = _rows_of(work)
-    contenders = {threads: tight_loop(work, frame, threads) for threads in sorted({1, usable_cores()})}
-    ours = our_loop(work, frame)
-    for contender in (*contenders.values(), ours):
+    contenders: dict[str, Contender] = {
+        **{f"tight {threads}": tight_loop(work, frame, threads) for threads in sorted({1, usable_cores()})},
+        "eager": our_loop(work, frame, "eager", folder),
+        "compiled": our_loop(work, frame, "compiled", folder),
+        "scikit-learn": scikit_learn(work, frame),
+    }
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    for contender in contenders.values():
         contender()  # warm up
-    tight_runs: dict[int, list[tuple[float, float]]] = {threads: [] for threads in contenders}
-    our_runs = []
     for _ in range(repetitions):
-        for threads, contender in contenders.items():
-            tight_runs[threads].append(contender())
-        our_runs.append(ours())
-    tight, our = min(map(_median_seconds, tight_runs.values())), _median_seconds(our_runs)
-    losses = f"{tight_runs[1][0][1]:.4f} | {our_runs[0][1]:.4f}"
+        for name, contender in contenders.items():
+            runs[name].append(contender())
+    seconds = {name: _median_seconds(found) for name, found in runs.items()}
+    tight, eager, compiled = (
+        min(value for name, value in seconds.items() if name.startswith("tight")), seconds["eager"], seconds["compiled"]
+    )  # fmt: skip
+    losses = ", ".join(f"{runs[name][0][1]:.4f}" for name in ("tight 1", "eager", "compiled"))
+    other = f"{h2o_seconds(h2o, work, frame):.3f}" if h2o is not None else "–"
     return (
-        f"| {work} | {tight / work.num_epochs:.4f} | {our / work.num_epochs:.4f} | **{our / tight:.2f}** | {losses} |"
+        f"| {work} | {tight:.4f} | {eager:.4f} | {eager / tight:.2f} | {compiled:.4f} | **{tight / compiled:.1f}** "
+        f"| {seconds['scikit-learn']:.3f} | {other} | {_spec(work, frame, 'auto', 100).engine} | {losses} |"
     )
 
 
@@ -98,48 +118,125 @@ def _rows_of(work: Work) -> pl.DataFrame:
 # ---- ours
 
 
-def our_loop(work: Work, frame: pl.DataFrame) -> Contender:
-    table = profile_table(frame.lazy(), f"sha256:{0:064}")
-    asked = TrainingSpec.model_validate(_body(work, table.digest))
-    spec, _, _ = plan(resolve(asked, table)[0], table, device="cpu", max_parameters=10**9)
-    prepared = prepare(spec, signature_of(spec, table), [frame], None)
+def our_loop(work: Work, frame: pl.DataFrame, engine: str, folder: Path) -> Contender:
+    """The last epoch counts: a compiled run takes its first steps eagerly."""
+    spec = _spec(work, frame, engine, 2 * work.num_epochs + 1)
+    prepared = prepare(spec, signature_of(spec, _facts(frame)), [frame], None)
+    workplace = Workplace(Checkpoints(folder / "job"), folder / "libraries", _refuse)
 
     def train() -> tuple[float, float]:
         assert spec.num_threads
         torch.set_num_threads(spec.num_threads)
-        session, watcher = Session(spec, prepared, None), Watcher()
-        begun = time.perf_counter()
+        session, watcher = Session(spec, prepared, None, workplace), Watcher()
         fit(session.run(), session.state, watcher)
-        return time.perf_counter() - begun, watcher.loss
+        times = watcher.times
+        return (times[-1] - times[-1 - work.num_epochs]) / work.num_epochs, watcher.losses[work.num_epochs - 1]
 
     return train
 
 
-class Watcher:
-    """Looks on and keeps the last epoch's loss."""
+def _refuse(warning: str) -> None:
+    raise RuntimeError(warning)
 
-    loss = float("nan")
+
+class Watcher:
+    """Looks on, and keeps each epoch's end and loss."""
+
+    def __init__(self) -> None:
+        self.times, self.losses = [time.perf_counter()], list[float]()
 
     def pause_point(self, _state: State) -> None:
         return None
 
     def epoch_done(self, _state: State, metrics: dict[str, Any]) -> None:
-        self.loss = metrics["train_loss"]
+        self.times.append(time.perf_counter())
+        self.losses.append(metrics["train_loss"])
 
 
-def _body(work: Work, digest: str) -> dict[str, Any]:
+def _facts(frame: pl.DataFrame) -> Table:
+    return profile_table(frame.lazy(), f"sha256:{0:064}")
+
+
+def _spec(work: Work, frame: pl.DataFrame, engine: str, num_epochs: int) -> TrainingSpec:
+    facts = _facts(frame)
     mini_batch = {"variant": "mini_batch", "batch_size": work.batch_size}
-    return {
+    asked = {
         "model": "bench",
-        "data": {"digest": digest, "target": "y", "positional": True},
+        "data": {"digest": facts.digest, "target": "y", "positional": True},
         "task": "regression",
         "network": {"hidden_features": work.hidden_features},
         "optimizer": work.optimizer,
         "descent": DESCENTS.get(work.batch_size, mini_batch),
-        "stop": {"max_epochs": work.num_epochs},
+        "stop": {"max_epochs": num_epochs},
         "validation": None,
         "features": None,
+        "engine": engine,
     }
+    spec, _ = resolve(TrainingSpec.model_validate(asked), facts)
+    return plan(spec, facts, device="cpu", max_parameters=10**9)[0]
+
+
+# ---- others
+
+
+def scikit_learn(work: Work, frame: pl.DataFrame) -> Contender:
+    x, y = frame.drop("y").to_numpy(), frame["y"].to_numpy()
+    adam = work.optimizer["type"] == "adam"
+
+    def train() -> tuple[float, float]:
+        model = MLPRegressor(
+            tuple(work.hidden_features),
+            solver="adam" if adam else "sgd",
+            batch_size=work.batch_size or len(x),
+            learning_rate_init=work.optimizer["learning_rate"],
+            momentum=work.optimizer.get("momentum", 0.0),
+            nesterovs_momentum=False,
+            alpha=0,
+            max_iter=work.num_epochs,
+            n_iter_no_change=10**6,
+            tol=0,
+            random_state=0,
+        )
+        begun = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(x, y)
+        return (time.perf_counter() - begun) / work.num_epochs, 2 * model.loss_
+
+    return train
+
+
+@contextmanager
+def h2o_server() -> Iterator[Any]:
+    """H2O-3 where its package and Java are installed (`pip install h2o`), else None."""
+    try:
+        import h2o
+    except ImportError:
+        yield None
+        return
+    h2o.init(nthreads=usable_cores(), verbose=False, bind_to_localhost=True, start_h2o=True)
+    h2o.no_progress()
+    try:
+        yield h2o
+    finally:
+        h2o.cluster().shutdown()
+
+
+def h2o_seconds(h2o: Any, work: Work, frame: pl.DataFrame) -> float:
+    """One run, by H2O's own clock. It has no full batch: that is a mini-batch of all rows there, too."""
+    rows = h2o.H2OFrame({name: frame[name].to_list() for name in frame.columns})
+    estimator = h2o.estimators.H2ODeepLearningEstimator(
+        hidden=work.hidden_features,
+        epochs=work.num_epochs,
+        mini_batch_size=work.batch_size or frame.height,
+        adaptive_rate=False,
+        rate=work.optimizer["learning_rate"],
+        train_samples_per_iteration=0,
+        score_training_samples=1,
+        reproducible=False,
+    )
+    estimator.train(y="y", training_frame=rows)
+    return float(estimator._model_json["output"]["run_time"]) / 1000 / work.num_epochs
 
 
 # ---- by hand
@@ -168,7 +265,7 @@ def tight_loop(work: Work, frame: pl.DataFrame, num_threads: int) -> Contender:
                 optimizer.step()
                 total += loss.detach() * len(inputs)
             mean_loss = total.item() / len(x)
-        return time.perf_counter() - begun, mean_loss
+        return (time.perf_counter() - begun) / work.num_epochs, mean_loss
 
     return train
 
@@ -191,5 +288,6 @@ def _network(work: Work) -> nn.Sequential:
 def _optimizer(work: Work, network: nn.Module) -> torch.optim.Optimizer:
     learning_rate = work.optimizer["learning_rate"]
     if work.optimizer["type"] == "sgd":
-        return torch.optim.SGD(network.parameters(), lr=learning_rate, fused=True)
+        momentum = work.optimizer.get("momentum", 0.0)
+        return torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=momentum, fused=True)
     return torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)

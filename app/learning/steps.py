@@ -130,6 +130,7 @@ class EagerSteps:
         *before, layers = network
         for part in before:
             x = part(x)
+        assert isinstance(layers, nn.Sequential)
         out = checkpoint_sequential(layers, max(1, math.isqrt(len(layers))), x, use_reentrant=False)
         return out
 
