@@ -24,6 +24,7 @@ from app.api import (
     train,
     v2,
     v2_extensions,
+    versions,
 )
 from app.api.auth import Keys
 from app.api.services import Services
@@ -60,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     tabular.install(app, settings.max_dataset_bytes)
     app.include_router(datasets.router, max_body_size=settings.max_dataset_bytes)
+    app.include_router(versions.router, max_body_size=versions.max_archive_bytes(settings.max_parameters))
     app.include_router(jobs.router)
     for room in (train, models, predict, evaluate, v2, v2_extensions, operations):
         app.include_router(room.router)

@@ -1,5 +1,6 @@
 """`/datasets`: tables that stay, under names."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -15,7 +16,6 @@ from app.errors import TooLarge, Unparseable
 from app.specs.base import Name
 from app.specs.table import ColumnProfile
 from app.storage.datasets import Dataset
-from app.storage.uploads import Upload
 
 NO_LIMIT = 2**62  # the framework's limit is answered in plain text; the store's, which counts here, with a problem
 router = APIRouter(prefix="/datasets", tags=["datasets"], max_body_size=NO_LIMIT)
@@ -77,7 +77,7 @@ async def put_dataset(name: DatasetName, request: Request, response: Response, d
     check_length(request, deps.datasets.max_bytes)
     headers = request.headers
     with deps.datasets.upload(headers.get("content-type", ""), headers.get("content-encoding", "")) as upload:
-        await receive(request, upload)
+        await receive(request, upload.write)
         dataset, created = await to_thread.run_sync(deps.datasets.put_upload, name, upload, limiter=_parsers)
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/datasets/{name}"
@@ -114,18 +114,18 @@ def check_length(request: Request, max_bytes: int) -> None:
         raise TooLarge(f"the body has {length} bytes; a dataset may have at most {max_bytes}")
 
 
-async def receive(request: Request, upload: Upload) -> None:
-    """The body onto the disk, with a block of it in memory. Threads hash and write, so that the loop never waits."""
+async def receive(request: Request, write: Callable[[bytearray], object]) -> None:
+    """The body to where it is written, with a block of it in memory. Threads write, so that the loop never waits."""
     block = bytearray()
     try:
         async for chunk in request.stream():
             block += chunk
             if len(block) >= BLOCK_BYTES:
-                await to_thread.run_sync(upload.write, block)
+                await to_thread.run_sync(write, block)
                 block = bytearray()
     except ClientDisconnect as error:
         raise Unparseable("the body ended before it was complete") from error
-    await to_thread.run_sync(upload.write, block)
+    await to_thread.run_sync(write, block)
 
 
 def _dataset_out(dataset: Dataset) -> DatasetOut:

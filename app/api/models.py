@@ -82,13 +82,13 @@ def get_model(name: ModelName, deps: Deps) -> ModelOut:
 @router.get("/{name}/versions", summary="List versions, newest first", dependencies=read)
 def list_versions(name: ModelName, deps: Deps, limit: Limit = 50, after: VersionCursor = None) -> Page[VersionOut]:
     numbers = [number for number in reversed(deps.models.versions(name)) if after is None or int(number) < int(after)]
-    found = [_version_out(deps, deps.models.get(name, number)) for number in numbers[:limit]]
+    found = [version_out(deps, deps.models.get(name, number)) for number in numbers[:limit]]
     return page_of(found, more=len(numbers) > limit, cursor=lambda version: version.version)
 
 
 @router.get("/{name}/versions/{version}", summary="One version", dependencies=read)
 def get_version(name: ModelName, version: Selector, deps: Deps) -> VersionOut:
-    return _version_out(deps, deps.models.get(name, version))
+    return version_out(deps, deps.models.get(name, version))
 
 
 @router.get(
@@ -138,7 +138,7 @@ def _model_out(deps: Deps, name: str) -> ModelOut | None:
     versions = deps.models.versions(name)
     for number in reversed(versions):
         try:
-            newest = _version_out(deps, deps.models.get(name, number))
+            newest = version_out(deps, deps.models.get(name, number))
         except CorruptVersion as error:
             log.warning("a version can't be read", model=name, version=number, detail=error.detail)
         else:
@@ -146,7 +146,7 @@ def _model_out(deps: Deps, name: str) -> ModelOut | None:
     return None
 
 
-def _version_out(deps: Deps, version: Version) -> VersionOut:
+def version_out(deps: Deps, version: Version) -> VersionOut:
     config, base = version.config, f"/models/{version.model}/versions/{version.version}/files"
     return VersionOut(
         model=version.model,

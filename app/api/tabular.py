@@ -103,7 +103,7 @@ async def predict_table(
         upload = opened.enter_context(deps.datasets.upload(content_type.partition(";")[0], encoding))
         if "header=absent" in content_type.lower().replace(" ", ""):
             upload.write(_header_line(served, encoding))
-        await receive(request, upload)
+        await receive(request, upload.write)
         form = answer_form(request.headers.get("accept", ""), FORMS[media_type(content_type)])
         writer = open_writer(form, served, upload.folder)
         parts = _answer(deps, served, upload, writer)
