@@ -45,7 +45,7 @@ class Work(NamedTuple):
 
 
 SGD = {"type": "sgd", "learning_rate": 0.01}
-MOMENTUM = {"type": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+MOMENTUM = {"type": "sgd", "learning_rate": 0.001, "momentum": 0.9}
 ADAM = {"type": "adam", "learning_rate": 0.001}
 WORKS = [
     Work(100_000, 32, [64, 64], 256, ADAM, 1),
@@ -185,7 +185,7 @@ def scikit_learn(work: Work, frame: pl.DataFrame) -> Contender:
 
     def train() -> tuple[float, float]:
         model = MLPRegressor(
-            tuple(work.hidden_features),
+            hidden_layer_sizes=tuple(work.hidden_features),
             solver="adam" if adam else "sgd",
             batch_size=work.batch_size or len(x),
             learning_rate_init=work.optimizer["learning_rate"],
