@@ -102,12 +102,14 @@ def num_steps(spec: TrainingSpec, batching: Batching, cost: StepCost) -> int:
 
 
 def _engine(spec: TrainingSpec, network: nn.Module, cost: StepCost, batching: Batching, warnings: list[str]) -> str:
-    """`auto` compiles where that is possible and repays what it takes."""
+    """`auto` compiles where that is possible and repays what it takes; graphs on a card are for who asks for them."""
     reason = None if spec.engine == "eager" else why_not_compiled(spec, network)
     if spec.engine == "compiled" and reason:
         warnings.append(f"the compiled engine can't run this, so the eager one does: {reason}")
     if spec.engine == "eager" or reason:
         return "eager"
+    if spec.engine == "auto" and spec.device != "cpu":
+        return "eager"  # the cost model knows no card
     repays = cost.repays_compiling(num_steps(spec, batching, cost))
     return "compiled" if spec.engine == "compiled" or repays else "eager"
 
