@@ -13,7 +13,9 @@ API_KEY = r"[^,]+:(read|predict|train|admin)(\+(read|predict|train|admin))*"
 class Settings(BaseSettings):
     """Each field is the environment variable (or `.env` line) of its name in capitals, after `GRADSERVE_`."""
 
-    model_config = SettingsConfigDict(env_prefix="GRADSERVE_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="GRADSERVE_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     models_dir: Path = Field(Path("models"), description="published versions: models/<name>/<version>/")
     data_dir: Path = Field(Path("data"), description="datasets, checkpoints of running jobs and the jobs database")

@@ -84,6 +84,7 @@ def is_loopback(host: str | None) -> bool:
     if host is None or host in ("localhost", "testserver"):
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

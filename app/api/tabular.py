@@ -45,8 +45,11 @@ BODIES: dict[str, Any] = {
 }
 DESCRIBED: dict[str, Any] = {
     "parameters": [
-        {"name": name, "in": "query", "schema": {"type": "string"}, "description": f"with a table: {meaning}"}
-        for name, meaning in (("model", "the model"), ("version", "a number or an alias; absent: the newest"))
+        {"name": name, "in": "query", "schema": {"type": "string"}, "description": f"with a table: {meaning}"} | example
+        for name, meaning, example in (
+            ("model", "the model", {"example": "birds"}),
+            ("version", "a number or an alias; absent: the newest", {}),
+        )
     ],
     "responses": {"200": {"content": {"text/csv": _CSV, "application/vnd.apache.arrow.stream": _BINARY}}},
 }
