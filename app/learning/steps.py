@@ -124,14 +124,14 @@ class EagerSteps:
         return self.loss(outputs.float(), rows.targets, rows.weights)
 
     def _through(self, network: nn.Sequential, x: Tensor) -> Tensor:
-        if not self.recompute:
-            out: Tensor = network(x)
-            return out
-        *before, layers = network
-        for part in before:
-            x = part(x)
-        assert isinstance(layers, nn.Sequential)
-        out = checkpoint_sequential(layers, max(1, math.isqrt(len(layers))), x, use_reentrant=False)
+        if self.recompute:
+            *before, layers = network
+            assert isinstance(layers, nn.Sequential)
+            num_segments = max(1, math.isqrt(len(layers)))
+            x = nn.Sequential(*before)(x)
+            out: Tensor = checkpoint_sequential(layers, num_segments, x, use_reentrant=False)
+        else:
+            out = network(x)
         return out
 
     def _mixed_loss(self, rows: Rows) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from app.api import examples
-from app.api.models import AliasBody
 from app.api.evaluate import EvaluateRequest
+from app.api.models import AliasBody
 from app.api.predict import PredictRequest
 from app.api.problems import fault_of
 from app.errors import Fault
