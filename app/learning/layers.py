@@ -136,7 +136,7 @@ class SelfAttention(nn.Module):
 
 
 def reshape(shape: Shape) -> nn.Module:
-    return Function(lambda x: x.reshape(len(x), *shape), f"reshape {list(shape)}")
+    return Function(lambda x: x.reshape(x.shape[0], *shape), f"reshape {list(shape)}")  # shape[0] may be symbolic
 
 
 def need(shape: Shape, num_axes: int, layer: str, wanted: str, pointer: str) -> None:

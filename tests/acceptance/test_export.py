@@ -1,0 +1,53 @@
+"""What a running service exports answers as the service does."""
+
+from typing import Any
+
+import httpx
+import numpy as np
+import onnxruntime
+import polars as pl
+import pytest
+
+from scripts.service import Service
+from tests.published import COLUMNS, FEATURES, columns_model, publish
+from tests.samples import untrained
+
+
+@pytest.fixture(scope="module", autouse=True)
+def published(service: Service) -> None:
+    publish(service.root / "models", "exported", columns_model())
+    times = COLUMNS.select("y", when=pl.Series(range(COLUMNS.height)).cast(pl.Datetime("us")))
+    publish(service.root / "models", "times", untrained(times))
+
+
+def feed_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    numbers = {
+        name: np.array([[np.nan if row[name] is None else row[name]] for row in rows], dtype)
+        for name, dtype in (("size", np.float64), ("count", np.float64), ("kept", np.bool_))
+    }
+    return numbers | {"color": np.array([[row["color"] or ""] for row in rows], dtype=object)}
+
+
+def test_onnx(service: Service) -> None:
+    answer = httpx.get(f"{service.url}/models/exported/versions/1/export", params={"format": "onnx"}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-disposition"] == 'attachment; filename="exported-1.onnx"'
+    rows = COLUMNS.select(FEATURES).to_dicts()
+    said = httpx.post(f"{service.url}/predict", json={"model": "exported", "inputs": rows}).json()
+    session = onnxruntime.InferenceSession(answer.content, providers=["CPUExecutionProvider"])
+    labels, probabilities = session.run(["predictions", "probabilities"], feed_of(rows))
+    assert labels.ravel().tolist() == said["predictions"]
+    np.testing.assert_allclose(probabilities, said["probabilities"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("times/versions/1/export", 422, "not_exportable"),
+        ("exported/versions/9/export", 404, "version_not_found"),
+        ("exported/versions/1/export?format=pmml", 422, "invalid_input"),
+    ],
+)
+def test_refusals(service: Service, path: str, status: int, code: str) -> None:
+    answer = httpx.get(f"{service.url}/models/{path}", timeout=60)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)

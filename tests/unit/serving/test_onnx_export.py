@@ -1,0 +1,153 @@
+"""What is exported runs in onnxruntime and says the same; what can't be exported is named."""
+
+import builtins
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import polars as pl
+import pytest
+
+from app.errors import InvalidInput, Unavailable
+from app.learning.model import Model
+from app.serving.encode import encode_frame
+from app.serving.onnx_export import export_onnx, feed_of, sample_rows
+from app.serving.signature import input_types, output_types
+from tests.published import COLUMNS, columns_model, numbers_model
+from tests.samples import untrained
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporter gives many, about itself
+
+NUMPY_RANDOM = np.random.default_rng(0)
+PIXELS = pl.DataFrame(
+    {f"x{place}": NUMPY_RANDOM.normal(size=60) for place in range(16)} | {"y": NUMPY_RANDOM.normal(size=60)}
+)
+WORDS = pl.DataFrame(
+    {f"x{place}": NUMPY_RANDOM.integers(0, 9, 60) for place in range(8)} | {"y": NUMPY_RANDOM.normal(size=60)}
+)
+FLAGS = COLUMNS.with_columns(kept=pl.col("kept").cast(pl.String), code=pl.Series([row % 3 for row in range(60)]))
+
+
+def layered(table: pl.DataFrame, *layers: Any, input_shape: list[int] | None = None, **spec: Any) -> Model:
+    wanted = [{"type": layer} if isinstance(layer, str) else layer for layer in layers]
+    network = {"layers": wanted} | ({"input_shape": input_shape} if input_shape else {})
+    return untrained(table, data={"positional": True}, network=network, **spec)
+
+
+MODELS: dict[str, Any] = {
+    "rows of numbers": numbers_model,
+    "numbers as they are": lambda: numbers_model(features=None),
+    "embedded categories": columns_model,
+    "one-hot categories": lambda: columns_model(features={"categorical": "one_hot"}),
+    "not standardised": lambda: columns_model("y", features={"standardize": False}),
+    "several targets": lambda: columns_model(["y", "z"]),
+    "multilabel": lambda: columns_model(["wet", "cold"]),
+    "boolean labels": lambda: columns_model("wet"),
+    "whole-number labels": lambda: untrained(FLAGS, "code", data={"features": ["size", "kept"]}, task="multiclass"),
+    "rates": lambda: columns_model("y", loss={"type": "poisson_nll"}),
+    "two-dimensional convolution": lambda: layered(
+        PIXELS,
+        {"type": "conv2d", "out_channels": 4, "kernel_size": 2},
+        {"type": "group_norm", "num_groups": 2},
+        "max_pool2d",
+        "global_avg_pool",
+        input_shape=[1, 4, 4],
+    ),
+    "one-dimensional convolution": lambda: layered(
+        PIXELS, {"type": "conv1d", "out_channels": 4}, "batch_norm", "relu", "avg_pool1d", "flatten", input_shape=[2, 8]
+    ),
+    "norms and branches": lambda: layered(
+        PIXELS,
+        {"type": "linear", "out_features": 8},
+        "layer_norm",
+        "rms_norm",
+        {"type": "residual", "layers": [{"type": "linear", "out_features": 6}, {"type": "gelu"}]},
+        {"type": "parallel", "branches": [[{"type": "mish"}], [{"type": "prelu"}]]},
+    ),
+    "attention": lambda: layered(
+        WORDS,
+        {"type": "embedding", "num_embeddings": 10, "embedding_features": 8},
+        "positional_embedding",
+        {"type": "transformer_encoder", "num_heads": 2, "feedforward_features": 16},
+        {"type": "self_attention", "num_heads": 2},
+        "mean_over_sequence",
+        features=None,
+    ),
+    "recurrent": lambda: layered(
+        PIXELS, {"type": "lstm", "hidden_features": 5, "num_layers": 2, "bidirectional": True}, input_shape=[4, 4]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_onnxruntime_says_the_same(kind: str) -> None:
+    model: Model = MODELS[kind]()
+    session = onnxruntime.InferenceSession(export_onnx(model, "m"), providers=["CPUExecutionProvider"])
+    for types, values in ((input_types, session.get_inputs()), (output_types, session.get_outputs())):
+        expected = [(entry.name, list(entry.shape[1:])) for entry in types(model.signature)]
+        assert [(value.name, value.shape[1:]) for value in values] == expected
+    frame = sample_rows(model, 37)
+    found = session.run(None, feed_of(model, frame))
+    expected_values = model.predict(encode_frame(model.features, frame)).numpy()
+    scale = np.abs(expected_values).max()
+    np.testing.assert_allclose(found[-1], expected_values, rtol=1e-4, atol=1e-4 * scale)
+    if model.signature.task in ("binary", "multiclass"):
+        assert model.signature.classes is not None
+        labels = [model.signature.classes[code] for code in found[1].argmax(1)]
+        assert found[0].ravel().tolist() == labels
+
+
+def test_gaps_and_words_that_it_never_saw() -> None:
+    """Rows by hand, to be sure that the sample that the export is checked with has no blind spot."""
+    model = columns_model()
+    session = onnxruntime.InferenceSession(export_onnx(model, "m"), providers=["CPUExecutionProvider"])
+    frame = pl.DataFrame(
+        {
+            "size": [1.0, None, 1e9, 0.0],
+            "count": [1.0, 2.0, 3.0, 4.0],
+            "kept": [1.0, 0.0, 1.0, 0.0],
+            "color": ["grün", None, "pink", "red"],
+        }
+    )
+    expected = model.predict(encode_frame(model.features, frame)).numpy()
+    feed = {
+        "size": np.array([[1.0], [np.nan], [1e9], [0.0]]),
+        "count": np.array([[1.0], [2.0], [3.0], [4.0]]),
+        "kept": np.array([[True], [False], [True], [False]]),
+        "color": np.array([["grün"], [""], ["pink"], ["red"]], dtype=object),
+    }
+    np.testing.assert_allclose(session.run(["probabilities"], feed)[0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        (COLUMNS.select("y", when=pl.Series(range(60)).cast(pl.Datetime("us"))), "'when' is a datetime"),
+        (COLUMNS.select("y", predictions="z"), "'predictions' is the name of an output"),
+    ],
+)
+def test_what_has_no_form_in_onnx(table: pl.DataFrame, why: str) -> None:
+    with pytest.raises(InvalidInput, match=why) as caught:
+        export_onnx(untrained(table), "m")
+    assert caught.value.code == "not_exportable"
+
+
+def test_a_file_that_says_something_else_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = numbers_model()
+    monkeypatch.setattr(Model, "predict", lambda self, inputs: self.targets.activate(self.network(inputs)) + 1)
+    with pytest.raises(InvalidInput, match="differ from this service's by up to 1"):
+        export_onnx(model, "m")
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *arguments: Any, **named: Any) -> Any:
+        if name == "onnxscript":
+            raise ImportError("No module named 'onnxscript'", name=name)
+        return real(name, *arguments, **named)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(Unavailable, match=r"pip install 'gradserve\[onnx\]'") as caught:
+        export_onnx(numbers_model(), "m")
+    assert caught.value.code == "extra_missing"
