@@ -96,11 +96,13 @@ class Fleet:
             yield from self._end(run, None, None)
 
     def _stop_server(self) -> None:
-        self.ready = False
+        was_ready, self.ready = self.ready, False
         self._lines.clear()
         self._selector.unregister(self._server)
         self._server.close()
         if self._process is not None:
+            if not was_ready:
+                self._process.kill()  # it still imports, has no workers, and would hear of the end only afterwards
             self._process.wait()
             self._process = None
 
