@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 import orjson
+import polars as pl
 import pytest
 from safetensors.torch import load
 
+from app.storage.models import ModelStore
 from tests.api.service import pointers, problem, service, train
+from tests.samples import publish, untrained
 
 QUICK: dict[str, Any] = {"network": {"hidden_features": [4]}, "stop": {"max_epochs": 2}}
 DATA = {"inputs": [[i, i % 3] for i in range(20)], "targets": [i * 0.5 for i in range(20)]}
@@ -198,15 +202,23 @@ def test_a_deleted_version_answers_no_more_and_its_number_is_not_used_again(clie
 
 # ---- damage
 
+ROWS = pl.DataFrame({"x0": [1.0, 2.0, 3.0], "x1": [0.5, 0.0, 1.0], "y": [0.5, 1.5, 2.75]})
 
-def test_a_damaged_version_is_refused_and_others_serve_on(tmp_path_factory: pytest.TempPathFactory) -> None:
-    root = tmp_path_factory.mktemp("damaged")
-    with service(root) as client:
-        make(client, "m", 2)
-        make(client, "n")
-        path = root / "models" / "m" / "2" / "model.safetensors"
-        content = path.read_bytes()
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+@pytest.fixture
+def published(tmp_path: Path) -> ModelStore:
+    """Two versions of `m` and one of `n`, that nobody has trained."""
+    store = ModelStore(tmp_path / "models")
+    for name in ("m", "m", "n"):
+        publish(store, untrained(ROWS, network={"hidden_features": []}), name)
+    return store
+
+
+def test_a_damaged_version_is_refused_and_others_serve_on(tmp_path: Path, published: ModelStore) -> None:
+    path = published.root / "m" / "2" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with service(tmp_path) as client:
         body = {"model": "m", "inputs": [[1, 2]]}
         assert "version 2" in problem(client.post("/predict", json=body), 503, "corrupt_version")["detail"]
         assert client.post("/predict", json=body | {"version": "1"}).status_code == 200
@@ -214,16 +226,13 @@ def test_a_damaged_version_is_refused_and_others_serve_on(tmp_path_factory: pyte
         assert client.post("/predict", json=body).json()["version"] == "2"
 
 
-def test_a_version_that_can_not_be_read_hides_no_other(tmp_path_factory: pytest.TempPathFactory) -> None:
-    root = tmp_path_factory.mktemp("unreadable")
-    with service(root) as client:
-        make(client, "m", 2)
-        make(client, "n")
-        (root / "models" / "m" / "2" / "config.json").write_bytes(b"{")
+def test_a_version_that_can_not_be_read_hides_no_other(tmp_path: Path, published: ModelStore) -> None:
+    with service(tmp_path) as client:
+        (published.root / "m" / "2" / "config.json").write_bytes(b"{")
         found = client.get("/models").json()["data"]
         assert [(model["name"], model["newest"]["version"]) for model in found] == [("m", "1"), ("n", "1")]
         assert client.get("/models/m").json()["versions"] == ["1", "2"]
         problem(client.get("/models/m/versions/2"), 503, "corrupt_version")
-        (root / "models" / "m" / "1" / "config.json").write_bytes(b"")
+        (published.root / "m" / "1" / "config.json").write_bytes(b"")
         assert [model["name"] for model in client.get("/models").json()["data"]] == ["n"]
         problem(client.get("/models/m"), 503, "corrupt_version")

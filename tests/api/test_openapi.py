@@ -1,0 +1,197 @@
+"""The OpenAPI document: every example runs as it stands, and every route asks for a key but those that are open."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from app.api.auth import SCOPES
+from app.main import create_app
+from app.settings import Settings
+from tests.api.service import problem, service
+
+OPEN = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
+PREDICTING = ("/predict", "/evaluate", "/infer")
+PLACES = {
+    "name": "line", "model": "line", "version": "1", "alias": "champion", "job_id": "0" * 32, "file": "config.json",
+}  # fmt: skip
+FIRST = ["/datasets/{name}", "/train"]
+
+
+class Operation(NamedTuple):
+    method: str
+    path: str
+    facts: dict[str, Any]
+
+    def filled(self, **places: str) -> str:
+        return self.path.format(**PLACES | places)
+
+    @property
+    def query(self) -> dict[str, str]:
+        """What the document gives as examples."""
+        parameters = self.facts.get("parameters", ())
+        return {item["name"]: item["example"] for item in parameters if item["in"] == "query" and "example" in item}
+
+    @property
+    def scope(self) -> str:
+        """What it should ask for: by its verb, but for those that predict and the one query that is a POST."""
+        if self.path.endswith(PREDICTING):
+            return "predict"
+        return "read" if self.method == "GET" or self.path == "/v2/repository/index" else "train"
+
+
+DOCUMENT = create_app(Settings(_env_file=None)).openapi()
+OPERATIONS = [
+    Operation(method.upper(), path, facts)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, facts in methods.items()
+]
+BODIES = [operation for operation in OPERATIONS if "requestBody" in operation.facts]
+
+
+def examples(operation: Operation) -> Iterator[tuple[str, Any]]:
+    """Media types and bodies."""
+    for media_type, content in operation.facts["requestBody"]["content"].items():
+        if "example" in content:
+            yield media_type, content["example"]
+        for example in content.get("examples", {}).values():
+            yield media_type, example["value"]
+
+
+# ---- examples
+
+
+@pytest.mark.parametrize("operation", BODIES, ids=lambda operation: f"{operation.method} {operation.path}")
+def test_every_json_body_has_an_example(operation: Operation) -> None:
+    content = operation.facts["requestBody"]["content"]
+    if "application/json" in content and operation.facts["requestBody"].get("required", True):
+        assert "application/json" in dict(examples(operation))
+
+
+def test_every_example_runs_as_it_stands(client: httpx.Client) -> None:
+    """In an order in which there is something to work with: datasets, models, then the rest."""
+    ordered = sorted(BODIES, key=lambda operation: FIRST.index(operation.path) if operation.path in FIRST else 9)
+    statuses: dict[str, int] = {}
+    for operation in ordered:
+        for number, (media_type, body) in enumerate(examples(operation)):
+            text = {"json": body} if media_type == "application/json" else {"content": body}
+            headers = {"Content-Type": media_type, "Prefer": "wait=60"}
+            answer = client.request(
+                operation.method, operation.filled(), params=operation.query, headers=headers, **text
+            )
+            statuses[f"{operation.method} {operation.path} {media_type} #{number}"] = answer.status_code
+            if operation.path == "/train":
+                assert answer.json()["state"] == "succeeded", answer.text
+            assert answer.is_success, f"{operation.method} {operation.path}: {answer.text}"
+    assert set(statuses.values()) <= {200, 201, 202}
+    assert sum("/train" in name for name in statuses) >= 2
+
+
+def test_the_examples_predict_what_they_should(client: httpx.Client) -> None:
+    """Depends on the models of the examples, which the seed example's promise is about."""
+    if client.get("/models/line").status_code == 404:
+        test_every_example_runs_as_it_stands(client)
+    rows = [[number] for number in range(1, 11)]
+    found = client.post("/predict", json={"model": "line", "inputs": rows}).json()["predictions"]
+    assert found == pytest.approx(list(range(1, 11)), abs=0.05)
+
+
+# ---- the document
+
+
+def test_every_operation_is_described() -> None:
+    for operation in OPERATIONS:
+        assert operation.facts.get("summary"), operation
+        assert operation.facts.get("tags"), operation
+    assert len({operation.facts["operationId"] for operation in OPERATIONS}) == len(OPERATIONS)
+
+
+def test_answers_have_schemas() -> None:
+    for operation in OPERATIONS:
+        told = {status for status in operation.facts["responses"] if status.startswith("2")}
+        assert told, operation
+
+
+def test_the_document_is_served(client: httpx.Client) -> None:
+    answer = client.get("/openapi.json")
+    assert answer.status_code == 200
+    assert answer.json()["paths"].keys() == DOCUMENT["paths"].keys()
+    assert answer.json()["info"]["title"] == "Gradserve"
+
+
+# ---- keys and scopes
+
+KEYS = {scope: f"the {scope} key".replace(" ", "-") for scope in SCOPES}
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    keys = ",".join(f"{key}:{scope}" for scope, key in KEYS.items()) + ",both-key:read+predict"
+    with service(tmp_path_factory.mktemp("locked"), api_keys=keys) as client:
+        yield client
+
+
+def ask(client: httpx.Client, operation: Operation, key: str | None, scheme: str = "Bearer") -> httpx.Response:
+    """A request that finds nothing to do, if it gets that far."""
+    headers = {"Authorization": f"{scheme} {key}"} if key is not None else {}
+    body = {"json": {}} if operation.method in ("POST", "PUT") else {}
+    places = {"name": "nowhere", "model": "nowhere"}
+    return client.request(operation.method, operation.filled(**places), headers=headers, **body)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: f"{operation.method} {operation.path}")
+def test_every_operation_asks_for_its_scope(locked: httpx.Client, operation: Operation) -> None:
+    if operation.path in OPEN:
+        assert ask(locked, operation, None).status_code == 200
+        return
+    for key in (None, "wrong"):
+        answer = ask(locked, operation, key)
+        problem(answer, 401, "unauthenticated")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    passing = {scope for scope in SCOPES if ask(locked, operation, KEYS[scope]).status_code not in (401, 403)}
+    assert passing == {operation.scope, "admin"}
+    refused = next(scope for scope in ("read", "predict") if scope not in passing)
+    assert operation.scope in problem(ask(locked, operation, KEYS[refused]), 403, "forbidden")["detail"]
+
+
+def test_routes_that_are_not_in_the_document_are_pages(locked: httpx.Client) -> None:
+    app = create_app(Settings(_env_file=None))
+    hidden = {
+        route.path
+        for route in app.routes
+        if hasattr(route, "path") and getattr(route, "include_in_schema", None) is False
+    }
+    pages = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
+    for path in hidden - pages:
+        answer = locked.post(path, content=b"x\n1\n", headers={"Content-Type": "text/csv"})
+        assert answer.status_code == 401, path
+
+
+def test_a_key_may_have_several_scopes(locked: httpx.Client) -> None:
+    by_path = {(operation.method, operation.path): operation for operation in OPERATIONS}
+    for method, path, status in [("GET", "/models", 200), ("POST", "/predict", 422), ("POST", "/train", 403)]:
+        assert ask(locked, by_path[method, path], "both-key").status_code == status
+
+
+@pytest.mark.parametrize("header", ["the-read-key", "Basic dGhlOnJlYWQ=", "Bearer", "Token the-read-key"])
+def test_other_authorizations_are_none(locked: httpx.Client, header: str) -> None:
+    problem(locked.get("/models", headers={"Authorization": header}), 401, "unauthenticated")
+
+
+def test_a_secret_is_in_no_answer(locked: httpx.Client) -> None:
+    answers = [locked.get(path, headers={"Authorization": f"Bearer {KEYS['admin']}"}) for path in ("/info", "/metrics")]
+    answers += [locked.get("/models", headers={"Authorization": "Bearer wrong-key"})]
+    for answer in answers:
+        assert not any(key in answer.text for key in [*KEYS.values(), "wrong-key", "api_keys"])
+
+
+def test_without_keys_the_loopback_is_free(client: httpx.Client) -> None:
+    assert client.get("/models").status_code == 200
+
+
+@pytest.mark.parametrize("text", ["hush", "hush:", "hush:root", "hush:read+", ":read", "a:read,hush"])
+def test_keys_that_say_nothing_are_refused_at_start(text: str) -> None:
+    with pytest.raises(ValueError, match=r"api_keys(.|\n)*key:scope\+scope") as caught:
+        Settings(_env_file=None, api_keys=text)
+    assert "hush" not in str(caught.value)
