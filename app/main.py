@@ -1,5 +1,6 @@
 """The application: settings in, an ASGI app out. The one place that knows everybody."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -29,6 +30,7 @@ from app.api import (
 )
 from app.api.auth import Keys
 from app.api.services import Services
+from app.errors import GradserveError
 from app.jobs.feed import EventFeed, ended_by_signals
 from app.jobs.queue import JobQueue
 from app.jobs.supervisor import Rules, Supervisor
@@ -40,6 +42,8 @@ from app.storage.database import Database
 from app.storage.datasets import DatasetStore
 from app.storage.migrations import migrate
 from app.storage.models import ModelStore
+
+HOUSEKEEPING_SECONDS = 3600.0
 
 log = structlog.get_logger()
 
@@ -81,11 +85,28 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     supervisor.start()
     with ended_by_signals(services.feed):
         log.info("ready", version=__version__, models_dir=str(settings.models_dir), data_dir=str(settings.data_dir))
+        housekeeping = asyncio.create_task(keep_house(services))
         yield
+        housekeeping.cancel()
     services.feed.close()
     await to_thread.run_sync(supervisor.stop)
     services.predictor.close()
     database.close()
+
+
+async def keep_house(services: Services) -> None:
+    """From time to time remove tables that nobody names any more, and deletions that a crash cut short."""
+    while True:
+        try:
+            await to_thread.run_sync(_sweep, services)
+        except (OSError, GradserveError):
+            log.exception("housekeeping failed and is tried again later")
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)
+
+
+def _sweep(services: Services) -> None:
+    services.models.sweep()
+    services.datasets.sweep(services.jobs.digests_in_use(), grace_seconds=HOUSEKEEPING_SECONDS)
 
 
 def build_services(settings: Settings, database: Database) -> Services:

@@ -190,11 +190,9 @@ class JobQueue:
             return dict.fromkeys(TRANSITIONS, 0) | rows.count_by_state(connection)
 
     def digests_in_use(self) -> set[str]:
-        """Digests of the tables that unfinished jobs read."""
+        """Digests of all jobs' tables; a finished job's too, as it can be run again from its spec."""
         with self._database.read() as connection:
-            specs = [job.spec for job in rows.jobs_in(connection, HELD)]
-        parts = [part for spec in specs for part in (spec.get("data"), spec.get("validation")) if part]
-        return {part["digest"] for part in parts if part.get("digest")}
+            return rows.digests_in_specs(connection)
 
     def held(self) -> set[str]:
         """Ids of all jobs that have not finished."""

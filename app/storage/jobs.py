@@ -75,6 +75,12 @@ def job_by_key(connection: Connection, idempotency_key: str) -> Job | None:
     return None if row is None else _job(row)
 
 
+def digests_in_specs(connection: Connection) -> set[str]:
+    """Digests of all tables that any job's spec names."""
+    parts = [jobs.c.spec[part]["digest"].as_string() for part in ("data", "validation")]
+    return {digest for row in connection.execute(select(*parts).distinct()) for digest in row if digest}
+
+
 def jobs_in(connection: Connection, states: Sequence[str], limit: int | None = None) -> list[Job]:
     """Jobs in any of these states, in the order of submission."""
     query = _SELECT.where(jobs.c.state.in_(states)).order_by(jobs.c.number).limit(limit)

@@ -166,11 +166,13 @@ def test_only_a_finished_job_can_be_deleted(queue: JobQueue, database: Database)
                 queue.delete(job.id)
 
 
-def test_digests_in_use_are_those_of_unfinished_jobs(queue: JobQueue) -> None:
+def test_digests_in_use_are_those_of_all_jobs_until_they_are_deleted(queue: JobQueue) -> None:
     ended = queue.submit({"data": {"digest": "sha256:a"}, "validation": None}, "m")
     queue.submit({"data": {"digest": "sha256:b"}, "validation": {"digest": "sha256:c"}}, "m")
     queue.submit({"data": {"digest": "sha256:d"}, "validation": {"fraction": 0.1}}, "m")
     queue.cancel(ended.id)
+    assert queue.digests_in_use() == {"sha256:a", "sha256:b", "sha256:c", "sha256:d"}
+    queue.delete(ended.id)
     assert queue.digests_in_use() == {"sha256:b", "sha256:c", "sha256:d"}
 
 
