@@ -6,6 +6,7 @@ write to it. Nothing is pickled.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import platform
@@ -89,12 +90,20 @@ class Libraries:
     def compile(self, digest: str, graph: Callable[[], fx.GraphModule], arguments: list[Tensor], threads: int) -> None:
         """Make the library of a graph, in a process of its own: it takes seconds and sets the compiler's environment.
 
+        One at a time on a machine: of many runs of one shape the first one's library serves all.
+
         Raises:
             Exception: whatever the compiler says.
         """
-        from torch import _inductor as inductor
-
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.path(digest).exists():
+                self._compile(digest, graph, arguments, threads)
+
+    def _compile(self, digest: str, graph: Callable[[], fx.GraphModule], arguments: list[Tensor], threads: int) -> None:
+        from torch import _inductor as inductor  # a second, and a hundred megabytes
+
         self._tidy()
         kept = self.folder / "compiler"
         kept.mkdir(exist_ok=True)
@@ -106,10 +115,12 @@ class Libraries:
             Path(str(made)).replace(self.path(digest))
 
     def _tidy(self) -> None:
-        """Forget the libraries that were not used for longest."""
+        """Forget the libraries that were not used for longest, and what killed compilers have left."""
         found = sorted(self.folder.glob("*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in found[MAX_LIBRARIES:]:
             path.unlink(missing_ok=True)
+        for left in self.folder.glob("building-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def compiler_missing() -> str | None:

@@ -50,21 +50,34 @@ def test_no_compiler_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_graph_that_can_not_be_compiled_leaves_nothing(tmp_path: Path) -> None:
+    fail_to_compile(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"compiler", "lock"}
+
+
+def test_a_library_that_another_run_has_made_is_not_made_again(tmp_path: Path) -> None:
     libraries = Libraries(tmp_path)
-    with pytest.raises(ZeroDivisionError):
-        libraries.compile("some", lambda: 1 // 0, [], 1)  # type: ignore[arg-type, return-value]
-    assert [path.name for path in tmp_path.iterdir()] == ["compiler"]
+    libraries.path("some").touch()
+    libraries.compile("some", no_graph, [], 1)
 
 
-def test_libraries_that_were_not_used_for_longest_are_removed(tmp_path: Path) -> None:
+def test_what_is_old_or_half_made_is_removed(tmp_path: Path) -> None:
     for age in range(MAX_LIBRARIES + 2):
         path = tmp_path / f"{age}.so"
         path.touch()
         os.utime(path, (1e9 - age, 1e9 - age))
-    with pytest.raises(ZeroDivisionError):
-        Libraries(tmp_path).compile("some", lambda: 1 // 0, [], 1)  # type: ignore[arg-type, return-value]
-    left = {int(path.stem) for path in tmp_path.glob("*.so")}
-    assert left == set(range(MAX_LIBRARIES))
+    (tmp_path / "building-something").mkdir()
+    fail_to_compile(tmp_path)
+    assert {int(path.stem) for path in tmp_path.glob("*.so")} == set(range(MAX_LIBRARIES))
+    assert not (tmp_path / "building-something").exists()
+
+
+def fail_to_compile(folder: Path) -> None:
+    with pytest.raises(CompilationFailed, match="ZeroDivisionError"):
+        Compilation(lambda: Libraries(folder).compile("some", no_graph, [], 1)).finished(LONG)
+
+
+def no_graph() -> fx.GraphModule:
+    raise ZeroDivisionError
 
 
 # ---- the process
