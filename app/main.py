@@ -16,6 +16,7 @@ from app.api import (
     datasets,
     evaluate,
     export,
+    invocations,
     jobs,
     middleware,
     models,
@@ -68,7 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(datasets.router, max_body_size=settings.max_dataset_bytes)
     app.include_router(versions.router, max_body_size=versions.max_archive_bytes(settings.max_parameters))
     app.include_router(jobs.router)
-    for room in (train, models, predict, evaluate, v2, v2_extensions, export, operations):
+    for room in (train, models, predict, evaluate, v2, v2_extensions, invocations, export, operations):
         app.include_router(room.router)
     return app
 

@@ -55,3 +55,9 @@ INFER: dict[str, Any] = {
         "value": {"inputs": [{"name": "inputs", "shape": [2, 1], "datatype": "FP32", "data": [4, 11]}]},
     }
 }
+INVOCATIONS: dict[str, Any] = {
+    "split": {"summary": "A frame, split", "value": {"dataframe_split": {"columns": ["x"], "data": [[4], [11]]}}},
+    "records": {"summary": "A frame's rows", "value": {"dataframe_records": [{"x": 4}, {"x": 11}]}},
+    "instances": {"summary": "Rows, as TensorFlow Serving has them", "value": {"instances": [[4], [11]]}},
+    "inputs": {"summary": "Columns, as TensorFlow Serving has them", "value": {"inputs": {"x": [4, 11]}}},
+}

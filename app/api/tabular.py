@@ -1,6 +1,7 @@
 """`POST /predict` with a table as its body: CSV or Arrow IPC in, and out in parts as they are predicted.
 
-The same path takes JSON (see `app.api.predict`); `TableRoute` is where the two part, by the body's media type.
+The same path takes JSON (see `app.api.predict`); `TableRoute` is where the two part, by the body's media type. So it is
+with `/invocations` (see `app.api.invocations`), whose answer is always JSON.
 """
 
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.auth import require
 from app.api.datasets import check_length, receive
 from app.api.services import Deps, Services
-from app.errors import GradserveError, InvalidInput, UnsupportedMedia
+from app.errors import GradserveError, InvalidInput, ModelNotFound, UnsupportedMedia
 from app.serving.served_model import ServedModel
 from app.serving.tabular_codec import Form, RowReader, Writer, open_writer, rows_at_once
 from app.specs.base import Name
@@ -55,20 +56,23 @@ DESCRIBED: dict[str, Any] = {
 }
 """What OpenAPI says of tables, at the route that takes JSON: their bodies, and the rest."""
 
+Selector = Annotated[str, Query(min_length=1, max_length=64)]
+
 log = structlog.get_logger()
 
 
 def install(app: FastAPI, max_body_bytes: int) -> None:
-    """Let tables that come to `POST /predict` pass before the routes that are added later."""
-    app.router.add_api_route(
-        "/predict",
-        predict_table,
-        methods=["POST"],
-        dependencies=[Depends(require("predict"))],
-        include_in_schema=False,
-        max_body_size=max_body_bytes,
-        route_class_override=TableRoute,
-    )
+    """Let tables that come to `POST /predict` and `/invocations` pass before the routes that are added later."""
+    for path, endpoint in (("/predict", predict_table), ("/invocations", invoke_table)):
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            dependencies=[Depends(require("predict"))],
+            include_in_schema=False,
+            max_body_size=max_body_bytes,
+            route_class_override=TableRoute,
+        )
 
 
 class TableRoute(APIRoute):
@@ -89,27 +93,52 @@ def media_type(header: str) -> str:
 
 
 async def predict_table(
-    request: Request,
-    deps: Deps,
-    model: Annotated[Name, Query()],
-    version: Annotated[str | None, Query(min_length=1, max_length=64)] = None,
+    request: Request, deps: Deps, model: Annotated[Name, Query()], version: Selector | None = None
 ) -> Response:
+    served = await deps.predictor.load(model, version)
+    otherwise = FORMS[media_type(request.headers["content-type"])]
+    return await answer_table(request, deps, served, answer_form(request.headers.get("accept", ""), otherwise))
+
+
+async def invoke_table(
+    request: Request, deps: Deps, model: Annotated[Name | None, Query()] = None, version: Selector | None = None
+) -> Response:
+    name = await to_thread.run_sync(meant_model, deps, model)
+    served = await deps.predictor.load(name, version)
+    return await answer_table(request, deps, served, "mlflow")
+
+
+def meant_model(deps: Services, name: str | None) -> str:
+    """The model that is named, or the only one that there is.
+
+    Raises:
+        ModelNotFound, InvalidInput
+    """
+    if name is not None:
+        return name
+    names = deps.models.names()
+    if not names:
+        raise ModelNotFound("there is no model yet")
+    if len(names) > 1:
+        raise InvalidInput.at("?model", f"say which model with ?model=; there are {', '.join(names[:20])}")
+    return names[0]
+
+
+async def answer_table(request: Request, deps: Services, model: ServedModel, form: Form) -> Response:
     """The answer begins once the whole body is here and its first rows are predicted: until then, errors are problems.
 
     Waiting for the whole body keeps clients from a deadlock that read no answer before they have sent everything.
     """
     check_length(request, deps.datasets.max_bytes)
-    served = await deps.predictor.load(model, version)
-    content_type = request.headers.get("content-type", "")
+    content_type = request.headers["content-type"]
     encoding = request.headers.get("content-encoding", "")
     with ExitStack() as opened:
         upload = opened.enter_context(deps.datasets.upload(content_type.partition(";")[0], encoding))
         if "header=absent" in content_type.lower().replace(" ", ""):
-            upload.write(_header_line(served, encoding))
+            upload.write(_header_line(model, encoding))
         await receive(request, upload.write)
-        form = answer_form(request.headers.get("accept", ""), FORMS[media_type(content_type)])
-        writer = open_writer(form, served, upload.folder)
-        parts = _answer(deps, served, upload, writer)
+        writer = open_writer(form, model, upload.folder)
+        parts = _answer(deps, model, upload, writer)
         first = await anext(parts)
         return TableResponse(first, parts, writer.media_type, opened.pop_all())
 

@@ -22,7 +22,7 @@ from app.serving.signature import labels_of
 from app.specs.resolve import unknown_column
 from app.specs.table import Signature
 
-Form = Literal["csv", "arrow", "json"]
+Form = Literal["csv", "arrow", "json", "mlflow"]
 
 VALUES_AT_ONCE = 2**21  # numbers that the widest of a part's tensors may hold
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -185,6 +185,23 @@ class JsonWriter:
             yield b"]}"
 
 
+class MlflowWriter:
+    """The answer of `/invocations`."""
+
+    media_type = "application/json"
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model, self._started = model, False
+
+    def write(self, values: Tensor) -> bytes:
+        before = b"," if self._started else b'{"predictions":['
+        self._started = True
+        return before + _inner(self._model.answer(values)["predictions"])
+
+    def finish(self) -> Iterator[bytes]:
+        yield b"]}"
+
+
 def _inner(values: Any) -> bytes:
     """The elements of a JSON array, without its brackets."""
     return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
@@ -195,4 +212,6 @@ def open_writer(form: Form, model: ServedModel, folder: Path) -> Writer:
     signature = model.model.signature
     if form == "json":
         return JsonWriter(model, folder)
+    if form == "mlflow":
+        return MlflowWriter(model)
     return CsvWriter(signature) if form == "csv" else ArrowWriter(signature)

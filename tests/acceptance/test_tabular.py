@@ -106,6 +106,13 @@ def test_json_is_what_predict_says(service: Service, model: str) -> None:
     np.testing.assert_allclose(answer.get("probabilities", 0), expected.get("probabilities", 0), rtol=1e-6)
 
 
+def test_invocations_in_csv(service: Service) -> None:
+    answer = httpx.post(
+        f"{service.url}/invocations?model={SPECIES}", content=TABLE.write_csv(), headers={"Content-Type": CSV}
+    )
+    assert answer.json() == {"predictions": said(service, SPECIES, TABLE.to_dicts())["predictions"]}
+
+
 def test_several_targets(service: Service) -> None:
     assert read(post(service, SIZES, TABLE.write_csv())).columns == ["y", "z"]
     weather = read(post(service, WEATHER, TABLE.write_csv(), accept=ARROW))

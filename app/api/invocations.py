@@ -1,0 +1,147 @@
+"""`POST /invocations`, as MLflow's scoring server has it (https://mlflow.org/docs/latest/deployment)."""
+
+from typing import Annotated, Any, NamedTuple
+
+import orjson
+from anyio import to_thread
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import BaseModel
+
+from app.api.auth import require
+from app.api.examples import INVOCATIONS
+from app.api.json_route import JsonRoute
+from app.api.services import Deps, Services
+from app.api.tabular import BODIES, Selector, meant_model
+from app.errors import InvalidInput, ShapeMismatch, TooLarge
+from app.serving.encode import encode_rows
+from app.serving.served_model import ServedModel
+from app.specs.base import Name, Spec
+
+router = APIRouter(tags=["predict"], route_class=JsonRoute)
+
+
+class Split(BaseModel):
+    """A frame as `DataFrame.to_dict("split")` gives it; `index` is not looked at."""
+
+    columns: list[str] | None = None
+    data: list[list[Any]]
+    index: Any = None
+
+
+class Invocation(Spec):
+    """Exactly one of the four forms. `params` is not looked at."""
+
+    dataframe_split: Split | None = None
+    dataframe_records: list[dict[str, Any]] | None = None
+    instances: list[Any] | None = None
+    inputs: list[Any] | dict[str, Any] | None = None
+    params: Any = None
+
+
+class Predictions(BaseModel):
+    """A number or label a row (a list of them a row where there are several targets)."""
+
+    predictions: list[Any]
+
+
+@router.get("/ping", summary="The process is alive, in MLflow's words", response_class=Response)
+async def ping() -> Response:
+    return Response()
+
+
+@router.post(
+    "/invocations",
+    summary="Predict, in MLflow's words",
+    dependencies=[Depends(require("predict"))],
+    response_model=Predictions,
+    openapi_extra={
+        "requestBody": {"content": {"application/json": {"examples": INVOCATIONS}, "text/csv": BODIES["text/csv"]}}
+    },
+)
+async def invoke(
+    body: Invocation,
+    deps: Deps,
+    model: Annotated[Name | None, Query(description="may be left out where there is only one")] = None,
+    version: Selector | None = None,
+) -> Response:
+    """Frames are matched by the names of their columns; a model of plain numbers takes them in their order."""
+    name = await to_thread.run_sync(meant_model, deps, model)
+    served = await deps.predictor.load(name, version)
+    encoded = await to_thread.run_sync(_encode, deps, served, body)
+    values = await deps.predictor.predict_encoded(served, encoded)
+    content = await to_thread.run_sync(_answer, served, values)
+    return Response(content, media_type="application/json")
+
+
+def _encode(deps: Services, model: ServedModel, body: Invocation) -> Any:
+    pointer, rows = rows_of(body, positional=model.model.signature.positional)
+    if len(rows) > deps.settings.max_rows:
+        raise TooLarge(f"{len(rows)} rows are more than the {deps.settings.max_rows} that one request may have")
+    return encode_rows(model.model.features, model.model.signature, rows, pointer)
+
+
+def _answer(model: ServedModel, values: Any) -> bytes:
+    predictions = model.answer(values)["predictions"]
+    return orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class Rows(NamedTuple):
+    """Rows as `POST /predict` takes them, and the pointer to where they came from."""
+
+    pointer: str
+    rows: list[Any]
+
+
+def rows_of(body: Invocation, *, positional: bool) -> Rows:
+    """The rows of whichever form a body has; `positional`: as lists, whatever their columns are called.
+
+    Raises:
+        InvalidInput, ShapeMismatch
+    """
+    forms = ("dataframe_split", "dataframe_records", "instances", "inputs")
+    given = [form for form in forms if getattr(body, form) is not None]
+    if len(given) != 1:
+        raise InvalidInput.at("", f"give exactly one of {', '.join(forms)}; there are {len(given)}")
+    if body.dataframe_split:
+        return Rows("/dataframe_split/data", _split_rows(body.dataframe_split, positional))
+    if isinstance(body.inputs, dict):
+        return Rows("/inputs", _with_names(_transposed(body.inputs), positional, "/inputs"))
+    rows = next(value for form in forms[1:] if (value := getattr(body, form)) is not None)
+    listed = [row if isinstance(row, (list, dict)) else [row] for row in rows]
+    return Rows(f"/{given[0]}", _with_names(listed, positional, f"/{given[0]}"))
+
+
+def _split_rows(split: Split, positional: bool) -> list[Any]:
+    if split.columns is None or positional:
+        return split.data
+    for index, row in enumerate(split.data):
+        if len(row) != len(split.columns):
+            raise ShapeMismatch.at(
+                f"/dataframe_split/data/{index}",
+                f"this row has {len(row)} values; there are {len(split.columns)} columns",
+            )
+    return [dict(zip(split.columns, row, strict=True)) for row in split.data]
+
+
+def _with_names(rows: list[Any], positional: bool, pointer: str) -> list[Any]:
+    """The rows; for a model of plain numbers, objects as lists in the order of the first one's keys."""
+    if not (positional and rows and isinstance(rows[0], dict)):
+        return rows
+    names = rows[0].keys()
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict) or row.keys() != names:
+            raise ShapeMismatch.at(f"{pointer}/{index}", "this row does not have the keys of the first")
+    return [[row[name] for name in names] for row in rows]
+
+
+def _transposed(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Objects from columns, whose cells may each be in a list of their own; single values are one row."""
+    listed = {name: cells if isinstance(cells, list) else [cells] for name, cells in columns.items()}
+    if len(lengths := {len(cells) for cells in listed.values()}) > 1:
+        raise ShapeMismatch.at("/inputs", f"the columns have different lengths: {', '.join(map(str, sorted(lengths)))}")
+    cells = [[_only(cell) for cell in cells] for cells in listed.values()]
+    return [dict(zip(listed, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
+def _only(cell: Any) -> Any:
+    return cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
