@@ -40,8 +40,10 @@ WORDS = {
     "tuple_type": "this must be an array",
     "list_type": "this must be an array",
     "union_tag_not_found": 'this needs a "type"',
+    "string_pattern_mismatch": "this is not of the form {pattern}",
 }
 """Our words for pydantic's errors, where its own speak of Python."""
+NAME_CONTEXT = {"pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"}
 
 log = structlog.get_logger()
 
@@ -117,7 +119,11 @@ async def _invalid(request: Request, error: Exception) -> Response:
 def fault_of(item: Any, body: Any) -> errors.Fault:
     """A pydantic error as a fault; its location's union tags, which are not in the body, are left out."""
     where, *path = item["loc"]
-    message = WORDS.get(item["type"]) or str(item["msg"]).removeprefix("Value error, ")
+    message = WORDS.get(item["type"], "").format(**item.get("ctx", {})) or str(item["msg"]).removeprefix(
+        "Value error, "
+    )
+    if item.get("ctx") == NAME_CONTEXT:
+        message = "a name has 1 to 64 of a-z, 0-9, '.', '_' and '-', and begins with a letter or a digit"
     if item["type"] == "union_tag_invalid":
         path, message = [*path, "type"], _unknown_type(**item["ctx"])
     if where != "body":
