@@ -11,13 +11,15 @@ from app.api.auth import require
 from app.api.examples import INVOCATIONS
 from app.api.json_route import JsonRoute
 from app.api.services import Deps, Services
-from app.api.tabular import BODIES, Selector, meant_model
+from app.api.tabular import meant_model, parameters
 from app.errors import InvalidInput, ShapeMismatch, TooLarge
 from app.serving.encode import encode_rows
 from app.serving.served_model import ServedModel
 from app.specs.base import Name, Spec
 
 router = APIRouter(tags=["predict"], route_class=JsonRoute)
+
+_CSV: dict[str, Any] = {"schema": {"type": "string"}, "example": "x\n4\n11\n"}
 
 
 class Split(BaseModel):
@@ -44,8 +46,9 @@ class Predictions(BaseModel):
     predictions: list[Any]
 
 
-@router.get("/ping", summary="The process is alive, in MLflow's words", response_class=Response)
+@router.get("/ping", include_in_schema=False)
 async def ping() -> Response:
+    """The process is alive, in MLflow's words."""
     return Response()
 
 
@@ -55,14 +58,15 @@ async def ping() -> Response:
     dependencies=[Depends(require("predict"))],
     response_model=Predictions,
     openapi_extra={
-        "requestBody": {"content": {"application/json": {"examples": INVOCATIONS}, "text/csv": BODIES["text/csv"]}}
+        "parameters": parameters("line", "may be left out where there is only one"),
+        "requestBody": {"content": {"application/json": {"examples": INVOCATIONS}, "text/csv": _CSV}},
     },
 )
 async def invoke(
     body: Invocation,
     deps: Deps,
-    model: Annotated[Name | None, Query(description="may be left out where there is only one")] = None,
-    version: Selector | None = None,
+    model: Annotated[Name | None, Query(include_in_schema=False)] = None,
+    version: Annotated[str | None, Query(include_in_schema=False, min_length=1, max_length=64)] = None,
 ) -> Response:
     """Frames are matched by the names of their columns; a model of plain numbers takes them in their order."""
     name = await to_thread.run_sync(meant_model, deps, model)

@@ -44,14 +44,23 @@ BODIES: dict[str, Any] = {
     "application/vnd.apache.arrow.stream": _BINARY,
     "application/vnd.apache.arrow.file": _BINARY,
 }
+
+
+def parameters(model: str, which: str) -> list[dict[str, Any]]:
+    """What OpenAPI says of the query."""
+    return [
+        {"name": "model", "in": "query", "schema": {"type": "string"}, "description": which, "example": model},
+        {
+            "name": "version",
+            "in": "query",
+            "schema": {"type": "string"},
+            "description": "a number or an alias; absent: the newest",
+        },
+    ]
+
+
 DESCRIBED: dict[str, Any] = {
-    "parameters": [
-        {"name": name, "in": "query", "schema": {"type": "string"}, "description": f"with a table: {meaning}"} | example
-        for name, meaning, example in (
-            ("model", "the model", {"example": "birds"}),
-            ("version", "a number or an alias; absent: the newest", {}),
-        )
-    ],
+    "parameters": parameters("birds", "the model, where the body is a table"),
     "responses": {"200": {"content": {"text/csv": _CSV, "application/vnd.apache.arrow.stream": _BINARY}}},
 }
 """What OpenAPI says of tables, at the route that takes JSON: their bodies, and the rest."""
