@@ -12,7 +12,7 @@ from app.settings import Settings
 from tests.api.service import problem, service
 
 OPEN = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
-PREDICTING = ("/predict", "/evaluate", "/infer")
+PREDICTING = ("/predict", "/evaluate", "/infer", "/invocations")
 PLACES = {
     "name": "line", "model": "line", "version": "1", "alias": "champion", "job_id": "0" * 32, "file": "config.json",
 }  # fmt: skip

@@ -1,13 +1,12 @@
 """`POST /predict` and `/evaluate`: rows in, answers out, and pointers to whatever is wrong."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.api.service import pointers, problem, service, train
+from tests.api.service import pointers, problem, train
 
 QUICK: dict[str, Any] = {"network": {"hidden_features": [4]}, "stop": {"max_epochs": 2}}
 NUM_ROWS = 30
@@ -26,12 +25,12 @@ RECORDS = [
 FEATURES = ["size", "color", "sold", "day"]
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A service with a model of each sort."""
+@pytest.fixture(scope="module", autouse=True)
+def models(client: httpx.Client) -> None:
+    """A model of each sort."""
     rows = [[i, i % 3] for i in range(NUM_ROWS)]
     models: dict[str, dict[str, Any]] = {
-        "line": {"inputs": rows, "targets": [i * 0.5 for i in range(NUM_ROWS)]},
+        "rows": {"inputs": rows, "targets": [i * 0.5 for i in range(NUM_ROWS)]},
         "letters": {"inputs": rows, "targets": ["abc"[i % 3] for i in range(NUM_ROWS)]},
         "numbers": {"inputs": rows, "targets": [[20, 10][i % 2] for i in range(NUM_ROWS)]},
         "flags": {"inputs": rows, "targets": [i % 2 == 0 for i in range(NUM_ROWS)]},
@@ -40,15 +39,13 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         "prices": {"records": RECORDS, "target": "price", "features": FEATURES},
         "kinds": {"records": RECORDS, "target": "kind", "features": FEATURES},
     }
-    with service(tmp_path_factory.mktemp("service"), max_rows=1000) as client:
-        for name, data in models.items():
-            task = {"task": "multiclass"} if name == "numbers" else {}
-            train(client, {"model": name, "data": data, **QUICK, **task})
-        strict = {"records": RECORDS[10:], "target": "price", "features": ["size", "weight"]}
-        train(client, {"model": "strict", "data": strict, "features": None, **QUICK})
-        train(client, {"model": "line", "data": models["line"], **QUICK, "seed": 1})
-        client.put("/models/line/aliases/champion", json={"version": "1"})
-        yield client
+    for name, data in models.items():
+        task = {"task": "multiclass"} if name == "numbers" else {}
+        train(client, {"model": name, "data": data, **QUICK, **task})
+    strict = {"records": RECORDS[10:], "target": "price", "features": ["size", "weight"]}
+    train(client, {"model": "strict", "data": strict, "features": None, **QUICK})
+    train(client, {"model": "rows", "data": models["rows"], **QUICK, "seed": 1})
+    client.put("/models/rows/aliases/champion", json={"version": "1"})
 
 
 def predict(client: httpx.Client, name: str, inputs: Any, **more: Any) -> dict[str, Any]:
@@ -67,7 +64,7 @@ def evaluate(client: httpx.Client, name: str, data: Any) -> httpx.Response:
 
 
 def test_one_target_is_a_flat_list(client: httpx.Client) -> None:
-    found = predict(client, "line", [[1, 0], [2, 1], [3, 2]])
+    found = predict(client, "rows", [[1, 0], [2, 1], [3, 2]])
     assert set(found) == {"version", "predictions"}
     assert [type(value) for value in found["predictions"]] == [float] * 3
 
@@ -106,11 +103,11 @@ def test_several_labels_are_flags(client: httpx.Client) -> None:
 
 def test_versions_and_aliases(client: httpx.Client) -> None:
     rows = [[5, 1]]
-    newest, first = predict(client, "line", rows), predict(client, "line", rows, version="1")
+    newest, first = predict(client, "rows", rows), predict(client, "rows", rows, version="1")
     assert (newest["version"], first["version"]) == ("2", "1")
     assert newest["predictions"] != first["predictions"]
-    assert predict(client, "line", rows, version="champion") == first
-    assert predict(client, "line", rows, version=None) == newest
+    assert predict(client, "rows", rows, version="champion") == first
+    assert predict(client, "rows", rows, version=None) == newest
 
 
 def test_rows_as_objects_in_any_order_and_with_gaps(client: httpx.Client) -> None:
@@ -128,12 +125,12 @@ def test_rows_as_objects_in_any_order_and_with_gaps(client: httpx.Client) -> Non
 
 def test_a_large_request_is_answered_as_many_small_ones(client: httpx.Client) -> None:
     rows = [[i / 7, i % 5] for i in range(1000)]
-    together = predict(client, "line", rows)["predictions"]
-    assert together[::100] == pytest.approx([predict(client, "line", [row])["predictions"][0] for row in rows[::100]])
+    together = predict(client, "rows", rows)["predictions"]
+    assert together[::100] == pytest.approx([predict(client, "rows", [row])["predictions"][0] for row in rows[::100]])
 
 
 def test_numbers_beyond_all_bounds_give_null(client: httpx.Client) -> None:
-    answer = client.post("/predict", json={"model": "line", "inputs": [[1e300, 0], [1, 1]]})
+    answer = client.post("/predict", json={"model": "rows", "inputs": [[1e300, 0], [1, 1]]})
     first, second = json.loads(answer.text, parse_constant=pytest.fail)["predictions"]
     assert first is None
     assert isinstance(second, float)
@@ -143,9 +140,9 @@ def test_numbers_beyond_all_bounds_give_null(client: httpx.Client) -> None:
     ("body", "status", "code"),
     [
         ({"model": "nowhere", "inputs": [[1]]}, 404, "model_not_found"),
-        ({"model": "line", "version": "9", "inputs": [[1, 2]]}, 404, "version_not_found"),
-        ({"model": "line", "version": "best", "inputs": [[1, 2]]}, 404, "version_not_found"),
-        ({"model": "line", "inputs": [[1, 2]] * 1001}, 413, "too_large"),
+        ({"model": "rows", "version": "9", "inputs": [[1, 2]]}, 404, "version_not_found"),
+        ({"model": "rows", "version": "best", "inputs": [[1, 2]]}, 404, "version_not_found"),
+        ({"model": "rows", "inputs": [[1, 2]] * 1001}, 413, "too_large"),
     ],
 )
 def test_what_is_not_there_or_too_much(client: httpx.Client, body: Any, status: int, code: str) -> None:
@@ -155,15 +152,15 @@ def test_what_is_not_there_or_too_much(client: httpx.Client, body: Any, status: 
 @pytest.mark.parametrize(
     ("name", "inputs", "code", "expected"),
     [
-        ("line", [], "shape_mismatch", ["/inputs"]),
-        ("line", [[1]], "shape_mismatch", ["/inputs/0"]),
-        ("line", [[1, 2], [1, 2, 3]], "shape_mismatch", ["/inputs/1"]),
-        ("line", [[1, "2"], ["x", 2]], "invalid_input", ["/inputs/1/0", "/inputs/0/1"]),
-        ("line", [[1, [2]]], "invalid_input", ["/inputs/0/1"]),
-        ("line", [{"x0": 1, "x9": 2}], "unknown_column", ["/inputs/0/x9"]),
-        ("line", 5, "invalid_input", ["/inputs"]),
-        ("line", {"x0": 1}, "invalid_input", ["/inputs"]),
-        ("line", None, "invalid_input", ["/inputs"]),
+        ("rows", [], "shape_mismatch", ["/inputs"]),
+        ("rows", [[1]], "shape_mismatch", ["/inputs/0"]),
+        ("rows", [[1, 2], [1, 2, 3]], "shape_mismatch", ["/inputs/1"]),
+        ("rows", [[1, "2"], ["x", 2]], "invalid_input", ["/inputs/1/0", "/inputs/0/1"]),
+        ("rows", [[1, [2]]], "invalid_input", ["/inputs/0/1"]),
+        ("rows", [{"x0": 1, "x9": 2}], "unknown_column", ["/inputs/0/x9"]),
+        ("rows", 5, "invalid_input", ["/inputs"]),
+        ("rows", {"x0": 1}, "invalid_input", ["/inputs"]),
+        ("rows", None, "invalid_input", ["/inputs"]),
         ("prices", [{"size": "large"}], "invalid_input", ["/inputs/0/size"]),
         ("prices", [{"colour": "red"}], "unknown_column", ["/inputs/0/colour"]),
         ("prices", [{"day": 5}, {"sold": 2}], "invalid_input", ["/inputs/1/sold", "/inputs/0/day"]),
@@ -183,11 +180,11 @@ def test_wrong_rows_are_told_where_they_are(
     [
         ([], ""),
         ({"inputs": [[1]]}, "/model"),
-        ({"model": "line"}, "/inputs"),
-        ({"model": "line", "inputs": [[1, 2]], "batch": 1}, "/batch"),
-        ({"model": "../line", "inputs": [[1, 2]]}, "/model"),
-        ({"model": "line", "inputs": [[1, 2]], "version": 1}, "/version"),
-        ({"model": "line", "inputs": [[1, 2]], "version": ""}, "/version"),
+        ({"model": "rows"}, "/inputs"),
+        ({"model": "rows", "inputs": [[1, 2]], "batch": 1}, "/batch"),
+        ({"model": "../rows", "inputs": [[1, 2]]}, "/model"),
+        ({"model": "rows", "inputs": [[1, 2]], "version": 1}, "/version"),
+        ({"model": "rows", "inputs": [[1, 2]], "version": ""}, "/version"),
     ],
 )
 def test_wrong_requests(client: httpx.Client, body: Any, pointer: str) -> None:
@@ -200,7 +197,7 @@ def test_wrong_requests(client: httpx.Client, body: Any, pointer: str) -> None:
 @pytest.mark.parametrize(
     ("name", "metrics"),
     [
-        ("line", {"mae", "rmse", "r2"}),
+        ("rows", {"mae", "rmse", "r2"}),
         ("two", {"mae", "rmse", "r2"}),
         ("letters", {"accuracy", "f1_macro"}),
         ("flags", {"accuracy", "f1_macro", "roc_auc"}),
@@ -209,7 +206,7 @@ def test_wrong_requests(client: httpx.Client, body: Any, pointer: str) -> None:
 )
 def test_models_of_rows_are_measured(client: httpx.Client, name: str, metrics: set[str]) -> None:
     targets: dict[str, list[Any]] = {
-        "line": [1.5, 2.5, 4.0],
+        "rows": [1.5, 2.5, 4.0],
         "two": [[1, 2], [3, 4], [5, 7]],
         "letters": ["a", "c", "a"],
         "flags": [True, False, True],
@@ -225,8 +222,8 @@ def test_models_of_rows_are_measured(client: httpx.Client, name: str, metrics: s
 
 def test_metrics_are_those_of_the_predictions(client: httpx.Client) -> None:
     rows, targets = [[1, 0], [2, 1], [3, 2]], [1.5, 2.5, 4.0]
-    predictions = predict(client, "line", rows)["predictions"]
-    found = evaluate(client, "line", {"inputs": rows, "targets": targets}).json()
+    predictions = predict(client, "rows", rows)["predictions"]
+    found = evaluate(client, "rows", {"inputs": rows, "targets": targets}).json()
     errors = [abs(one - other) for one, other in zip(predictions, targets, strict=True)]
     assert found["metrics"]["mae"] == pytest.approx(sum(errors) / 3)
 
@@ -266,7 +263,7 @@ def test_labels_that_read_alike_are_the_same(client: httpx.Client) -> None:
 @pytest.mark.parametrize("sample_weight", [[1, -1], [0, 0], [1], ["a", "b"]])
 def test_wrong_weights_are_refused(client: httpx.Client, sample_weight: list[Any]) -> None:
     data = {"inputs": [[1, 0], [2, 1]], "targets": [1.5, 2.5], "sample_weight": sample_weight}
-    assert evaluate(client, "line", data).status_code == 422
+    assert evaluate(client, "rows", data).status_code == 422
 
 
 PRICE = {"target": "price"}
@@ -275,11 +272,11 @@ PRICE = {"target": "price"}
 @pytest.mark.parametrize(
     ("name", "data", "pointer"),
     [
-        ("line", {"inputs": [[1]], "targets": [1]}, "/data/inputs"),
-        ("line", {"inputs": [[1, 2]], "targets": [[1, 2]]}, "/data/targets"),
+        ("rows", {"inputs": [[1]], "targets": [1]}, "/data/inputs"),
+        ("rows", {"inputs": [[1, 2]], "targets": [[1, 2]]}, "/data/targets"),
         ("two", {"inputs": [[1, 2]], "targets": [1]}, "/data/targets"),
-        ("line", {"inputs": [[1, 2]], "targets": ["a"]}, "/data/targets"),
-        ("line", {"inputs": [[1, "x"]], "targets": [1]}, "/data/inputs/0/1"),
+        ("rows", {"inputs": [[1, 2]], "targets": ["a"]}, "/data/targets"),
+        ("rows", {"inputs": [[1, "x"]], "targets": [1]}, "/data/inputs/0/1"),
         ("letters", {"inputs": [[1, 2]], "targets": ["z"]}, "/data/targets"),
         ("letters", {"inputs": [[1, 2]], "targets": [1]}, "/data/targets"),
         ("flags", {"inputs": [[1, 2]], "targets": ["a"]}, "/data/targets"),
@@ -318,10 +315,10 @@ def test_columns_that_are_missing(client: httpx.Client, missing: str) -> None:
     ],
 )
 def test_data_that_are_not_there(client: httpx.Client, data: Any, code: str) -> None:
-    problem(evaluate(client, "line", data), 404, code)
+    problem(evaluate(client, "rows", data), 404, code)
     problem(evaluate(client, "nowhere", {"inputs": [[1]], "targets": [1]}), 404, "model_not_found")
 
 
 def test_too_many_rows_to_measure(client: httpx.Client) -> None:
     data = {"inputs": [[1, 2]] * 1001, "targets": [1] * 1001}
-    problem(evaluate(client, "line", data), 413, "too_large")
+    problem(evaluate(client, "rows", data), 413, "too_large")

@@ -44,7 +44,9 @@ def test_a_job_is_accepted_and_succeeds(client: httpx.Client) -> None:
     assert (job["progress"]["epoch"], job["progress"]["num_epochs"], job["progress"]["fraction"]) == (2, 2, 1.0)
     assert datetime.fromisoformat(job["created_at"]) <= datetime.fromisoformat(job["started_at"])
     assert datetime.fromisoformat(job["started_at"]) <= datetime.fromisoformat(job["finished_at"])
-    assert client.get(job["links"]["model"]).json()["job_id"] == job["id"]
+    version = client.get(job["links"]["model"]).json()
+    assert (version["job_id"], version["metrics"]) == (job["id"], job["metrics"])
+    assert datetime.fromisoformat(job["started_at"]) <= datetime.fromisoformat(version["created_at"])
     assert [row["epoch"] for row in client.get(job["links"]["history"]).json()["data"]] == [1, 2]
     types = [event["type"] for event in client.get(job["links"]["events"]).json()["data"]]
     assert types.count("metrics") == 2
@@ -388,9 +390,8 @@ def test_a_body_without_a_length_is_bounded_too(limited: httpx.Client) -> None:
 def test_a_full_queue_says_when_to_come_again(limited: httpx.Client) -> None:
     few = {"inputs": [[1], [2]], "targets": [1.5, 2.5]}
     spec = {"model": "long", "data": few, "network": {"hidden_features": []}, "stop": {"max_seconds": 600}}
-    jobs = [limited.post("/train", json=spec, headers={"Prefer": "wait=60"}).json()]  # waits for a tenth of a second
-    answers = [limited.post("/train", json=spec) for _ in range(5)]
-    jobs += [answer.json() for answer in answers if answer.status_code == 202]
+    answers = [limited.post("/train", json=spec, headers={"Prefer": "wait=60"}) for _ in range(6)]
+    jobs = [answer.json() for answer in answers if answer.status_code == 202]
     full = [answer for answer in answers if answer.status_code != 202]
     assert full
     for answer in full:
