@@ -45,6 +45,13 @@ from app.storage.migrations import migrate
 from app.storage.models import ModelStore
 
 HOUSEKEEPING_SECONDS = 3600.0
+ROOMS = {
+    "datasets": "Tables that stay, under names",
+    "train": "From a table to a job",
+    "jobs": "What became of a run, and what may be asked of it",
+    "models": "Published versions, their files and aliases",
+    "predict": "From rows to predictions, and measured on test data",
+}
 
 log = structlog.get_logger()
 
@@ -58,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="POST a table, get a trained neural net; POST rows, get predictions.",
         lifespan=lifespan,
         max_body_size=settings.max_body_bytes,
+        openapi_tags=[{"name": name, "description": text} for name, text in ROOMS.items()],
         swagger_ui_parameters={"displayRequestDuration": True, "tryItOutEnabled": True},
     )
     app.state.settings = settings
