@@ -169,7 +169,7 @@ def _check_names(signature: Signature, tensors: Sequence[Tensor]) -> None:
         raise InvalidInput.at("/inputs", f"the model takes {', '.join(map(repr, missing[:20]))} too")
 
 
-def _matrix(features: Features, signature: Signature, tensor: Tensor) -> NDArray[np.float64]:
+def _matrix(features: Features, signature: Signature, tensor: Tensor) -> NDArray[np.floating[Any]]:
     width = len(signature.inputs)
     if isinstance(tensor.values, pl.Series):
         raise InvalidInput.at("/inputs/0/datatype", f"{MATRIX!r} takes numbers, such as FP32, not {tensor.datatype}")
@@ -178,11 +178,13 @@ def _matrix(features: Features, signature: Signature, tensor: Tensor) -> NDArray
             "/inputs/0/shape",
             f"{MATRIX!r} takes the shape [-1, {width}], with at least one row; got {list(tensor.shape)}",
         )
-    numbers_NK = tensor.values.astype(np.float64)
+    numbers_NK: NDArray[np.floating[Any]] = tensor.values
+    if numbers_NK.dtype not in (np.float32, np.float64):
+        numbers_NK = tensor.values.astype(np.float64)
     present_NK = np.isfinite(numbers_NK)
     if not present_NK.all():
         refuse_missing(features, ~present_NK, "/inputs/0/data")
-        numbers_NK[~present_NK] = np.nan
+        numbers_NK = np.where(present_NK, numbers_NK, np.nan)
     return numbers_NK
 
 
