@@ -185,7 +185,7 @@ def watched(spec: TrainingSpec, metrics: dict[str, Any]) -> float:
 
 def _track_best(run: Run, state: State, value: float) -> None:
     schedule = run.spec.schedule
-    if state.best is None or value < state.best - run.spec.stop.min_delta:
+    if state.best is None or math.isnan(state.best) or value < state.best - run.spec.stop.min_delta:
         state.best, state.best_epoch, state.epochs_without_gain = value, state.epoch, 0
         state.plateau_epoch = state.epoch
         if run.spec.stop.restore_best:

@@ -12,6 +12,7 @@ from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
 DEFAULT_EPOCHS = 100
 DEFAULT_BATCH_SIZE = 32
+MAX_LAYERS = 10_000  # those inside of others are counted, too
 MAX_AUTO_CLASSES = 20  # a whole-number target with more distinct values is a quantity
 MIN_ROWS_PER_AUTO_CLASS = 10
 TASKS_OF_LOSS: dict[str, tuple[Task, ...]] = {
@@ -257,6 +258,8 @@ def _resolve_network(spec: TrainingSpec, num_outputs: int) -> LayeredNetwork:
         # an output of zero (the target's mean, or equal odds) is the best guess of a net that has learnt nothing yet
         init: Initializer | None = "zeros" if layers and "init" not in spec.model_fields_set else None
         layers.append(Linear(out_features=num_outputs, init=init))
+    if sum(1 for _ in _all(layers)) > MAX_LAYERS:
+        raise InvalidInput.at("/network/layers", f"a network may have {MAX_LAYERS} layers at most")
     shape = None if isinstance(network, DenseNetwork) else network.input_shape
     return LayeredNetwork(layers=tuple(layers), head=False, input_shape=shape)
 
