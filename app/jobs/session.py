@@ -47,6 +47,7 @@ class Session:
         workplace: Workplace | None = None,
     ) -> None:
         torch.manual_seed(spec.seed)
+        torch.set_float32_matmul_precision("high" if spec.precision == "tf32" else "highest")
         self.workplace = workplace
         self.spec, self.prepared, self.state = spec, prepared, State()
         self.device = torch.device(spec.device)

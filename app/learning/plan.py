@@ -54,6 +54,10 @@ def plan(
     if num_parameters > max_parameters:
         raise TooLarge(f"the network has {num_parameters:,} parameters; this service allows {max_parameters:,}")
     device = resolve_device(spec.device if spec.device != "auto" else device)
+    if spec.precision == "tf32" and device == "cpu":
+        raise InvalidInput.at(
+            "/precision", "tf32 is of CUDA devices, and this run is on the CPU; use float32 or bfloat16"
+        )
     batching = plan_batches(spec.descent, _num_training_rows(spec, table))
     flops = flops_per_row(network) * batching.rows_per_step
     num_threads = spec.num_threads or (usable_cores() if flops >= FLOPS_FOR_ALL_THREADS else 1)

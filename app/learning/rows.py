@@ -27,6 +27,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.nbytes for part in (self.inputs, self.targets, self.weights) if part is not None)
+
     def take(self, order: Tensor | None, first: int, last: int, device: torch.device) -> "Rows":
         """Rows `first` to `last` of an order; a view where there is no order."""
         if order is None:
@@ -39,17 +43,29 @@ class Rows:
                 part.index_select(0, index.to(part.device)) if part is not None else None
                 for part in (self.inputs, self.targets, self.weights)
             ]
-        inputs, targets, weights = (part.to(device, non_blocking=True) if part is not None else None for part in picked)
+        inputs, targets, weights = (_send(part, device) if part is not None else None for part in picked)
         assert inputs is not None
         assert targets is not None
         return Rows(inputs, targets, weights)
 
     def to(self, device: torch.device) -> "Rows":
-        """On another device; rows of a mapped file stay where they are, and go there batch by batch."""
-        if self.mapping is not None:
+        """On another device; rows of a mapped file, or too many for it, stay and go there block by block."""
+        if self.mapping is not None or self.num_bytes > room_on(device):
             return self
         return self.take(None, 0, len(self), device)
 
     def split(self, sizes: list[int]) -> list["Rows"]:
         weights = self.weights.split(sizes) if self.weights is not None else [None] * len(sizes)
         return [Rows(*part) for part in zip(self.inputs.split(sizes), self.targets.split(sizes), weights, strict=True)]
+
+
+def room_on(device: torch.device) -> float:
+    """How many bytes of rows may stay on a device: half of what a card has free."""
+    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else float("inf")
+
+
+def _send(part: Tensor, device: torch.device) -> Tensor:
+    """To a card through pinned memory, which the copy does not have to be waited for."""
+    if device.type == "cuda" and part.device.type == "cpu":
+        return part.pin_memory().to(device, non_blocking=True)
+    return part.to(device)

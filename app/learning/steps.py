@@ -49,22 +49,42 @@ class EagerSteps:
         self.max_grad_norm = max_grad_norm
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         self.autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if precision != "float32":
+        if precision in ("bfloat16", "float16"):
             self.autocast = torch.autocast(self.device.type, dtype=getattr(torch, precision))
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
+        self.copies = torch.cuda.Stream() if self.device.type == "cuda" else None
         self.learning_rate: float | None = None
 
     def run(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
         row_bytes = max(1, rows.inputs[:1].nbytes) if rows.mapping is None else MAPPED_ROW_BYTES
         at_once = max(1, MAX_GATHER_BYTES // (row_bytes * self.batching.rows_per_step))
+        last = first + len(learning_rates)
+        spans = [(begin, min(begin + at_once, last)) for begin in range(first, last, at_once)]
         losses: list[Tensor] = []
-        for begin in range(first, first + len(learning_rates), at_once):
-            end = min(begin + at_once, first + len(learning_rates))
-            block = rows.take(order, *self.batching.bounds(begin, end), self.device)
-            rows.release()
-            sizes = self.batching.sizes(begin, end)
-            losses += self._block(block, sizes, learning_rates[begin - first : end - first])
+        upcoming = self._fetch(rows, order, spans[0])
+        for span, following in zip(spans, [*spans[1:], None], strict=True):
+            block = self._arrived(upcoming)
+            losses += self._block(block, self.batching.sizes(*span), learning_rates[span[0] - first : span[1] - first])
+            if following is not None:  # while a card is still busy with this block
+                upcoming = self._fetch(rows, order, following)
         return torch.stack(losses)
+
+    def _fetch(self, rows: Rows, order: Tensor | None, span: tuple[int, int]) -> Rows:
+        """The rows of these steps; those that come from the host to a card do so beside its work."""
+        self.copies = self.copies if rows.inputs.device != self.device else None
+        with torch.cuda.stream(self.copies) if self.copies else contextlib.nullcontext():
+            block = rows.take(order, *self.batching.bounds(*span), self.device)
+        rows.release()
+        return block
+
+    def _arrived(self, block: Rows) -> Rows:
+        if self.copies:
+            now = torch.cuda.current_stream()
+            now.wait_stream(self.copies)
+            for part in (block.inputs, block.targets, block.weights):
+                if part is not None:
+                    part.record_stream(now)
+        return block
 
     def _block(self, block: Rows, sizes: list[int], learning_rates: Sequence[float]) -> list[Tensor]:
         if len(sizes) == 1:

@@ -72,6 +72,9 @@ class WarmStart(Spec):
 class TrainingSpec(Spec):
     """The body of `POST /train`, and, resolved, what a run can be repeated from.
 
+    `precision`: weights are float32 always; `tf32` (CUDA only) rounds what matrix products read, `bfloat16` and
+    `float16` (with scaled losses) compute activations in half the bits.
+
     `freeze`: parts of the network that keep their weights, such as `layers.0` or `input`. `mixup`: each batch is mixed
     with itself in another order, by shares from Beta(mixup, mixup) (Zhang et al. 2018). `ema_decay`: validated and
     published is the exponential moving average of the weights. `activation_checkpointing`: activations are computed
@@ -91,7 +94,7 @@ class TrainingSpec(Spec):
     features: FeaturesSpec | None = FeaturesSpec()
     init: InitSpec = InitSpec()
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     engine: Literal["auto", "eager", "compiled"] = "auto"
     num_threads: PositiveInt | None = None
     seed: Annotated[NonNegativeInt, Field(le=2**53 - 1)] = 0
