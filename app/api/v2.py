@@ -3,7 +3,8 @@
 https://github.com/kserve/open-inference-protocol, with those of Triton's extensions that `EXTENSIONS` lists.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -20,7 +21,7 @@ from app.api.encodings import accepted_encoding, compress, decompress
 from app.api.examples import INFER
 from app.api.json_route import parse_json
 from app.api.services import Deps, Services
-from app.errors import Conflict, InvalidInput, Unparseable
+from app.errors import Conflict, InvalidInput, Overloaded, Unparseable
 from app.serving.served_model import ServedModel
 from app.serving.signature import TensorType, input_types, output_types
 from app.serving.v2_codec import Call, InferRequest, encode_response, read_call
@@ -270,7 +271,8 @@ _BODY = {
 async def infer(name: ModelName, request: Request, deps: Deps, version: Selector | None = None) -> Response:
     """JSON, or JSON of `Inference-Header-Content-Length` bytes and binary tensors behind it; gzip and deflate too.
 
-    Whatever Content-Type the body is said to have is fine. Numeric inputs take any datatype of numbers.
+    Whatever Content-Type the body is said to have is fine. Numeric inputs take any datatype of numbers. With
+    `parameters.timeout`, in microseconds, an answer that does not come in time is 429.
     """
     body = await request.body()
     model = await deps.predictor.load(name, version)
@@ -280,10 +282,18 @@ async def infer(name: ModelName, request: Request, deps: Deps, version: Selector
             call = await _run(num_bytes, _read_call, deps, model, body, request.headers)
         asked.num_rows = len(call.inputs)
         with asked.part("compute_infer"):
-            values = await deps.predictor.predict_encoded(model, call.inputs)
+            values = await _in_time(call.timeout_seconds, deps.predictor.predict_encoded(model, call.inputs))
         with asked.part("compute_output"):
             answer = await _run(values.nbytes, encode_response, model, call, values)
             return await _run(values.nbytes, _response, *answer, request.headers.get("accept-encoding", ""))
+
+
+async def _in_time(seconds: float | None, answer: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(seconds):
+            return await answer
+    except TimeoutError as error:
+        raise Overloaded(f"there was no answer within the timeout of {seconds} s", code="deadline_exceeded") from error
 
 
 async def _run(num_bytes: int, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

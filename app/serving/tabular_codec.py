@@ -16,7 +16,7 @@ from torch import Tensor
 from app.errors import InvalidInput, ShapeMismatch, UnknownColumn
 from app.learning.features import Features
 from app.serving.columns import fit_column
-from app.serving.encode import encode_frame, escape
+from app.serving.encode import DTYPES, encode_frame, escape
 from app.serving.served_model import ServedModel
 from app.serving.signature import labels_of
 from app.specs.resolve import unknown_column
@@ -28,8 +28,10 @@ VALUES_AT_ONCE = 2**21  # numbers that the widest of a part's tensors may hold
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
-def match_columns(signature: Signature, names: Sequence[str]) -> list[str]:
-    """The table's column for each of the model's. A model of plain numbers takes them in their order.
+def match_columns(signature: Signature, names: Sequence[str]) -> list[str | None]:
+    """The table's column for each of the model's, None for one whose values are all missing.
+
+    A model of plain numbers takes columns of other names in their order.
 
     Raises:
         UnknownColumn, ShapeMismatch, InvalidInput
@@ -45,11 +47,9 @@ def match_columns(signature: Signature, names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in known:
             raise UnknownColumn.at(f"/{escape(name)}", unknown_column(name, wanted))
-    if missing := [name for name in wanted if name not in names]:
-        raise InvalidInput.at(
-            "", f"the table has no column {', '.join(map(repr, missing[:20]))}, which the model takes"
-        )
-    return wanted
+    if not set(names) & set(wanted):
+        raise InvalidInput.at("", f"the table has none of the model's columns: {', '.join(map(repr, wanted[:20]))}")
+    return [name if name in names else None for name in wanted]
 
 
 class RowReader:
@@ -70,6 +70,9 @@ class RowReader:
         """
         columns = []
         for column, source in zip(self.signature.inputs, self.sources, strict=True):
+            if source is None:
+                columns.append(pl.Series(column.name, [None] * part.height, dtype=DTYPES[column.kind]))
+                continue
             cells = part[source]
             if self.decimal_comma and column.kind == "numeric":
                 cells = cells.str.replace(",", ".", literal=True)

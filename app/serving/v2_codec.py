@@ -76,6 +76,7 @@ class Call(NamedTuple):
     request: InferRequest
     inputs: torch.Tensor
     wanted: list[Wanted]
+    timeout_seconds: float | None
 
 
 def read_call(model: ServedModel, request: InferRequest, binary: memoryview, max_rows: int) -> Call:
@@ -87,7 +88,16 @@ def read_call(model: ServedModel, request: InferRequest, binary: memoryview, max
     features, signature = model.model.features, model.model.signature
     wanted = wanted_outputs(request, signature)
     tensors = read_tensors(request, binary, max_rows)
-    return Call(request, encode_tensors(features, signature, tensors), wanted)
+    timeout = _timeout_seconds(request.parameters.get("timeout"))
+    return Call(request, encode_tensors(features, signature, tensors), wanted, timeout)
+
+
+def _timeout_seconds(microseconds: Any) -> float | None:
+    if microseconds in (None, 0):
+        return None
+    if type(microseconds) is not int or microseconds < 0:
+        raise InvalidInput.at("/parameters/timeout", "the timeout must be a whole number of microseconds")
+    return microseconds / 1e6
 
 
 # ---- a request's tensors

@@ -143,6 +143,8 @@ def test_gaps_are_missing_values(service: Service) -> None:
         {"color": "red", "kept": False, "count": 3, "size": 1.5},
     ]
     assert found["prediction"].to_list() == said(service, SPECIES, rows)["predictions"]
+    fewer = read(post(service, SPECIES, "kept,count\ntrue,1\n"))
+    assert fewer["prediction"].to_list() == said(service, SPECIES, rows[:1])["predictions"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_gaps_are_missing_values(service: Service) -> None:
     [
         (SPECIES, "size,count,kept,color\n1,2,true,red\nx,2,true,red\n", CSV, 422, "invalid_input"),
         (SPECIES, "size,count,kept,color\n1,2,maybe,red\n", CSV, 422, "invalid_input"),
-        (SPECIES, "size,count,kept\n1,2,true\n", CSV, 422, "invalid_input"),
+        (SPECIES, "species\nAdelie\n", CSV, 422, "invalid_input"),
         (SPECIES, "size,count,kept,colour\n1,2,true,red\n", CSV, 422, "unknown_column"),
         (SPECIES, "size,count,kept,color\n", CSV, 422, "invalid_input"),
         (SPECIES, "size,count,kept,color\n1,2,true\n", CSV, 400, "unparseable"),

@@ -260,6 +260,17 @@ def test_what_is_not_there(client: httpx.Client, method: str, path: str, status:
     assert refusal(client.request(method, path))[0] == status
 
 
+def test_a_timeout_is_kept(client: httpx.Client) -> None:
+    answer = client.post(INFER, json={"inputs": [numbers()], "parameters": {"timeout": 1}})
+    assert refusal(answer) == (429, "deadline_exceeded")
+    assert int(answer.headers["retry-after"]) >= 1
+    for timeout in (0, 10**7):
+        assert client.post(INFER, json={"inputs": [numbers()], "parameters": {"timeout": timeout}}).status_code == 200
+    for timeout in (-1, "soon", 1.5):
+        answer = client.post(INFER, json={"inputs": [numbers()], "parameters": {"timeout": timeout}})
+        assert refusal(answer) == (422, "invalid_input")
+
+
 def test_keys(root: Path) -> None:
     app = serving_app(root, v2.router, keys="reader:read,asker:predict")
     with serving(app) as client:
