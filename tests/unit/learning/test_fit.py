@@ -1,6 +1,7 @@
 """The loop: when it stops and why, what it keeps, and that chunks don't matter."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -9,7 +10,7 @@ import torch
 
 from app.errors import Diverged
 from app.learning.evaluate import mean_loss
-from app.learning.fit import State
+from app.learning.fit import State, fit
 from tests.unit.learning.runs import (
     FRAME,
     SlowClock,
@@ -126,17 +127,16 @@ def test_a_plateau_lowers_the_rate() -> None:
 # ---- what it keeps
 
 
+UPS_AND_DOWNS: dict[str, Any] = {
+    "optimizer": {"type": "sgd", "learning_rate": 0.2},
+    "descent": {"batch_size": 3},
+    "validation": {"fraction": 0.3},
+}
+
+
 def test_the_best_epoch_is_kept() -> None:
-    """The rate is so large that losses go up and down."""
-    spec: dict[str, Any] = {
-        "optimizer": {"type": "sgd", "learning_rate": 0.2},
-        "stop": {"max_epochs": 12},
-        "descent": {"batch_size": 3},
-        "validation": {"fraction": 0.3},
-    }
-    watcher, seen = Watcher(), []
-    started = session(**spec)
-    watcher.stop = lambda _: seen.append(weights(started))  # type: ignore[func-returns-value]
+    watcher = Watcher()
+    started = session(**UPS_AND_DOWNS, stop={"max_epochs": 12})
     run(started, watcher)
     losses = [row["val_loss"] for row in watcher.history]
     best = losses.index(min(losses))
@@ -144,18 +144,26 @@ def test_the_best_epoch_is_kept() -> None:
     assert (started.state.best_epoch, started.state.best) == (best + 1, losses[best])
     last = weights(started)
     started.finish()
-    again = session(**{**spec, "stop": {"max_epochs": best + 1, "restore_best": False}})
+    again = session(**UPS_AND_DOWNS, stop={"max_epochs": best + 1, "restore_best": False})
     run(again)
     assert_equal(weights(started), weights(again))
     assert any(not torch.equal(value, last[name]) for name, value in weights(started).items())
 
 
 def test_the_last_epoch_is_kept_where_none_is_restored() -> None:
-    started = session(stop={"max_epochs": 3, "restore_best": False})
+    started = session(**UPS_AND_DOWNS, stop={"max_epochs": 12, "restore_best": False})
     run(started)
     last = weights(started)
     started.finish()
+    assert started.state.best_epoch < 12
     assert_equal(weights(started), last)
+
+
+def test_an_epoch_that_could_not_be_judged_is_never_the_best() -> None:
+    values = iter([float("nan"), 3.0, float("nan"), 2.0, float("nan")])
+    started = session(stop={"max_epochs": 5, "metric": "rmse"})
+    fit(replace(started.run(), judge=lambda _: next(values)), started.state, Watcher())
+    assert (started.state.best_epoch, started.state.best) == (4, 2.0)
 
 
 def test_more_is_better_of_some_metrics() -> None:

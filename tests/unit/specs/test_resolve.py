@@ -233,6 +233,15 @@ def test_the_output_layer_is_added(network: dict[str, Any], types: list[str]) ->
     assert found.head is False
 
 
+def test_layers_are_counted_wherever_they_are() -> None:
+    def nested(num: int) -> dict[str, Any]:
+        inner = {"type": "parallel", "branches": [[{"type": "relu"}] * num], "merge": "sum"}
+        return {"layers": [{"type": "residual", "layers": [inner]}] * 100}
+
+    settle(network=nested(97))  # each block is that many and two, and the head is one more
+    assert "10000" in fault_at("/network/layers", network=nested(98)).detail
+
+
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "celu", "gelu", "softplus", "prelu", "silu"])
 def test_every_activation_has_a_layer(activation: str) -> None:
     found = settle(network={"hidden_features": [3], "activation": activation})[0].network
