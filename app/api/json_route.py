@@ -7,6 +7,7 @@ import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from app.api.auth import authorize_early
 from app.errors import Unparseable, UnsupportedMedia
 
 
@@ -27,6 +28,7 @@ class JsonRoute(APIRoute):
         async def handle_json(request: Request) -> Response:
             request = JsonRequest(request.scope, request.receive)
             if takes_body:
+                await authorize_early(request, self.dependencies)
                 require_json(request)
                 await request.json()  # here, because FastAPI would say no more than that parsing failed
             return await handle(request)
