@@ -168,6 +168,13 @@ def test_routes_that_are_not_in_the_document_are_pages(locked: httpx.Client) -> 
         assert answer.status_code == 401, path
 
 
+@pytest.mark.parametrize("operation", BODIES, ids=lambda operation: f"{operation.method} {operation.path}")
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
+def test_without_a_key_no_body_is_looked_at(locked: httpx.Client, operation: Operation, content_type: str) -> None:
+    answer = locked.request(operation.method, operation.filled(), content=b"{", headers={"Content-Type": content_type})
+    problem(answer, 401, "unauthenticated")
+
+
 def test_a_key_may_have_several_scopes(locked: httpx.Client) -> None:
     by_path = {(operation.method, operation.path): operation for operation in OPERATIONS}
     for method, path, status in [("GET", "/models", 200), ("POST", "/predict", 422), ("POST", "/train", 403)]:
