@@ -243,11 +243,23 @@ def _is_unloaded(deps: Services, name: str, version: str | None) -> bool:
 # ---- inference
 
 
+def _inlined(schema: Any, definitions: dict[str, Any] | None = None) -> Any:
+    """A JSON schema with its definitions where they are referred to, since OpenAPI has another place for them."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    known = definitions or schema.get("$defs", {})
+    if "$ref" in schema:
+        return _inlined(known[schema["$ref"].rpartition("/")[2]], known)
+    return {key: _inlined(value, known) for key, value in schema.items() if key != "$defs"}
+
+
 _BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {"type": "object"}, "examples": INFER},
+            "application/json": {"schema": _inlined(InferRequest.model_json_schema()), "examples": INFER},
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
     }
