@@ -34,8 +34,12 @@ class Recorder:
 
     def begin(self, job: Job) -> None:
         """A run of this job starts, perhaps not the first."""
+        waiting = self._batches[job.id].events if job.id in self._batches else []  # while the database fails
+        epochs = [event.data["epoch"] for event in waiting if event.type == "metrics"]
+        warned = [event.data["detail"] for event in waiting if event.type == "warning"]
+        last_epoch = max([self._queue.last_epoch(job.id), *epochs])
         step = (job.progress or {}).get("step", 0)
-        self._stories[job.id] = Story(self._queue.last_epoch(job.id), step, set(job.warnings))
+        self._stories[job.id] = Story(last_epoch, step, {*job.warnings, *warned})
 
     def progressed(self, job_id: str) -> bool:
         return self._stories[job_id].progressed

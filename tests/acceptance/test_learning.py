@@ -70,6 +70,33 @@ def test_defaults_do_well(service: Service, name: str, table: Any, target: str, 
     assert np.mean(scores) >= least, scores
 
 
+def test_digits_as_images(service: Service) -> None:
+    """A small convolutional net on 1 × 8 × 8 images."""
+    frame = from_sklearn("digits")
+    order = np.random.default_rng(0).permutation(frame.height)
+    upload(service, "images-train", frame[order[360:]])
+    upload(service, "images-test", frame[order[:360]])
+    block = [{"type": "batch_norm"}, {"type": "relu"}]
+    layers = [
+        {"type": "conv2d", "out_channels": 32}, *block,
+        {"type": "conv2d", "out_channels": 32}, *block, {"type": "max_pool2d"},
+        {"type": "conv2d", "out_channels": 64}, *block, {"type": "max_pool2d"},
+        {"type": "flatten"}, {"type": "dropout", "p": 0.3},
+    ]  # fmt: skip
+    network = {"input_shape": [1, 8, 8], "layers": layers}
+    body = {
+        "model": "images",
+        "data": {"dataset": "images-train", "target": "target"},
+        "network": network,
+        "stop": {"max_epochs": 15},
+    }
+    job = httpx.post(f"{service.url}/train", json=body, headers={"Prefer": "wait=60"}, timeout=90).json()
+    assert job["state"] == "succeeded", job
+    test = {"model": "images", "data": {"dataset": "images-test", "target": "target"}}
+    answer = httpx.post(f"{service.url}/evaluate", json=test, timeout=30).json()
+    assert answer["metrics"]["accuracy"] >= 0.98
+
+
 def upload(service: Service, name: str, frame: pl.DataFrame) -> None:
     answer = httpx.put(f"{service.url}/datasets/{name}", content=frame.write_csv().encode())
     assert answer.status_code in (200, 201), answer.text

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,12 +40,19 @@ RUN = [block for block in BLOCKS if block.runs_here]
 
 
 @pytest.fixture(scope="module")
-def outputs(service: Service, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def new_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A reader's own, where the first version is version 1."""
+    with Service(tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def outputs(new_service: Service, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What each block printed; all run in one shell, in order, as a reader would."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "examples").symlink_to(ROOT / "examples")
-    marked = [f"printf '\\036'\n{addressed(block.text, service)}" for block in RUN]
-    environment = {"GRADSERVE_URL": service.url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    marked = [f"printf '\\036'\n{addressed(block.text, new_service)}" for block in RUN]
+    environment = {"GRADSERVE_URL": new_service.url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     script = subprocess.run(
         ["bash", "-c", PREAMBLE + "\n".join(marked)],
         cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
