@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, fx, nn
 from torch._higher_order_ops.while_loop import while_loop_op
-from torch._inductor.inductor_prims import random
 from torch._ops import OpOverload
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -73,6 +72,8 @@ class Dropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is not F.dropout or not kwargs["p"]:
             return function(*args, **kwargs)
+        from torch._inductor.inductor_prims import random  # a second and 70 MB, for those who only plan a run
+
         x, p = args[0], kwargs["p"]
         uniform = random(list(x.shape), next(self.seeds), "rand")
         return torch.where(uniform >= p, x / (1 - p), 0.0)
