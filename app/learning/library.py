@@ -41,7 +41,7 @@ class CompilationFailed(Exception):
 
 
 class Library:
-    """A compiled loop; `run` gives up the interpreter's lock while it works."""
+    """A compiled loop. It holds the interpreter's lock, so a call should be of milliseconds."""
 
     def __init__(self, path: Path) -> None:
         self._runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
