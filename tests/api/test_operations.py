@@ -151,7 +151,7 @@ def test_metrics_count_jobs_by_state(client: httpx.Client) -> None:
         return samples(client)["gradserve_jobs", frozenset({("state", "succeeded")})]
 
     before = succeeded()
-    train(client, SEED | {"model": "counted"})
+    train(client, SEED | {"model": "one-more"})
     assert succeeded() == before + 1
     assert samples(client)["gradserve_jobs", frozenset({("state", "queued")})] == 0
 

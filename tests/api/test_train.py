@@ -153,14 +153,14 @@ def test_a_key_makes_one_job_of_two_requests(client: httpx.Client) -> None:
 
 def test_text_labels(client: httpx.Client) -> None:
     data = {"inputs": [[i] for i in range(30)], "targets": ["abc"[i % 3] for i in range(30)]}
-    job = train(client, body("letters", data=data))
+    job = train(client, body("abc", data=data))
     assert job["spec"]["task"] == "multiclass"
-    assert client.get("/models/letters").json()["newest"]["signature"]["classes"] == ["a", "b", "c"]
+    assert client.get("/models/abc").json()["newest"]["signature"]["classes"] == ["a", "b", "c"]
 
 
 def test_several_targets(client: httpx.Client) -> None:
     data = {"inputs": [[i] for i in range(20)], "targets": [[i * 0.5, -i / 3] for i in range(20)]}
-    job = train(client, body("two", data=data))
+    job = train(client, body("two-targets", data=data))
     assert job["spec"]["data"]["target"] == ["y0", "y1"]
 
 
