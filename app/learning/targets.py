@@ -29,11 +29,17 @@ class Targets:
 
     @classmethod
     def fit(cls, signature: Signature, spec: TrainingSpec, train: pl.DataFrame, everything: pl.DataFrame) -> "Targets":
-        """Classes are those of all rows; means and deviations those of the training rows."""
+        """Classes are those of all rows; means and deviations those of the training rows.
+
+        Raises:
+            BadData: a single class.
+        """
         names = [column.name for column in signature.targets]
         found = cls(signature, spec.loss.type, np.zeros(len(names)), np.ones(len(names)))
         if signature.task in ("binary", "multiclass"):
             classes = tuple(everything[names[0]].unique().sort().to_list())
+            if len(classes) < 2:
+                raise BadData(f"all rows that can be used have the same label in {names[0]!r}: {classes[0]!r}")
             found.signature = signature.model_copy(update={"classes": classes})
         elif signature.task == "multilabel":
             found.signature = signature.model_copy(update={"classes": tuple(names)})
