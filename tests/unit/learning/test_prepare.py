@@ -159,6 +159,15 @@ def test_balanced_classes() -> None:
     assert [weights[i].item() for i in (0, 1, 4)] == pytest.approx([50 / 30, 50 / 90, 50 / 30])
 
 
+def test_a_class_may_not_be_lost_with_its_weights() -> None:
+    frame = FRAME.with_columns(w=pl.when(pl.col("k") == "b").then(pl.col("w")))
+    for loss in ("binary_cross_entropy", "cross_entropy"):
+        two = frame.filter(pl.col("k") != "c")
+        spec = resolved(two, "k", {"features": ["x"], "sample_weight": "w"}, loss={"type": loss})
+        with pytest.raises(BadData, match=r"same label in 'k': 'b'"):
+            prepared(spec, two)
+
+
 def test_no_weights_are_none() -> None:
     assert prepared(resolved(FRAME, data={"features": ["x"]}), FRAME).train.weights is None
 
