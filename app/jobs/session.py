@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from app.errors import BadData
 from app.learning.averaging import WeightAverage
 from app.learning.batches import plan_batches
 from app.learning.compiled import CompiledSteps
@@ -54,7 +55,7 @@ class Session:
         self.network = assemble(spec, prepared.features, prepared.targets.num_outputs)
         initialize(self.network, spec.init)
         if weights is not None:
-            self.network.load_state_dict(weights)
+            self._start_from(weights)
         self.network.to(self.device)
         freeze(self.network, spec.freeze)
         least = 2 if any(isinstance(module, nn.BatchNorm1d) for module in self.network.modules()) else 1
@@ -63,6 +64,15 @@ class Session:
         self.train = prepared.train.to(self.device)
         self.validation = prepared.validation and prepared.validation.to(self.device)
         self._build_engine()
+
+    def _start_from(self, weights: dict[str, Tensor]) -> None:
+        try:
+            self.network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise BadData(
+                "warm_start: the weights don't fit this network, whose inputs follow from the table "
+                f"(other categories or gaps than the version was trained on): {str(error).splitlines()[-1].strip()}"
+            ) from error
 
     def _build_engine(self) -> None:
         spec = self.spec

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -65,9 +66,9 @@ class Training:
 
     def run(self) -> Outcome:
         frame, other = self._read()
-        weights = self._starting_weights()
         folds = self.spec.validation.folds if isinstance(self.spec.validation, ValidationFolds) else 0
         resumed = self.journal.load()
+        weights = self._starting_weights() if resumed is None or folds else None  # a checkpoint has its own
         for fold in range(len(self.journal.folds), folds + 1):
             held_out = fold if fold < folds else None
             spec = self.spec if held_out is not None or not folds else _over_all_rows(self.spec, self.journal.folds)
@@ -86,6 +87,8 @@ class Training:
             metrics = self.journal.losses() | session.measure(model)
             if held_out is not None:
                 self.journal.end_fold(metrics, session.state)
+        if folds:
+            model = replace(model, spec=self.spec)  # what the job can be repeated from, not its last fit alone
         return self._stage(model, metrics, reason)
 
     def _interrupted(self, reason: str) -> Outcome:

@@ -35,6 +35,7 @@ class State:
     loss_sum: float = 0.0  # of this epoch so far, a row at a time
     elapsed_seconds: float = 0.0
     best: float | None = None  # of what is watched
+    gained: float = 0.0  # what it was when it last got better by more than `min_delta`
     best_epoch: int = 0
     epochs_without_gain: int = 0
     plateau_factor: float = 1.0
@@ -184,12 +185,13 @@ def watched(spec: TrainingSpec, metrics: dict[str, Any]) -> float:
 
 
 def _track_best(run: Run, state: State, value: float) -> None:
-    schedule = run.spec.schedule
-    if state.best is None or math.isnan(state.best) or value < state.best - run.spec.stop.min_delta:
-        state.best, state.best_epoch, state.epochs_without_gain = value, state.epoch, 0
-        state.plateau_epoch = state.epoch
+    schedule, known = run.spec.schedule, state.best is not None and not math.isnan(state.best)
+    if not known or value < state.best:  # type: ignore[operator]
+        state.best, state.best_epoch = value, state.epoch
         if run.spec.stop.restore_best:
             state.best_weights = run.keep(run.network.state_dict())
+    if not known or value < state.gained - run.spec.stop.min_delta:
+        state.gained, state.epochs_without_gain, state.plateau_epoch = value, 0, state.epoch
         return
     state.epochs_without_gain += 1
     if isinstance(schedule, PlateauSchedule) and state.epoch - state.plateau_epoch >= schedule.patience:

@@ -1,5 +1,6 @@
 """A whole run of a worker's training, in this process: cross-validation, large tables, what is kept on disk."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,8 @@ def test_cross_validation_holds_out_each_fold_and_publishes_a_model_of_all_rows(
     fractions = [data["fraction"] for kind, data in events if kind == "progress"]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
+    config = json.loads((tmp_path / "models" / ".staging" / "job" / "config.json").read_text())
+    assert config["spec"]["validation"] == {"folds": 3}
 
 
 def test_rows_without_a_target_are_left_out_and_told(tmp_path: Path) -> None:

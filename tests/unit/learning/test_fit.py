@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
 import torch
+from torch import nn
 
 from app.errors import Diverged
 from app.learning.evaluate import mean_loss
-from app.learning.fit import State, fit
+from app.learning.fit import State, _track_best, fit
+from app.specs.optimization import ConstantSchedule, StopSpec
 from tests.unit.learning.runs import (
     FRAME,
     SlowClock,
@@ -288,3 +291,17 @@ def test_a_rate_is_found_that_learns_and_nothing_is_left_of_the_trial() -> None:
     watcher = Watcher()
     run(found, watcher)
     assert watcher.history[-1]["val_loss"] < 0.8 * watcher.history[0]["val_loss"]
+
+
+def test_the_least_loss_is_kept_where_it_is_no_gain() -> None:
+    """`min_delta` is for patience; what is kept is the best."""
+    stop = StopSpec(min_delta=0.5, patience=5, restore_best=True)
+    kept: list[Any] = []
+    spec = SimpleNamespace(schedule=ConstantSchedule(), stop=stop)
+    run = SimpleNamespace(spec=spec, network=nn.Linear(1, 1), keep=lambda weights: kept.append(weights))
+    state, seen = State(), []
+    for state.epoch, value in enumerate([3.0, 2.8, 2.9, 2.0], 1):
+        _track_best(run, state, value)  # type: ignore[arg-type]
+        seen.append((state.best, state.best_epoch, state.epochs_without_gain))
+    assert seen == [(3.0, 1, 0), (2.8, 2, 1), (2.8, 2, 2), (2.0, 4, 0)]
+    assert len(kept) == 3
