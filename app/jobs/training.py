@@ -50,6 +50,7 @@ def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
     spec = TrainingSpec.model_validate(order.spec)
     assert spec.num_threads is not None
     torch.set_num_threads(spec.num_threads)
+    torch.set_flush_denormal(True)  # moments that fade away would slow down all arithmetic on them
     journal = Journal(spec, Checkpoints(order.job_dir), emit, control, order.checkpoint_interval_seconds)
     with _out_of_memory_explained():
         return Training(order, spec, journal).run()
