@@ -32,19 +32,26 @@ def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
         if request == "cancel":
             return Outcome("cancelled")
         if request == "pause":
-            checkpoint.write_text(json.dumps(epoch))
+            _save(checkpoint, epoch)
             return Outcome("paused")
         if "gate" in spec and epoch >= int(Path(spec["gate"]).read_text()):
             time.sleep(0.002)
             continue
         epoch += 1
         _misbehave(order, epoch)
+        _save(checkpoint, epoch)  # first: a test that has heard of an epoch may kill this process at once
         emit("metrics", _metrics(epoch))
         emit("progress", {"epoch": epoch, "num_epochs": spec.get("epochs", 1), "step": epoch, "fraction": 0.5})
-        checkpoint.write_text(json.dumps(epoch))
     staged = ModelStore(Path(order.models_dir)).staging(order.job_id)
     (staged / "config.json").write_text(json.dumps({"job_id": order.job_id, "epoch": epoch}))
     return Outcome("succeeded", {"train_loss": 1 / epoch}, "max_epochs")
+
+
+def _save(checkpoint: Path, epoch: int) -> None:
+    """By one rename, as real checkpoints are."""
+    written = checkpoint.with_suffix(".new")
+    written.write_text(json.dumps(epoch))
+    written.replace(checkpoint)
 
 
 def _metrics(epoch: int) -> dict[str, object]:
