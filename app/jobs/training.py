@@ -50,9 +50,8 @@ def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
     spec = TrainingSpec.model_validate(order.spec)
     assert spec.num_threads is not None
     torch.set_num_threads(spec.num_threads)
-    torch.set_flush_denormal(True)  # moments that fade away would slow down all arithmetic on them
     journal = Journal(spec, Checkpoints(order.job_dir), emit, control, order.checkpoint_interval_seconds)
-    with _out_of_memory_explained():
+    with _denormals_flushed(), _out_of_memory_explained():
         return Training(order, spec, journal).run()
 
 
@@ -187,6 +186,16 @@ def _require_finite(model: Model) -> None:
     for name, value in model.network.state_dict().items():
         if value.is_floating_point() and not math.isfinite(value.sum().item()) and not bool(value.isfinite().all()):
             raise Diverged(f"{name} holds numbers that are not finite; try a smaller optimizer.learning_rate")
+
+
+@contextmanager
+def _denormals_flushed() -> Iterator[None]:
+    """Moments that fade away would slow down all arithmetic on them."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @contextmanager
