@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
@@ -287,12 +287,20 @@ def test_a_hung_worker_is_noticed_and_ended(queue: JobQueue, start: Start, tmp_p
     assert len(starts(tmp_path, job)) == 2
 
 
+def sockets_of(pid: int) -> set[str]:
+    """The sockets that a process has open; files may come and go while it is looked at."""
+    names = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            names.add(str(descriptor.readlink()))
+    return {name for name in names if name.startswith("socket:")}
+
+
 def test_a_worker_holds_no_other_workers_channel(queue: JobQueue, start: Start, gate: Gate, tmp_path: Path) -> None:
     start(max_running_jobs=3)
     jobs = [queue.submit({"gate": str(gate.path)}, "m") for _ in range(3)]
     pids = [until(lambda: starts(tmp_path, job))[0][0] for job in jobs]  # noqa: B023
-    opened = [[str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()] for pid in pids]
-    sockets = [{name for name in names if name.startswith("socket:")} for names in opened]
+    sockets = [sockets_of(pid) for pid in pids]
     assert [len(found) for found in sockets] == [1, 1, 1]
     assert len(set.union(*sockets)) == 3
     gate.open(1)
