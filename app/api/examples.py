@@ -48,7 +48,17 @@ EVALUATE: dict[str, Any] = {
         "value": {"model": "line", "data": {"inputs": [[3], [12]], "targets": [3, 12]}},
     }
 }
-ALIAS: dict[str, Any] = {"champion": {"summary": "The version to use", "value": {"version": "1"}}}
+ALIAS: dict[str, Any] = {
+    "champion": {"summary": "The version to use", "value": {"version": "1"}},
+    "canary": {
+        "summary": "A tenth of the requests for another version",
+        "value": {"version": "1", "canary": {"version": "2", "percent": 10}},
+    },
+    "shadow": {
+        "summary": "Another version that is only compared",
+        "value": {"version": "1", "shadow": {"version": "2"}},
+    },
+}
 INFER: dict[str, Any] = {
     "rows": {
         "summary": "Rows of numbers",

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from app.api.auth import require
 from app.api.examples import INVOCATIONS
 from app.api.json_route import JsonRoute
-from app.api.services import Deps, Services
-from app.api.tabular import meant_model, parameters
+from app.api.services import Deps, RoutingKey, Services
+from app.api.tabular import meant_model, parameters, version_header
 from app.errors import InvalidInput, ShapeMismatch, TooLarge
 from app.serving.encode import encode_rows
 from app.serving.served_model import ServedModel
@@ -67,14 +67,15 @@ async def invoke(
     deps: Deps,
     model: Annotated[Name | None, Query(include_in_schema=False)] = None,
     version: Annotated[str | None, Query(include_in_schema=False, min_length=1, max_length=64)] = None,
+    key: RoutingKey = None,
 ) -> Response:
     """Frames are matched by the names of their columns; a model of plain numbers takes them in their order."""
     name = await to_thread.run_sync(meant_model, deps, model)
-    served = await deps.predictor.load(name, version)
+    served = await deps.predictor.route(name, version, key)
     encoded = await to_thread.run_sync(_encode, deps, served, body)
     values = await deps.predictor.predict_encoded(served, encoded)
     content = await to_thread.run_sync(_answer, served, values)
-    return Response(content, media_type="application/json")
+    return Response(content, headers=version_header(served), media_type="application/json")
 
 
 def _encode(deps: Services, model: ServedModel, body: Invocation) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import structlog
 from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.api.auth import require
 from app.api.examples import ALIAS
@@ -14,7 +14,8 @@ from app.api.json_route import JsonRoute
 from app.api.paging import Limit, Page, page_of
 from app.api.services import Deps
 from app.errors import CorruptVersion
-from app.specs.base import Name, Spec
+from app.specs.alias import Alias, Canary, Shadow
+from app.specs.base import Name
 from app.storage.models import Version
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=JsonRoute)
@@ -22,6 +23,7 @@ log = structlog.get_logger()
 read, write = [Depends(require("read"))], [Depends(require("train"))]
 
 ModelName = Annotated[Name, Path()]
+AliasName = Annotated[Name, Path()]
 Selector = Annotated[str, Path(min_length=1, max_length=64, description="a version's number or an alias")]
 
 
@@ -53,14 +55,18 @@ class ModelOut(BaseModel):
     newest: VersionOut
 
 
-class AliasBody(Spec):
-    version: str
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class AliasOut(BaseModel):
+    """Where an alias points; `canary` and `shadow` only where it has one."""
+
     model: str
     alias: str
     version: str
+    canary: Annotated[Canary | None, Field(exclude_if=_is_none)] = None
+    shadow: Annotated[Shadow | None, Field(exclude_if=_is_none)] = None
 
 
 @router.get("", summary="List models", dependencies=read)
@@ -99,19 +105,37 @@ def get_file(name: ModelName, version: Selector, file: str, deps: Deps) -> FileR
     return FileResponse(deps.models.file(name, version, file), filename=file)
 
 
+@router.get("/{name}/aliases", summary="List aliases", dependencies=read)
+def list_aliases(name: ModelName, deps: Deps, limit: Limit = 50, after: str | None = None) -> Page[AliasOut]:
+    deps.models.versions(name)
+    known = sorted((alias, to) for alias, to in deps.models.aliases(name).items() if after is None or alias > after)
+    found = [alias_out(name, *item) for item in known[:limit]]
+    return page_of(found, more=len(known) > limit, cursor=lambda alias: alias.alias)
+
+
+@router.get("/{name}/aliases/{alias}", summary="One alias", dependencies=read)
+def get_alias(name: ModelName, alias: AliasName, deps: Deps) -> AliasOut:
+    return alias_out(name, alias, deps.models.get_alias(name, alias))
+
+
 @router.put(
     "/{name}/aliases/{alias}",
     summary="Point an alias at a version",
     dependencies=write,
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": ALIAS}}}},
 )
-def put_alias(name: ModelName, alias: Annotated[Name, Path()], body: AliasBody, deps: Deps) -> AliasOut:
-    deps.models.set_alias(name, alias, body.version)
-    return AliasOut(model=name, alias=alias, version=body.version)
+def put_alias(name: ModelName, alias: AliasName, body: Alias, deps: Deps) -> AliasOut:
+    """The whole of it: a canary or a shadow that the body does not have ends.
+
+    A `canary` answers its percentage of the predictions, the same for requests with the same `X-Routing-Key`. A
+    `shadow` is asked after the answer, and compared with it in `/metrics`.
+    """
+    deps.models.set_alias(name, alias, body)
+    return alias_out(name, alias, body)
 
 
 @router.delete("/{name}/aliases/{alias}", summary="Delete an alias", dependencies=write, status_code=204)
-def delete_alias(name: ModelName, alias: Annotated[Name, Path()], deps: Deps) -> Response:
+def delete_alias(name: ModelName, alias: AliasName, deps: Deps) -> Response:
     deps.models.delete_alias(name, alias)
     return Response(status_code=204)
 
@@ -126,11 +150,15 @@ def delete_model(name: ModelName, deps: Deps) -> Response:
 
 @router.delete("/{name}/versions/{version}", summary="Delete a version", dependencies=write, status_code=204)
 def delete_version(name: ModelName, version: Selector, deps: Deps) -> Response:
-    """409 while an alias points at it."""
+    """409 while an alias points at it, or has it as its canary or its shadow."""
     number = deps.models.resolve(name, version)
     deps.models.delete(name, number)
     deps.predictor.cache.unload(name, number)
     return Response(status_code=204)
+
+
+def alias_out(name: str, alias: str, to: Alias) -> AliasOut:
+    return AliasOut(model=name, alias=alias, version=to.version, canary=to.canary, shadow=to.shadow)
 
 
 def _model_out(deps: Deps, name: str) -> ModelOut | None:
@@ -142,7 +170,8 @@ def _model_out(deps: Deps, name: str) -> ModelOut | None:
         except CorruptVersion as error:
             log.warning("a version can't be read", model=name, version=number, detail=error.detail)
         else:
-            return ModelOut(name=name, versions=versions, aliases=deps.models.aliases(name), newest=newest)
+            aliases = {alias: to.version for alias, to in deps.models.aliases(name).items()}
+            return ModelOut(name=name, versions=versions, aliases=aliases, newest=newest)
     return None
 
 
@@ -157,7 +186,7 @@ def version_out(deps: Deps, version: Version) -> VersionOut:
         num_bytes=(version.path / "model.safetensors").stat().st_size,
         signature=config["signature"],
         metrics=version.metrics,
-        aliases=[alias for alias, number in deps.models.aliases(version.model).items() if number == version.version],
+        aliases=[alias for alias, to in deps.models.aliases(version.model).items() if to.version == version.version],
         spec=config["spec"],
         files={file: f"{base}/{file}" for file in (*config["digests"], "config.json")},
     )

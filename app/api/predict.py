@@ -11,7 +11,7 @@ from app.api.auth import require
 from app.api.examples import PREDICT
 from app.api.json_route import JsonRoute
 from app.api.problems import Problem
-from app.api.services import Deps
+from app.api.services import Deps, RoutingKey
 from app.api.train import check_num_rows
 from app.specs.base import Name, Spec
 from app.specs.table import Label
@@ -47,13 +47,13 @@ class Prediction(BaseModel):
     openapi_extra=tabular.DESCRIBED
     | {"requestBody": {"content": {"application/json": {"examples": PREDICT}, **tabular.BODIES}}},
 )
-async def predict(body: PredictRequest, deps: Deps) -> Response:
+async def predict(body: PredictRequest, deps: Deps, key: RoutingKey = None) -> Response:
     """Rows are treated exactly as in training; missing and unseen values have their places.
 
     A table in CSV or Arrow IPC comes with `?model=`, and is answered in parts, by a table or (with `Accept`) JSON.
     """
     check_num_rows(deps, len(body.inputs))
-    model = await deps.predictor.load(body.model, body.version)
+    model = await deps.predictor.route(body.model, body.version, key)
     values = await deps.predictor.predict(model, body.inputs)
     return Response(
         orjson.dumps(model.answer(values), option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"

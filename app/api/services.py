@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
 from app.jobs.feed import EventFeed
 from app.jobs.queue import JobQueue
@@ -33,3 +33,10 @@ def services(request: Request) -> Services:
 
 
 Deps = Annotated[Services, Depends(services)]
+RoutingKey = Annotated[
+    str | None,
+    Header(
+        alias="X-Routing-Key",
+        description="where an alias has a canary: requests with the same key are answered by the same version",
+    ),
+]

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.auth import require
 from app.api.datasets import check_length, receive
-from app.api.services import Deps, Services
+from app.api.services import Deps, RoutingKey, Services
 from app.errors import GradserveError, InvalidInput, ModelNotFound, UnsupportedMedia
 from app.serving.served_model import ServedModel
 from app.serving.tabular_codec import Form, RowReader, Writer, open_writer, rows_at_once
@@ -102,18 +102,26 @@ def media_type(header: str) -> str:
 
 
 async def predict_table(
-    request: Request, deps: Deps, model: Annotated[Name, Query()], version: Selector | None = None
+    request: Request,
+    deps: Deps,
+    model: Annotated[Name, Query()],
+    version: Selector | None = None,
+    key: RoutingKey = None,
 ) -> Response:
-    served = await deps.predictor.load(model, version)
+    served = await deps.predictor.route(model, version, key)
     otherwise = FORMS[media_type(request.headers["content-type"])]
     return await answer_table(request, deps, served, answer_form(request.headers.get("accept", ""), otherwise))
 
 
 async def invoke_table(
-    request: Request, deps: Deps, model: Annotated[Name | None, Query()] = None, version: Selector | None = None
+    request: Request,
+    deps: Deps,
+    model: Annotated[Name | None, Query()] = None,
+    version: Selector | None = None,
+    key: RoutingKey = None,
 ) -> Response:
     name = await to_thread.run_sync(meant_model, deps, model)
-    served = await deps.predictor.load(name, version)
+    served = await deps.predictor.route(name, version, key)
     return await answer_table(request, deps, served, "mlflow")
 
 
@@ -149,7 +157,12 @@ async def answer_table(request: Request, deps: Services, model: ServedModel, for
         writer = open_writer(form, model, upload.folder)
         parts = _answer(deps, model, upload, writer)
         first = await anext(parts)
-        return TableResponse(first, parts, writer.media_type, opened.pop_all())
+        return TableResponse(first, parts, writer.media_type, opened.pop_all(), version_header(model))
+
+
+def version_header(model: ServedModel) -> dict[str, str]:
+    """Who answered, for answers whose body has no place to say it."""
+    return {"X-Model-Version": model.version}
 
 
 def _header_line(model: ServedModel, encoding: str) -> bytes:
@@ -180,8 +193,15 @@ class TableResponse(StreamingResponse):
     An error after the first part can only cut the answer short: the connection closes without the body's end.
     """
 
-    def __init__(self, first: bytes, parts: AsyncIterator[bytes], media_type: str, opened: ExitStack) -> None:
-        super().__init__(_chain(first, parts), media_type=media_type)
+    def __init__(
+        self,
+        first: bytes,
+        parts: AsyncIterator[bytes],
+        media_type: str,
+        opened: ExitStack,
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(_chain(first, parts), media_type=media_type, headers=headers)
         self._opened = opened
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

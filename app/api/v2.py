@@ -20,7 +20,7 @@ from app.api.auth import require
 from app.api.encodings import accepted_encoding, compress, decompress
 from app.api.examples import INFER
 from app.api.json_route import parse_json
-from app.api.services import Deps, Services
+from app.api.services import Deps, RoutingKey, Services
 from app.errors import Conflict, InvalidInput, Overloaded, Unparseable
 from app.serving.served_model import ServedModel
 from app.serving.signature import TensorType, input_types, output_types
@@ -280,14 +280,16 @@ _BODY = {
     response_model=InferAnswer,
     openapi_extra=_BODY,
 )
-async def infer(name: ModelName, request: Request, deps: Deps, version: Selector | None = None) -> Response:
+async def infer(
+    name: ModelName, request: Request, deps: Deps, version: Selector | None = None, key: RoutingKey = None
+) -> Response:
     """JSON, or JSON of `Inference-Header-Content-Length` bytes and binary tensors behind it; gzip and deflate too.
 
     Whatever Content-Type the body is said to have is fine. Numeric inputs take any datatype of numbers. With
     `parameters.timeout`, in microseconds, an answer that does not come in time is 429.
     """
     body = await request.body()
-    model = await deps.predictor.load(name, version)
+    model = await deps.predictor.route(name, version, key)
     num_bytes = MAX_BYTES_ON_LOOP + 1 if "content-encoding" in request.headers else len(body)
     with deps.statistics.request(model) as asked:
         with asked.part("compute_input"):

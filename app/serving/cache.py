@@ -13,14 +13,14 @@ class ModelCache:
     """Safe to share between threads; a version is loaded by one of them while the others wait for it."""
 
     def __init__(self, store: ModelStore, *, max_bytes: int, device: str) -> None:
-        self._store, self._max_bytes, self._device = store, max_bytes, device
+        self.store, self._max_bytes, self._device = store, max_bytes, device
         self._loaded: OrderedDict[Key, ServedModel] = OrderedDict()
         self._locks: dict[Key, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def peek(self, name: str, version: str | None) -> ServedModel | None:
         """The version that `get` would give, if it is in memory; costs a few stats of the file system."""
-        return self._touch((name, self._store.resolve(name, version)))
+        return self._touch((name, self.store.resolve(name, version)))
 
     def get(self, name: str, version: str | None) -> ServedModel:
         """A version by number, alias, or None for the newest; loads it if need be.
@@ -28,7 +28,7 @@ class ModelCache:
         Raises:
             ModelNotFound, VersionNotFound, CorruptVersion
         """
-        key = (name, self._store.resolve(name, version))
+        key = (name, self.store.resolve(name, version))
         if found := self._touch(key):
             return found
         with self._lock:
@@ -36,7 +36,7 @@ class ModelCache:
         with loading:
             if found := self._touch(key):
                 return found
-            loaded = ServedModel.load(self._store.get(*key), self._device)
+            loaded = ServedModel.load(self.store.get(*key), self._device)
             with self._lock:
                 self._loaded[key] = loaded
                 self._locks.pop(key, None)

@@ -12,6 +12,7 @@ from app.learning.rows import Rows
 from app.serving.batcher import Batcher
 from app.serving.cache import ModelCache
 from app.serving.encode import encode_rows
+from app.serving.routing import route
 from app.serving.served_model import ServedModel
 
 MAX_CELLS_ON_LOOP = 5_000  # smaller inputs are encoded at once, which takes less than handing them to a thread
@@ -23,8 +24,16 @@ class Predictor:
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
         self._batcher = Batcher(self._executor)
 
+    async def route(self, name: str, selector: str | None, key: str | None) -> ServedModel:
+        """The version that answers a request: by number, by alias (which may have a canary), or None for the newest.
+
+        Raises:
+            ModelNotFound, VersionNotFound, CorruptVersion
+        """
+        return await self.load(name, route(self.cache.store, name, selector, key).version)
+
     async def load(self, name: str, version: str | None) -> ServedModel:
-        """A version, from memory or from disk.
+        """A version, from memory or from disk; of an alias, the one that it points to.
 
         Raises:
             ModelNotFound, VersionNotFound, CorruptVersion

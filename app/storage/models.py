@@ -1,7 +1,6 @@
 """Published versions: `models/<name>/<version>/`, whole or not there. The folders are all there is; no database.
 
-A version is written in `.staging` and renamed into place; it is deleted by a rename into `.trash`. `aliases.json` of a
-model is replaced by a rename too.
+A version is written in `.staging` and renamed into place; it is deleted by a rename into `.trash`.
 """
 
 import json
@@ -15,6 +14,8 @@ from typing import Any
 import orjson
 
 from app.errors import Conflict, CorruptVersion, FileNotInVersion, InvalidInput, ModelNotFound, VersionNotFound
+from app.specs.alias import Alias
+from app.storage.aliases import Aliases
 from app.storage.files import digest_of, sync_folder, write_atomically, write_synced
 from app.storage.tensors import read_tensors
 
@@ -51,6 +52,7 @@ class Version:
 class ModelStore:
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._aliases = Aliases(root)
 
     # ---- publishing
 
@@ -141,8 +143,9 @@ class ModelStore:
         versions = self.versions(name)
         if version is None:
             return versions[-1]
-        found = version if version in versions else self.aliases(name).get(version)
-        if found is None or found not in versions:
+        alias = None if version in versions else self.aliases(name).get(version)
+        found = alias.version if alias else version
+        if found not in versions:
             raise VersionNotFound(
                 f"model {name!r} has no version or alias {version!r}; its versions are {', '.join(versions[-10:])}"
             )
@@ -183,15 +186,11 @@ class ModelStore:
 
     # ---- aliases
 
-    def aliases(self, name: str) -> dict[str, str]:
-        try:
-            found: dict[str, str] = orjson.loads((self.root / name / "aliases.json").read_bytes())
-        except FileNotFoundError:
-            return {}
-        return found
+    def aliases(self, name: str) -> dict[str, Alias]:
+        return self._aliases.of(name)
 
-    def set_alias(self, name: str, alias: str, version: str) -> None:
-        """Point an alias at a version.
+    def set_alias(self, name: str, alias: str, to: Alias) -> None:
+        """Point an alias at a version, perhaps with others beside it.
 
         Raises:
             ModelNotFound, VersionNotFound
@@ -199,19 +198,23 @@ class ModelStore:
         """
         if VERSION.fullmatch(alias):
             raise InvalidInput(f"an alias must not be a number, as versions are; {alias!r} is one")
-        if version not in self.versions(name):
-            raise VersionNotFound(f"model {name!r} has no version {version!r}, so no alias can point to it")
-        self._write_aliases(name, {**self.aliases(name), alias: version})
+        versions = self.versions(name)
+        for version in (to.version, *(version for _, version in to.others())):
+            if version not in versions:
+                raise VersionNotFound(f"model {name!r} has no version {version!r}, so no alias can point to it")
+        with self._aliases.change(name) as aliases:
+            aliases[alias] = to
+
+    def get_alias(self, name: str, alias: str) -> Alias:
+        """Raises ModelNotFound, VersionNotFound."""
+        self.versions(name)
+        return _named(self.aliases(name), name, alias)
 
     def delete_alias(self, name: str, alias: str) -> None:
         self.versions(name)
-        aliases = self.aliases(name)
-        if alias not in aliases:
-            raise VersionNotFound(f"model {name!r} has no alias {alias!r}", code="alias_not_found")
-        self._write_aliases(name, {key: value for key, value in aliases.items() if key != alias})
-
-    def _write_aliases(self, name: str, aliases: dict[str, str]) -> None:
-        write_atomically(self.root / name / "aliases.json", orjson.dumps(aliases))
+        with self._aliases.change(name) as aliases:
+            _named(aliases, name, alias)
+            del aliases[alias]
 
     # ---- deleting
 
@@ -219,12 +222,17 @@ class ModelStore:
         """A version, or the whole model.
 
         Raises:
-            Conflict: an alias points to it.
+            Conflict: an alias points to it, or names it as its canary or its shadow.
         """
         versions = [self.resolve(name, version)] if version is not None else self.versions(name)
-        for alias, target in self.aliases(name).items():
-            if target in versions:
-                raise Conflict(f"the alias {alias!r} points to version {target}; delete or move it first")
+        for name_of_alias, alias in self.aliases(name).items():
+            if alias.version in versions:
+                raise Conflict(
+                    f"the alias {name_of_alias!r} points to version {alias.version}; delete or move it first"
+                )
+            for role, other in alias.others():
+                if other in versions:
+                    raise Conflict(f"version {other} is the {role} of the alias {name_of_alias!r}; end that first")
         for number in versions:
             self._trash(self.root / name / number)
 
@@ -240,6 +248,12 @@ class ModelStore:
     def sweep(self) -> None:
         """Finish deletions that a crash cut short."""
         shutil.rmtree(self.root / ".trash", ignore_errors=True)
+
+
+def _named(aliases: dict[str, Alias], name: str, alias: str) -> Alias:
+    if alias not in aliases:
+        raise VersionNotFound(f"model {name!r} has no alias {alias!r}", code="alias_not_found")
+    return aliases[alias]
 
 
 def write_version(path: Path, config: dict[str, Any], metrics: dict[str, Any]) -> None:

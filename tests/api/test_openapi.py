@@ -17,6 +17,7 @@ PLACES = {
     "name": "line", "model": "line", "version": "1", "alias": "champion", "job_id": "0" * 32, "file": "config.json",
 }  # fmt: skip
 FIRST = ["/datasets/{name}", "/train"]
+TWICE = "/train"  # canaries and shadows need a second version
 
 
 class Operation(NamedTuple):
@@ -74,7 +75,8 @@ def test_every_example_runs_as_it_stands(client: httpx.Client) -> None:
     ordered = sorted(BODIES, key=lambda operation: FIRST.index(operation.path) if operation.path in FIRST else 9)
     statuses: dict[str, int] = {}
     for operation in ordered:
-        for number, (media_type, body) in enumerate(examples(operation)):
+        bodies = list(examples(operation))
+        for number, (media_type, body) in enumerate(bodies * 2 if operation.path == TWICE else bodies):
             text = {"json": body} if media_type == "application/json" else {"content": body}
             headers = {"Content-Type": media_type, "Prefer": "wait=60"}
             answer = client.request(

@@ -12,6 +12,7 @@ import torch
 from app.errors import CorruptVersion, ModelNotFound, VersionNotFound
 from app.serving.cache import ModelCache
 from app.serving.served_model import ServedModel
+from app.specs.alias import Alias
 from app.storage.models import ModelStore, Version
 from tests.samples import publish, untrained
 
@@ -52,13 +53,13 @@ def test_a_version_is_loaded_on_first_use_and_stays(store: ModelStore) -> None:
 def test_names_of_versions_are_resolved_anew_each_time(store: ModelStore) -> None:
     cache = cache_of(store)
     publish(store, MODEL)
-    store.set_alias("m", "champion", "1")
+    store.set_alias("m", "champion", Alias(version="1"))
     first = cache.get("m", None)
     assert cache.get("m", "champion") is first
     publish(store, MODEL)
     assert cache.get("m", None).version == "2"
     assert cache.get("m", "champion") is first
-    store.set_alias("m", "champion", "2")
+    store.set_alias("m", "champion", Alias(version="2"))
     assert cache.get("m", "champion").version == "2"
 
 

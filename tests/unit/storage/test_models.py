@@ -1,5 +1,7 @@
 """Published versions: there whole or not at all, never numbered twice, never other than they were published."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from app.errors import (
     ModelNotFound,
     VersionNotFound,
 )
+from app.specs.alias import Alias, Canary, Shadow
 from app.storage.models import FILES, FORMAT_VERSION, ModelStore, write_version
 from app.storage.tensors import write_tensors
 
@@ -206,7 +209,7 @@ def test_a_newer_format_is_refused_in_a_sentence(store: ModelStore) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_files_of_a_version(store: ModelStore, file: str) -> None:
     publish(store)
-    store.set_alias("m", "champion", "1")
+    store.set_alias("m", "champion", Alias(version="1"))
     assert store.file("m", "champion", file) == store.root / "m" / "1" / file
 
 
@@ -224,13 +227,13 @@ def test_aliases_point_to_versions(store: ModelStore) -> None:
     publish(store)
     publish(store)
     assert store.aliases("m") == {}
-    store.set_alias("m", "champion", "1")
-    store.set_alias("m", "canary", "2")
+    store.set_alias("m", "champion", Alias(version="1"))
+    store.set_alias("m", "canary", Alias(version="2"))
     assert store.resolve("m", "champion") == "1"
-    store.set_alias("m", "champion", "2")
-    assert store.aliases("m") == {"champion": "2", "canary": "2"}
+    store.set_alias("m", "champion", Alias(version="2"))
+    assert store.aliases("m") == {"champion": Alias(version="2"), "canary": Alias(version="2")}
     store.delete_alias("m", "canary")
-    assert store.aliases("m") == {"champion": "2"}
+    assert store.aliases("m") == {"champion": Alias(version="2")}
     with pytest.raises(VersionNotFound):
         store.resolve("m", "canary")
 
@@ -238,11 +241,11 @@ def test_aliases_point_to_versions(store: ModelStore) -> None:
 def test_aliases_point_only_to_what_is_there(store: ModelStore) -> None:
     publish(store)
     with pytest.raises(VersionNotFound, match="'2'"):
-        store.set_alias("m", "champion", "2")
+        store.set_alias("m", "champion", Alias(version="2"))
     with pytest.raises(VersionNotFound):
-        store.set_alias("m", "champion", "champion")
+        store.set_alias("m", "champion", Alias(version="champion"))
     with pytest.raises(ModelNotFound):
-        store.set_alias("other", "champion", "1")
+        store.set_alias("other", "champion", Alias(version="1"))
     with pytest.raises(VersionNotFound, match="'champion'") as caught:
         store.delete_alias("m", "champion")
     assert caught.value.code == "alias_not_found"
@@ -253,7 +256,45 @@ def test_aliases_point_only_to_what_is_there(store: ModelStore) -> None:
 def test_an_alias_is_no_number(store: ModelStore) -> None:
     publish(store)
     with pytest.raises(InvalidInput, match="number"):
-        store.set_alias("m", "2", "1")
+        store.set_alias("m", "2", Alias(version="1"))
+
+
+def test_aliases_are_plain_in_their_file(store: ModelStore) -> None:
+    for _ in range(3):
+        publish(store)
+    both = Alias(version="1", canary=Canary(version="2", percent=5.0), shadow=Shadow(version="3"))
+    store.set_alias("m", "plain", Alias(version="1"))
+    store.set_alias("m", "both", both)
+    assert json.loads((store.root / "m" / "aliases.json").read_bytes()) == {
+        "plain": "1",
+        "both": {
+            "version": "1",
+            "canary": {"version": "2", "percent": 5.0},
+            "shadow": {"version": "3", "percent": 100.0},
+        },
+    }
+    assert ModelStore(store.root).get_alias("m", "both") == both
+    for role, version in (("canary", "2"), ("shadow", "3")):
+        with pytest.raises(Conflict, match=f"version {version} is the {role} of the alias 'both'"):
+            store.delete("m", version)
+
+
+def test_another_process_sees_what_has_changed(store: ModelStore) -> None:
+    publish(store)
+    publish(store)
+    other = ModelStore(store.root)
+    for version in ("1", "2", "1"):
+        store.set_alias("m", "champion", Alias(version=version))
+        assert other.resolve("m", "champion") == version
+
+
+def test_no_change_is_lost_where_many_are_made_at_once(store: ModelStore) -> None:
+    publish(store)
+    names = [f"alias-{number}" for number in range(24)]
+    stores = [ModelStore(store.root) for _ in names]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name, own: own.set_alias("m", name, Alias(version="1")), names, stores))
+    assert sorted(store.aliases("m")) == sorted(names)
 
 
 # ---- deleting
@@ -262,7 +303,7 @@ def test_an_alias_is_no_number(store: ModelStore) -> None:
 def test_a_version_with_an_alias_stays(store: ModelStore) -> None:
     publish(store)
     publish(store)
-    store.set_alias("m", "champion", "1")
+    store.set_alias("m", "champion", Alias(version="1"))
     for version in ("1", "champion", None):
         with pytest.raises(Conflict, match="'champion' points to version 1"):
             store.delete("m", version)

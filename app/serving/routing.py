@@ -1,0 +1,44 @@
+"""Which version answers a request, and which is asked beside it only to be compared."""
+
+import os
+from hashlib import blake2b
+from typing import NamedTuple
+
+from app.storage.models import ModelStore
+
+
+class Route(NamedTuple):
+    """`shadow` is not the version that answers."""
+
+    version: str
+    shadow: str | None = None
+
+
+def route(store: ModelStore, name: str, selector: str | None, key: str | None = None) -> Route:
+    """Where a request goes that names a version by number, by alias, or (None) the newest.
+
+    Requests with the same `key` go the same way while an alias's versions stay as they are; of an alias's share that
+    grows, those that it had stay in it. Without a key, each request is drawn for itself.
+
+    Raises:
+        ModelNotFound, VersionNotFound
+    """
+    alias = None if selector is None else store.aliases(name).get(selector)
+    if alias is None or not (alias.canary or alias.shadow):
+        return Route(store.resolve(name, selector))
+    drawn = os.urandom(8) if key is None else key.encode()
+    version, shadow = alias.version, None
+    if (canary := alias.canary) and _falls_in(canary.percent, f"{name} canary {canary.version} ", drawn):
+        version = canary.version
+    if (asked := alias.shadow) and _falls_in(asked.percent, f"{name} shadow {asked.version} ", drawn):
+        shadow = asked.version if asked.version != version else None
+    return Route(store.resolve(name, version), shadow)
+
+
+def _falls_in(percent: float, salt: str, key: bytes) -> bool:
+    """Whether a key is in the share. The salt draws anew for each experiment, so that not the same keys try them all.
+
+    The two hashes of a request differ by their salts: whether it is shadowed says nothing of who answers it.
+    """
+    drawn = int.from_bytes(blake2b(salt.encode() + key, digest_size=8).digest())
+    return drawn * 100 < percent * 2**64
