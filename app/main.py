@@ -20,6 +20,7 @@ from app.api import (
     jobs,
     middleware,
     models,
+    openapi,
     operations,
     predict,
     problems,
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.registry = CollectorRegistry()
     middleware.install(app, app.state.registry)
     problems.install(app)
+    openapi.install(app)
     tabular.install(app, settings.max_dataset_bytes)
     app.include_router(datasets.router, max_body_size=settings.max_dataset_bytes)
     app.include_router(versions.router, max_body_size=versions.max_archive_bytes(settings.max_parameters))

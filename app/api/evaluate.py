@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field
 from app.api.auth import require
 from app.api.examples import EVALUATE
 from app.api.json_route import JsonRoute
-from app.api.problems import Problem
 from app.api.services import Deps, Services
 from app.api.train import store_data
 from app.errors import BadData, InvalidInput
@@ -48,7 +47,6 @@ class Evaluation(BaseModel):
     "/evaluate",
     summary="Measure a model on test data",
     response_model=Evaluation,
-    responses={404: {"model": Problem}, 422: {"model": Problem}},
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": EVALUATE}}}},
 )
 async def evaluate(body: EvaluateRequest, deps: Deps) -> Any:

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from pydantic import Field
 
 from app.api.auth import require
-from app.api.problems import Problem
 from app.api.services import Deps
 from app.serving.onnx_export import export_onnx
 from app.serving.served_model import ServedModel
@@ -25,7 +24,7 @@ _FILE: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string
     summary="Export a version",
     dependencies=[Depends(require("read"))],
     response_class=Response,
-    responses={200: {"content": _FILE}, 422: {"model": Problem}, 503: {"model": Problem}},
+    responses={200: {"content": _FILE}},
 )
 async def export(
     name: Annotated[Name, Path(examples=["line"])],

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.auth import require
 from app.api.paging import Limit, Page, page_of
-from app.api.problems import Problem
 from app.api.services import Deps
 from app.errors import InvalidInput
 from app.jobs.feed import EventFeed
@@ -24,8 +23,7 @@ from app.storage import jobs as rows
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 read, write = [Depends(require("read"))], [Depends(require("train"))]
-MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Problem}}
-CONFLICT = MISSING | {409: {"model": Problem, "description": "The job's state does not allow it"}}
+CONFLICT: dict[int | str, dict[str, Any]] = {409: {}}  # what `app.api.openapi` says of it
 
 JobId = Annotated[str, Path(examples=["019aaf3bd1c87bb1a4c9f5e2d3a60718"])]
 
@@ -143,7 +141,7 @@ def list_jobs(
     return Page(data=[job_response(job) for job in found], next=following)
 
 
-@router.get("/{job_id}", summary="Describe a job", dependencies=read, responses=MISSING)
+@router.get("/{job_id}", summary="Describe a job", dependencies=read)
 def get_job(job_id: JobId, deps: Deps) -> Job:
     """One job."""
     return job_response(deps.jobs.get(job_id))
@@ -182,7 +180,10 @@ _EVENT_STREAM = {"schema": {"type": "string"}, "example": 'event: state\ndata: {
     "/{job_id}/events",
     summary="Follow a job",
     dependencies=read,
-    responses=MISSING | {200: {"model": Page[Event], "content": {"text/event-stream": _EVENT_STREAM}}},
+    responses={
+        200: {"model": Page[Event], "content": {"text/event-stream": _EVENT_STREAM}},
+        204: {"description": "To an EventSource: the job has ended, and there are no more events"},
+    },
 )
 async def get_events(
     request: Request,
@@ -241,7 +242,7 @@ def _event_id(text: str) -> int:
     "/{job_id}/history",
     summary="Metrics per epoch",
     dependencies=read,
-    responses=MISSING | {200: {"model": History, "content": {"text/csv": {"schema": {"type": "string"}}}}},
+    responses={200: {"model": History, "content": {"text/csv": {"schema": {"type": "string"}}}}},
 )
 def get_history(request: Request, job_id: JobId, deps: Deps) -> Response:
     """The metrics of each epoch so far, as JSON or, with `Accept: text/csv`, as a table."""

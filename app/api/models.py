@@ -97,12 +97,25 @@ def get_version(name: ModelName, version: Selector, deps: Deps) -> VersionOut:
     return version_out(deps, deps.models.get(name, version))
 
 
+MEDIA_TYPES = {"safetensors": "application/octet-stream", "json": "application/json", "jsonl": "application/x-ndjson"}
+_FILES: dict[str, Any] = {
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    "application/json": {"schema": {"type": "object"}},
+    "application/x-ndjson": {"schema": {"type": "string"}},
+}
+
+
 @router.get(
-    "/{name}/versions/{version}/files/{file}", summary="Download a file", dependencies=read, response_class=FileResponse
+    "/{name}/versions/{version}/files/{file}",
+    summary="Download a file",
+    dependencies=read,
+    response_class=FileResponse,
+    responses={200: {"content": _FILES}},
 )
 def get_file(name: ModelName, version: Selector, file: str, deps: Deps) -> FileResponse:
     """`model.safetensors`, `config.json`, `metrics.json` or `history.jsonl`."""
-    return FileResponse(deps.models.file(name, version, file), filename=file)
+    path = deps.models.file(name, version, file)
+    return FileResponse(path, filename=file, media_type=MEDIA_TYPES[file.rpartition(".")[2]])
 
 
 @router.get("/{name}/aliases", summary="List aliases", dependencies=read)
@@ -140,7 +153,7 @@ def delete_alias(name: ModelName, alias: AliasName, deps: Deps) -> Response:
     return Response(status_code=204)
 
 
-@router.delete("/{name}", summary="Delete a model", dependencies=write, status_code=204)
+@router.delete("/{name}", summary="Delete a model", dependencies=write, status_code=204, responses={409: {}})
 def delete_model(name: ModelName, deps: Deps) -> Response:
     """All versions; 409 while an alias points at one."""
     deps.models.delete(name)
@@ -148,7 +161,9 @@ def delete_model(name: ModelName, deps: Deps) -> Response:
     return Response(status_code=204)
 
 
-@router.delete("/{name}/versions/{version}", summary="Delete a version", dependencies=write, status_code=204)
+@router.delete(
+    "/{name}/versions/{version}", summary="Delete a version", dependencies=write, status_code=204, responses={409: {}}
+)
 def delete_version(name: ModelName, version: Selector, deps: Deps) -> Response:
     """409 while an alias points at it, or has it as its canary or its shadow."""
     number = deps.models.resolve(name, version)

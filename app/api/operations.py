@@ -46,7 +46,7 @@ async def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", summary="Ready to train and to predict", responses={503: {"description": "Not yet, or no disk"}})
+@router.get("/readyz", summary="Ready to train and to predict")
 def readyz(deps: Deps) -> Health:
     """The database answers, and both folders can be written to."""
     deps.jobs.counts()
@@ -72,7 +72,13 @@ def info(deps: Deps) -> Info:
     )
 
 
-@router.get("/metrics", summary="Prometheus metrics", dependencies=[Depends(require("read"))], response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    dependencies=[Depends(require("read"))],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 def metrics(request: Request, deps: Deps) -> Response:
     registry: CollectorRegistry = request.app.state.registry
     jobs = GaugeMetricFamily("gradserve_jobs", "Jobs by state", labels=["state"])

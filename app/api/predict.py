@@ -10,7 +10,6 @@ from app.api import tabular
 from app.api.auth import require
 from app.api.examples import PREDICT
 from app.api.json_route import JsonRoute
-from app.api.problems import Problem
 from app.api.services import Deps, RoutingKey
 from app.api.train import check_num_rows
 from app.specs.base import Name, Spec
@@ -43,7 +42,6 @@ class Prediction(BaseModel):
     "/predict",
     summary="Predict rows",
     response_model=Prediction,
-    responses={404: {"model": Problem}, 422: {"model": Problem}},
     openapi_extra=tabular.DESCRIBED
     | {"requestBody": {"content": {"application/json": {"examples": PREDICT}, **tabular.BODIES}}},
 )

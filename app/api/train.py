@@ -11,7 +11,6 @@ from app.api.auth import require
 from app.api.examples import TRAIN
 from app.api.jobs import Job, job_response
 from app.api.json_route import JsonRoute
-from app.api.problems import Problem
 from app.api.services import Deps, Services
 from app.errors import InvalidInput, TooLarge
 from app.learning.plan import Plan, plan
@@ -39,9 +38,7 @@ class DryRun(BaseModel):
     status_code=202,
     response_model=Job,
     responses={
-        200: {"model": Job | DryRun, "description": "The finished job (`Prefer: wait=N`), or what a dry run says"},
-        422: {"model": Problem},
-        429: {"model": Problem},
+        200: {"model": Job | DryRun, "description": "The finished job (`Prefer: wait=N`), or what a dry run says"}
     },
     openapi_extra={"requestBody": {"content": {"application/json": {"examples": TRAIN}}}},
 )

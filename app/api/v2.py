@@ -122,7 +122,7 @@ def server_ready(deps: Deps) -> dict[str, bool]:
 # ---- models
 
 
-@router.get("/models/stats", summary="How all models were used", dependencies=read)
+@router.get("/models/stats", summary="How all models were used", dependencies=read, responses={404: {}})
 @router.get("/models/{name}/stats", summary="How a model was used", dependencies=read)
 @router.get("/models/{name}/versions/{version}/stats", summary="How a version was used", dependencies=read)
 async def statistics(deps: Deps, name: ModelName | None = None, version: Selector | None = None) -> dict[str, Any]:
@@ -159,8 +159,10 @@ def _metadata(tensor: TensorType) -> TensorMetadata:
     return TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=list(tensor.shape))
 
 
-@router.get("/models/{name}/ready", summary="A model is ready", dependencies=read)
-@router.get("/models/{name}/versions/{version}/ready", summary="A version is ready", dependencies=read)
+@router.get("/models/{name}/ready", summary="A model is ready", dependencies=read, responses={409: {}})
+@router.get(
+    "/models/{name}/versions/{version}/ready", summary="A version is ready", dependencies=read, responses={409: {}}
+)
 async def model_ready(name: ModelName, deps: Deps, version: Selector | None = None) -> dict[str, Any]:
     """Loads it, so that a yes is one."""
     if _is_unloaded(deps, name, version):
@@ -193,7 +195,20 @@ def _config(tensor: TensorType) -> dict[str, Any]:
 # ---- the repository
 
 
-@router.post("/repository/index", summary="List versions", dependencies=read)
+def _optional_body(body_type: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    content = {"application/json": {"schema": body_type.model_json_schema(), "example": example}}
+    return {"requestBody": {"required": False, "content": content}}
+
+
+_TOLD = _optional_body(RepositoryRequest, {})
+
+
+@router.post(
+    "/repository/index",
+    summary="List versions",
+    dependencies=read,
+    openapi_extra=_optional_body(IndexRequest, {"ready": True}),
+)
 async def repository_index(request: Request, deps: Deps) -> list[IndexEntry]:
     """`{"ready": true}` leaves out what was unloaded."""
     only_ready = _validated(IndexRequest, await request.body()).ready
@@ -212,7 +227,9 @@ def _index(deps: Services) -> list[IndexEntry]:
     return entries
 
 
-@router.post("/repository/models/{name}/load", summary="Load a model into memory", dependencies=write)
+@router.post(
+    "/repository/models/{name}/load", summary="Load a model into memory", dependencies=write, openapi_extra=_TOLD
+)
 async def load_model(name: ModelName, request: Request, deps: Deps) -> dict[str, Any]:
     """The newest version. Where it can't be loaded, the one that was serving goes on."""
     parameters = _validated(RepositoryRequest, await request.body()).parameters
@@ -226,7 +243,9 @@ async def load_model(name: ModelName, request: Request, deps: Deps) -> dict[str,
     return {}
 
 
-@router.post("/repository/models/{name}/unload", summary="Free a model's memory", dependencies=write)
+@router.post(
+    "/repository/models/{name}/unload", summary="Free a model's memory", dependencies=write, openapi_extra=_TOLD
+)
 async def unload_model(name: ModelName, request: Request, deps: Deps) -> dict[str, Any]:
     """All versions, in the process that answers. It is loaded again when it is used again."""
     _validated(RepositoryRequest, await request.body())

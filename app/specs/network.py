@@ -7,6 +7,8 @@ from pydantic import Discriminator, Field, Tag
 from app.specs.base import Fraction, Items, PositiveFloat, Spec
 from app.specs.layers import ActivationName, Initializer, Layer, Width
 
+MAX_LAYERS = 10_000  # those inside of others are counted, too
+
 
 class LayeredNetwork(Spec):
     """Every layer in order. With `head`, the output layer that fits the target is added at the end.
@@ -15,7 +17,7 @@ class LayeredNetwork(Spec):
     channel or `[20, 3]` for a sequence of twenty places; absent, a row is a flat list.
     """
 
-    layers: Annotated[Items[Layer], Field(max_length=1000)]
+    layers: Annotated[Items[Layer], Field(max_length=MAX_LAYERS)]
     head: bool = True
     input_shape: Annotated[Items[Width], Field(min_length=1, max_length=6)] | None = None
 

@@ -5,14 +5,13 @@ from collections.abc import Iterable
 
 from app.errors import Fault, InvalidInput, UnknownColumn
 from app.specs.layers import BatchNorm, Dropout, Initializer, Layer, LayerNorm, Linear
-from app.specs.network import DenseNetwork, LayeredNetwork
+from app.specs.network import MAX_LAYERS, DenseNetwork, LayeredNetwork
 from app.specs.optimization import AutoLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, LossSpec, PlainLoss
 from app.specs.table import Column, ColumnProfile, Signature, StoredData, Table, Task
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
 DEFAULT_EPOCHS = 100
 DEFAULT_BATCH_SIZE = 32
-MAX_LAYERS = 10_000  # those inside of others are counted, too
 MAX_AUTO_CLASSES = 20  # a whole-number target with more distinct values is a quantity
 MIN_ROWS_PER_AUTO_CLASS = 10
 TASKS_OF_LOSS: dict[str, tuple[Task, ...]] = {

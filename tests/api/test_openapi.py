@@ -7,6 +7,8 @@ import httpx
 import pytest
 
 from app.api.auth import SCOPES
+from app.api.openapi import LINKS, PROBLEMS
+from app.api.problems import MEDIA_TYPE, STATUS
 from app.main import create_app
 from app.settings import Settings
 from tests.api.service import problem, service
@@ -107,6 +109,48 @@ def test_every_operation_is_described() -> None:
         assert operation.facts.get("summary"), operation
         assert operation.facts.get("tags"), operation
     assert len({operation.facts["operationId"] for operation in OPERATIONS}) == len(OPERATIONS)
+
+
+def test_every_problem_has_its_place() -> None:
+    """In the components: media type, schema, and the headers that clients go by."""
+    described = DOCUMENT["components"]["responses"]
+    assert {*STATUS.values()} <= PROBLEMS.keys()
+    for answer in described.values():
+        assert answer["content"] == {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        assert "X-Request-ID" in answer["headers"]
+    assert described["TooManyRequests"]["headers"]["Retry-After"]["required"]
+    assert "WWW-Authenticate" in described["Unauthorized"]["headers"]
+    for operation in OPERATIONS:
+        for status, answer in operation.facts["responses"].items():
+            if status.startswith(("4", "5")):
+                assert answer["$ref"].removeprefix("#/components/responses/") in described, operation
+            else:
+                assert "X-Request-ID" in answer["headers"], operation
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "statuses"),
+    [
+        ("POST", "/train", {400, 401, 403, 404, 413, 415, 422, 429, 503}),
+        ("DELETE", "/models/{name}", {401, 403, 404, 409, 422, 429, 503}),
+        ("GET", "/healthz", set()),
+    ],
+)
+def test_problems_of_operations(method: str, path: str, statuses: set[int]) -> None:
+    responses = DOCUMENT["paths"][path][method.lower()]["responses"]
+    assert {int(status) for status in responses if int(status) >= 400} == statuses
+
+
+def test_links_lead_to_operations_with_their_parameters() -> None:
+    by_id = {operation.facts["operationId"]: operation for operation in OPERATIONS}
+    found = 0
+    for operation in OPERATIONS:
+        for answer in operation.facts["responses"].values():
+            for link in answer.get("links", {}).values():
+                known = {item["name"] for item in by_id[link["operationId"]].facts["parameters"]}
+                assert link["parameters"].keys() <= known, link
+                found += 1
+    assert found >= sum(map(len, LINKS.values()))
 
 
 def test_answers_have_schemas() -> None:

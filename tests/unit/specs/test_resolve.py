@@ -242,6 +242,15 @@ def test_layers_are_counted_wherever_they_are() -> None:
     assert "10000" in fault_at("/network/layers", network=nested(98)).detail
 
 
+def test_a_resolved_network_is_a_spec_however_many_layers_its_form_stands_for() -> None:
+    dense = {"hidden_features": [1] * 1000, "normalization": "batch_norm", "dropout": 0.1}
+    for network, num_layers in ((dense, 4001), ({"layers": [{"type": "relu"}] * 1000}, 1001)):
+        found = settle(network=network)[0]
+        assert isinstance(found.network, LayeredNetwork)
+        assert len(found.network.layers) == num_layers
+        assert TrainingSpec.model_validate(found.model_dump(mode="json")) == found
+
+
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "celu", "gelu", "softplus", "prelu", "silu"])
 def test_every_activation_has_a_layer(activation: str) -> None:
     found = settle(network={"hidden_features": [3], "activation": activation})[0].network
