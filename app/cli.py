@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli_keys import keys, load_settings
 from app.cli_resources import URL, ApiKey, Url, connect, datasets, jobs, models, name_of, show
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
 app.add_typer(datasets, name="datasets")
+app.add_typer(keys, name="keys")
 
 ROWS_PER_REQUEST = 10_000
 GRACE_SECONDS = 10  # for requests that are being answered when the service is asked to stop
@@ -71,32 +73,50 @@ def serve(
     """Start the service. Settings are GRADSERVE_… environment variables: see docs/settings.md."""
     import uvicorn
 
-    settings = _settings()
+    settings = load_settings()
     host, port = host or settings.host, settings.port if port is None else port
     if _is_taken(host, port):
         typer.echo(f"Error: port {port} of {host} is taken by another program; choose one with --port", err=True)
         raise typer.Exit(1)
     os.environ |= {"GRADSERVE_HOST": host, "GRADSERVE_PORT": str(port)}  # for the API processes
-    if not _is_loopback(host) and not settings.api_keys.get_secret_value():
+    if not _is_loopback(host) and not _has_keys(settings):
         os.environ["GRADSERVE_API_KEYS"] = _make_key()
+    _check_tls(settings)
     if sys.stderr.isatty():
-        typer.echo(f"Gradserve is starting; try it at http://{host}:{port}/docs, stop it with Ctrl-C.", err=True)
+        scheme = "https" if settings.tls_certificate else "http"
+        typer.echo(f"Gradserve is starting; try it at {scheme}://{host}:{port}/docs, stop it with Ctrl-C.", err=True)
     # Logging is the application's own, set up before anything is worth a line.
     uvicorn.run(
-        "app.main:app", host=host, port=port, workers=workers, log_config=None, timeout_graceful_shutdown=GRACE_SECONDS
+        "app.main:app",
+        host=host,
+        port=port,
+        workers=workers,
+        log_config=None,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        server_header=False,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
     )
 
 
-def _settings() -> "Settings":
-    from pydantic import ValidationError
+def _has_keys(settings: "Settings") -> bool:
+    from app.storage.keys import KeyFile
 
-    from app.settings import Settings
+    return bool(settings.api_keys.get_secret_value() or KeyFile(settings.key_file).read())
 
+
+def _check_tls(settings: "Settings") -> None:
+    """Say what is wrong with the files now, in a line; later the server would, in many."""
+    if settings.tls_certificate is None:
+        return
+    import ssl
+
+    certificate, key = settings.tls_certificate, settings.tls_key
     try:
-        return Settings()
-    except ValidationError as error:
-        for fault in error.errors():
-            typer.echo(f"Error: GRADSERVE_{str(fault['loc'][0]).upper()}: {fault['msg']}", err=True)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except OSError as error:  # those of ssl are such, too
+        files = f"{certificate} and {key}" if key else str(certificate)
+        typer.echo(f"Error: no TLS with {files}: {error}", err=True)
         raise typer.Exit(1) from error
 
 

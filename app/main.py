@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 import torch
@@ -10,6 +11,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
 
 from app import __version__, logs
 from app.api import (
@@ -22,6 +24,7 @@ from app.api import (
     models,
     openapi,
     operations,
+    pages,
     predict,
     problems,
     tabular,
@@ -31,6 +34,8 @@ from app.api import (
     versions,
 )
 from app.api.auth import Keys
+from app.api.guard import Guard
+from app.api.rate_limit import RateLimit
 from app.api.services import Services
 from app.errors import GradserveError
 from app.jobs.feed import EventFeed, ended_by_signals
@@ -39,9 +44,10 @@ from app.jobs.supervisor import Rules, Supervisor
 from app.learning.plan import resolve_device, usable_cores
 from app.serving.cache import ModelCache
 from app.serving.predictor import Predictor
-from app.settings import Settings
+from app.settings import Settings, listed
 from app.storage.database import Database
 from app.storage.datasets import DatasetStore
+from app.storage.keys import KeyFile
 from app.storage.migrations import migrate
 from app.storage.models import ModelStore
 
@@ -67,12 +73,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         max_body_size=settings.max_body_bytes,
         openapi_tags=[{"name": name, "description": text} for name, text in ROOMS.items()],
-        swagger_ui_parameters={"displayRequestDuration": True, "tryItOutEnabled": True},
+        docs_url=None,  # it is among our own pages
     )
     app.state.settings = settings
     app.state.keys = Keys(settings.api_keys.get_secret_value())
     app.state.registry = CollectorRegistry()
-    middleware.install(app, app.state.registry)
+    middleware.install(app, app.state.registry, partial(_guard, settings, app.state.keys))
     problems.install(app)
     openapi.install(app)
     tabular.install(app, settings.max_dataset_bytes)
@@ -81,7 +87,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(jobs.router)
     for room in (train, models, predict, evaluate, v2, v2_extensions, invocations, export, operations):
         app.include_router(room.router)
+    pages.install(app)
     return app
+
+
+def _guard(settings: Settings, keys: Keys, inner: ASGIApp) -> Guard:
+    return Guard(
+        inner,
+        keys,
+        allowed_hosts=listed(settings.allowed_hosts),
+        allowed_origins=listed(settings.allowed_origins),
+        limit=RateLimit(settings.max_requests_per_second),
+    )
 
 
 @asynccontextmanager
@@ -89,6 +106,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the stores, start the supervisor; at the end let running jobs write a checkpoint."""
     settings: Settings = app.state.settings
     logs.configure(settings.log_format, settings.log_level)
+    app.state.keys.watch(KeyFile(settings.key_file))
     database = Database(settings.database_url or f"sqlite:///{settings.data_dir / 'gradserve.db'}")
     services = await to_thread.run_sync(build_services, settings, database)
     app.state.services = services

@@ -10,6 +10,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 API_KEY = r"[^,]+:(read|predict|train|admin)(\+(read|predict|train|admin))*"
 
 
+ORIGIN = r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+"
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a comma separated setting."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 class Settings(BaseSettings):
     """Each field is the environment variable (or `.env` line) of its name in capitals, after `GRADSERVE_`."""
 
@@ -24,14 +32,34 @@ class Settings(BaseSettings):
         SecretStr(""), description="comma separated `key:scope+scope`; scopes: read, predict, train, admin"
     )
 
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins_are_origins(cls, value: str) -> str:
+        if not all(re.fullmatch(ORIGIN, origin) for origin in listed(value)):
+            raise ValueError("an origin is https://name or https://name:port, without a path")
+        return value
+
     @field_validator("api_keys")
     @classmethod
     def _entries_have_scopes(cls, value: SecretStr) -> SecretStr:
-        entries = [entry.strip() for entry in value.get_secret_value().split(",") if entry.strip()]
-        if not all(re.fullmatch(API_KEY, entry) for entry in entries):
+        if not all(re.fullmatch(API_KEY, entry) for entry in listed(value.get_secret_value())):
             raise ValueError("an entry must be key:scope+scope with scopes of read, predict, train, admin")
         return value
 
+    allowed_hosts: str = Field(
+        "",
+        description="comma separated names by which the service may be reached, `*.example.org` for all below one; "
+        "absent: any where there are keys, else none but localhost and addresses, which always are",
+    )
+    allowed_origins: str = Field(
+        "",
+        description="comma separated origins (`https://app.example.org`) whose pages may call the service from a "
+        "browser; `*`: all",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the certificate and its chain; `gradserve serve` then speaks HTTPS"
+    )
+    tls_key: Path | None = Field(None, description="PEM file with its private key; absent: in the certificate's file")
     host: str = Field("127.0.0.1", description="where `gradserve serve` listens")
     port: int = Field(8000, ge=0, le=65535, description="where `gradserve serve` listens")
     device: str = Field(
@@ -53,6 +81,16 @@ class Settings(BaseSettings):
         description="jobs that run at once; by default one per core, at most 4",
     )
     max_queued_jobs: int = Field(10_000, ge=1, description="jobs that wait; one more is answered 429")
+    max_queued_jobs_per_key: int = Field(
+        1_000, ge=1, description="jobs of one key that wait; one more is answered 429, and nobody else's"
+    )
+    max_requests_per_second: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="requests of one key to one API process, with bursts of twice as many; more are answered 429; "
+        "0: no limit",
+    )
     max_wait_seconds: float = Field(60.0, ge=0, description="longest `Prefer: wait`")
     checkpoint_interval_seconds: float = Field(30.0, gt=0, description="a running job can lose at most this much work")
     worker_timeout_seconds: float = Field(
@@ -65,3 +103,8 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern=r"^(debug|info|warning|error)$", description="least severe level that is logged"
     )
+
+    @property
+    def key_file(self) -> Path:
+        """Where `gradserve keys` keeps what it has made."""
+        return self.data_dir / "keys.json"

@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 import structlog
 from fastapi import FastAPI, Request
@@ -17,10 +18,10 @@ QUIET = {"/healthz", "/readyz", "/metrics"}  # asked every few seconds; logged o
 log = structlog.get_logger("app.access")
 
 
-def install(app: FastAPI, registry: CollectorRegistry) -> None:
+def install(app: FastAPI, registry: CollectorRegistry, guard: Callable[[ASGIApp], ASGIApp]) -> None:
     """Put these around FastAPI's own middlewares, so that their answers (413, 500) are as all others are."""
     build = app.build_middleware_stack
-    app.build_middleware_stack = lambda: Observe(ExplainLimit(build()), registry)  # type: ignore[method-assign]
+    app.build_middleware_stack = lambda: Observe(guard(ExplainLimit(build())), registry)  # type: ignore[method-assign]
 
 
 class Observe:
@@ -60,7 +61,10 @@ class Observe:
         self.requests.labels(scope["method"], route, status).inc()
         self.seconds.labels(route).observe(seconds)
         if scope["path"] not in QUIET or status >= 500:
-            log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 2))
+            caller = scope.get("caller")
+            who = {"key": caller.id} if caller and caller.id else {}
+            ms = round(1000 * seconds, 2)
+            log.info("request", method=scope["method"], path=scope["path"], status=status, ms=ms, **who)
 
 
 class ExplainLimit:

@@ -101,6 +101,11 @@ def install(app: FastAPI) -> None:
 
 async def _expected(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.GradserveError)
+    return answer_to(request, error)
+
+
+def answer_to(request: Request, error: errors.GradserveError) -> Response:
+    """The problem of an error, for those too that answer before any route."""
     status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
     headers = {}
     if isinstance(error, errors.Overloaded):

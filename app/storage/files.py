@@ -10,18 +10,19 @@ def digest_of(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+def write_synced(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a file, whose `mode` (less the umask) it has from the start."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Replace a file by one rename, so that a reader or a crash sees the old or the new one."""
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
-        write_synced(temporary, data)
+        write_synced(temporary, data, mode=mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

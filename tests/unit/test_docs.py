@@ -38,6 +38,17 @@ def test_json_in_the_pages_is_json() -> None:
             json.loads(text.replace(", …", "").replace("…", ""))
 
 
+def test_tests_that_the_pages_name_are_there() -> None:
+    named = [
+        found
+        for page in docs.DOCS.glob("*.md")
+        for found in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text())
+    ]
+    assert named
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+
+
 def test_the_container_is_started_as_the_readme_says() -> None:
     dockerfile, readme = (ROOT / "Dockerfile").read_text(), (ROOT / "README.md").read_text()
     (run,) = re.findall(r"^docker run .*$", readme, re.MULTILINE)
