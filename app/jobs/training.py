@@ -38,6 +38,9 @@ from app.storage.models import ModelStore, write_version
 from app.storage.tables import TableParts, read_table
 from app.storage.tensors import write_tensors
 
+torch.manual_seed(0)  # what torch looks up at its first use is looked up before the fork, too
+torch.nn.Linear(1, 1, device="meta")(torch.empty(1, 1, device="meta"))
+
 PART_ROWS = 2**16  # a part on its way to tensors takes several times its size
 
 

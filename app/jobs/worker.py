@@ -25,6 +25,7 @@ from app.errors import GradserveError
 from app.jobs.order import WorkOrder
 
 ALIVE_SECONDS = 2.0
+TOGETHER_SECONDS = 0.02  # metrics wait for those that follow: to wake the supervisor costs more than a small epoch
 IDLE_SHARE = 0.005  # a process that computes uses more of a core than this; one that hangs does not
 
 
@@ -51,17 +52,37 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._lock = threading.Lock()
+        self._lines = bytearray()
+        self._waiting = threading.Event()
 
     def emit(self, event: str, data: dict[str, Any]) -> None:
-        self.say({"type": event, "data": data})
+        """Metrics go out a moment later, or with whatever is said next."""
+        self.say({"type": event, "data": data}, at_once=event != "metrics")
 
-    def say(self, message: dict[str, Any]) -> None:
+    def say(self, message: dict[str, Any], *, at_once: bool = True) -> None:
         line = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
         with self._lock:
-            try:
-                self._socket.sendall(line)
-            except (BrokenPipeError, ConnectionResetError):
-                os._exit(1)
+            self._lines += line
+            if at_once:
+                self._send()
+            elif not self._waiting.is_set():
+                self._waiting.set()
+
+    def carry(self) -> None:
+        """Send what waits, for as long as the process lives."""
+        while True:
+            self._waiting.wait()
+            time.sleep(TOGETHER_SECONDS)
+            with self._lock:
+                self._send()
+
+    def _send(self) -> None:
+        self._waiting.clear()
+        try:
+            self._socket.sendall(self._lines)
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(1)
+        self._lines.clear()
 
     def obey(self, control: Control) -> None:
         """Carry requests to the run, for as long as the process lives."""
@@ -84,6 +105,7 @@ def run(connection: socket.socket, order: dict[str, Any], training: ModuleType) 
     faulthandler.enable()
     _offer_to_oom_killer()
     channel, control = Channel(connection), Control()
+    threading.Thread(target=channel.carry, daemon=True).start()
     threading.Thread(target=channel.obey, args=(control,), daemon=True).start()
     threading.Thread(target=channel.tell_alive, args=(control,), daemon=True).start()
     lock = _lock(Path(order["data_dir"]) / "jobs" / order["job_id"])

@@ -3,7 +3,8 @@
 Full batch, mini-batch and stochastic descent are one rule with another number of rows a step.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 from app.specs.optimization import DescentSpec
 
 
-class Batching(NamedTuple):
+@dataclass(frozen=True)
+class Batching:
     """`batch_size` rows a gradient, `accumulate_steps` gradients a step; an epoch's last step may see fewer rows.
 
     `least`: a rest of fewer rows than that joins the batch before it, as batch norm has no variance of one row.
@@ -23,11 +25,11 @@ class Batching(NamedTuple):
     shuffle: bool = True
     least: int = 1
 
-    @property
+    @cached_property
     def rows_per_step(self) -> int:
         return self.batch_size * self.accumulate_steps
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         whole, rest = divmod(self.num_rows, self.rows_per_step)
         return max(1, whole + (rest >= self.least))
@@ -65,7 +67,9 @@ def epoch_order(
 
     A permutation; with `chances` `[num_rows]`, draws with replacement, each row as likely as its chance says.
     """
+    if chances is None and not batching.shuffle:
+        return None
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
     if chances is not None:
         return torch.multinomial(chances, batching.num_rows, replacement=True, generator=generator).to(device)
-    return torch.randperm(batching.num_rows, generator=generator).to(device) if batching.shuffle else None
+    return torch.randperm(batching.num_rows, generator=generator).to(device)

@@ -143,7 +143,7 @@ class Features:
         found.mean, found.std = np.zeros(len(moments.mean)), np.ones(len(moments.mean))
         if spec is not None:
             found.mean = moments.mean
-            found.std = moments.std() if spec.standardize else found.std
+            found.std = moments.std() if spec.standardize is True else found.std
         return found
 
     def check(self, frame: pl.DataFrame) -> None:
@@ -198,7 +198,7 @@ class Features:
         """Standardised, and without gaps, as far as the spec says so; in float64."""
         if self.spec is None:
             return rows_NK
-        if not self.spec.standardize:
+        if self.spec.standardize is not True:
             return np.where(np.isnan(rows_NK), self.mean, rows_NK)
         scaled = rows_NK - self.mean
         scaled /= self.std

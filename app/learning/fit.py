@@ -98,22 +98,23 @@ def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = t
     device = next(run.network.parameters()).device
     span = Span(batching.steps_per_epoch, _num_steps(spec, batching))
     started = clock() - state.elapsed_seconds
-    chunk, rate = 1, 0.0
+    chunk, rate, steps_per_epoch = 1, 0.0, batching.steps_per_epoch
     run.network.train()
     reason = _over(spec, state) or _out_of_epochs(spec, state)
     while reason is None:
         order = epoch_order(batching, spec.seed, state.epoch, device, run.chances)
-        while reason is None and state.step_in_epoch < batching.steps_per_epoch:
+        while reason is None and state.step_in_epoch < steps_per_epoch:
             begun = clock()
             rates = _learning_rates(spec, state, span, chunk)
             losses = run.engine.run(run.train, order, state.step_in_epoch, rates)
-            if len(losses):
-                _take_in(losses, batching, state)
-                rate = rates[len(losses) - 1]
+            num_taken = losses.shape[0]
+            if num_taken:
+                _take_in(losses.tolist(), batching, state)
+                rate = rates[num_taken - 1]
             state.elapsed_seconds = clock() - started
-            chunk = max(1, min(4 * chunk, int(len(losses) * CHUNK_SECONDS / max(clock() - begun, 1e-9))))
+            chunk = max(1, min(4 * chunk, int(num_taken * CHUNK_SECONDS / max(clock() - begun, 1e-9))))
             reason = _over(spec, state)
-            mid_epoch = reason is None and state.step_in_epoch < batching.steps_per_epoch
+            mid_epoch = reason is None and state.step_in_epoch < steps_per_epoch
             if mid_epoch and (asked := watcher.pause_point(state)):
                 return asked
         metrics = _end_epoch(run, state, rate)
@@ -142,10 +143,10 @@ def _learning_rates(spec: TrainingSpec, state: State, span: Span, chunk: int) ->
     return [learning_rate_at(spec.schedule, base, step, span) * state.plateau_factor for step in steps]
 
 
-def _take_in(losses: Tensor, batching: Batching, state: State) -> None:
+def _take_in(losses: list[float], batching: Batching, state: State) -> None:
     """Count the steps and sum the losses one by one, so that the sum doesn't depend on how steps came in chunks."""
     sizes = batching.sizes(state.step_in_epoch, state.step_in_epoch + len(losses))
-    for loss, size in zip(losses.tolist(), sizes, strict=True):
+    for loss, size in zip(losses, sizes, strict=True):
         state.loss_sum += loss * size
     state.step += len(losses)
     state.step_in_epoch += len(losses)

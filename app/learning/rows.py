@@ -25,7 +25,7 @@ class Rows:
             self.mapping.madvise(mmap.MADV_DONTNEED)
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return self.inputs.shape[0]
 
     @property
     def num_bytes(self) -> int:
@@ -33,6 +33,8 @@ class Rows:
 
     def take(self, order: Tensor | None, first: int, last: int, device: torch.device) -> "Rows":
         """Rows `first` to `last` of an order; a view where there is no order."""
+        if order is None and last - first == len(self) and self.inputs.device == device:
+            return self
         if order is None:
             picked = [
                 part[first:last] if part is not None else None for part in (self.inputs, self.targets, self.weights)

@@ -14,6 +14,7 @@ from app.learning.batches import Batching
 from app.learning.losses import LossFunction
 from app.learning.optimizers import Optimizers, set_learning_rate
 from app.learning.rows import Rows
+from app.learning.shortcuts import Backward, step_of
 
 MAPPED_ROW_BYTES = 2**14  # what a row of a mapped file takes for a moment: the pages around it
 MAX_GATHER_BYTES = 64 * 2**20  # rows of several steps are gathered at once, up to this much
@@ -48,6 +49,7 @@ class EagerSteps:
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.max_grad_norm = max_grad_norm
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        self.backward, self.updates = Backward(self.device), [step_of(optimizer) for optimizer in optimizers]
         self.autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if precision in ("bfloat16", "float16"):
             self.autocast = torch.autocast(self.device.type, dtype=getattr(torch, precision))
@@ -56,6 +58,8 @@ class EagerSteps:
         self.learning_rate: float | None = None
 
     def run(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
+        if len(learning_rates) == 1:
+            return self._step(self._arrived(self._fetch(rows, order, (first, first + 1))), learning_rates[0]).view(1)
         row_bytes = max(1, rows.inputs[:1].nbytes) if rows.mapping is None else MAPPED_ROW_BYTES
         at_once = max(1, MAX_GATHER_BYTES // (row_bytes * self.batching.rows_per_step))
         last = first + len(learning_rates)
@@ -71,8 +75,12 @@ class EagerSteps:
 
     def _fetch(self, rows: Rows, order: Tensor | None, span: tuple[int, int]) -> Rows:
         """The rows of these steps; those that come from the host to a card do so beside its work."""
-        self.copies = self.copies if rows.inputs.device != self.device else None
-        with torch.cuda.stream(self.copies) if self.copies else contextlib.nullcontext():
+        if self.copies is None or rows.inputs.device == self.device:
+            self.copies = None
+            block = rows.take(order, *self.batching.bounds(*span), self.device)
+            rows.release()
+            return block
+        with torch.cuda.stream(self.copies):
             block = rows.take(order, *self.batching.bounds(*span), self.device)
         rows.release()
         return block
@@ -107,13 +115,13 @@ class EagerSteps:
         return loss
 
     def _update(self) -> None:
-        for optimizer in self.optimizers:
-            if self.scaler:
-                self.scaler.step(optimizer)  # which leaves out a step whose gradients overflowed
-            else:
-                optimizer.step()
         if self.scaler:
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)  # which leaves out a step whose gradients overflowed
             self.scaler.update()
+        else:
+            for update in self.updates:
+                update()
         if self.average is not None:
             self.average.update()
 
@@ -135,7 +143,7 @@ class EagerSteps:
         loss = self._mixed_loss(rows) if self.mixup is not None else self._loss(rows)
         if share is not None:
             loss = loss * share
-        (self.scaler.scale(loss) if self.scaler else loss).backward()
+        self.backward(self.scaler.scale(loss) if self.scaler else loss)
         return loss.detach()
 
     def _loss(self, rows: Rows) -> Tensor:

@@ -87,7 +87,7 @@ class _WholeModel(nn.Module):
         self.network, self.targets = model.network, model.targets
         self.kinds = [column.kind for column in features.columns]
         self.positional = model.signature.positional
-        self.standardize = features.spec is not None and features.spec.standardize
+        self.standardize = features.spec is not None and features.spec.standardize is True
         self.impute = features.spec is not None
         plain = [column.name for column in features.columns if column.kind != "categorical"]
         self.flagged = [plain.index(name) for name in features.flagged]

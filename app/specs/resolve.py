@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 from app.errors import Fault, InvalidInput, UnknownColumn
-from app.specs.layers import BatchNorm, Dropout, Initializer, Layer, LayerNorm, Linear
+from app.specs.layers import BatchNorm, Dropout, EmbeddingLayer, Initializer, Layer, LayerNorm, Linear
 from app.specs.network import MAX_LAYERS, DenseNetwork, LayeredNetwork
 from app.specs.optimization import AutoLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, LossSpec, PlainLoss
 from app.specs.table import Column, ColumnProfile, Signature, StoredData, Table, Task
@@ -50,6 +50,7 @@ def resolve(spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, list[str]]:
     spec = spec.model_copy(update={"loss": loss})
     num_outputs = count_outputs(spec, table)
     spec = spec.model_copy(update={"network": _resolve_network(spec, num_outputs)})
+    spec = _resolve_whole_numbers(spec, table)
     return _resolve_descent(spec, table, warnings), warnings
 
 
@@ -261,6 +262,45 @@ def _resolve_network(spec: TrainingSpec, num_outputs: int) -> LayeredNetwork:
         raise InvalidInput.at("/network/layers", f"a network may have {MAX_LAYERS} layers at most")
     shape = None if isinstance(network, DenseNetwork) else network.input_shape
     return LayeredNetwork(layers=tuple(layers), head=False, input_shape=shape)
+
+
+def _resolve_whole_numbers(spec: TrainingSpec, table: Table) -> TrainingSpec:
+    """A network that begins with an embedding takes its inputs as they are: whole numbers that have a place in it."""
+    assert isinstance(spec.network, LayeredNetwork)
+    assert isinstance(spec.data, StoredData)
+    first, features = next(iter(spec.network.layers), None), spec.features
+    if not isinstance(first, EmbeddingLayer):
+        return spec
+    last = first.num_embeddings - 1
+    for name in spec.data.features or ():
+        column = table.column(name)
+        assert column is not None
+        if column.num_missing or not _fits(column, last):
+            raise InvalidInput.at(
+                "/network/layers/0",
+                f"embedding takes whole numbers from 0 to {last}, and {name!r} {_holds(column)}",
+            )
+    if features is None or features.standardize is not True:
+        return spec
+    if "standardize" in features.model_fields_set:
+        raise InvalidInput.at(
+            "/features/standardize", "an embedding takes whole numbers as they are; use target, or leave it out"
+        )
+    return spec.model_copy(update={"features": features.model_copy(update={"standardize": "target"})})
+
+
+def _fits(column: ColumnProfile, last: int) -> bool:
+    if column.kind == "boolean":
+        return last > 0
+    return column.kind == "numeric" and column.integral and column.min >= 0 and column.max <= last
+
+
+def _holds(column: ColumnProfile) -> str:
+    if column.kind != "numeric":
+        return f"is {column.kind}"
+    if column.num_missing:
+        return f"has {column.num_missing} missing values"
+    return f"goes from {column.min:g} to {column.max:g}" + ("" if column.integral else ", not all of them whole")
 
 
 def _dense_layers(network: DenseNetwork) -> Iterable[Layer]:

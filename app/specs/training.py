@@ -20,9 +20,13 @@ from app.specs.table import DataSpec, Digest, Task
 
 
 class FeaturesSpec(Spec):
-    """How columns become numbers. All constants are fitted on the training rows and stored with the model."""
+    """How columns become numbers. All constants are fitted on the training rows and stored with the model.
 
-    standardize: bool = True
+    `standardize`: with `target`, only a regression's target is scaled and inputs stay as they are, as is done where the
+    network begins with an embedding of whole numbers.
+    """
+
+    standardize: bool | Literal["target"] = True
     missing: Literal["impute", "error"] = "impute"
     categorical: Literal["embedding", "one_hot"] = "embedding"
 
