@@ -146,7 +146,8 @@ def test_classes_balanced_smoothed_and_mixed(client: httpx.Client) -> None:
 
 def test_folds_that_start_from_a_model(client: httpx.Client) -> None:
     """Each fold goes on from the weights."""
-    train(client, body(stop={"max_epochs": 30}) | {"model": "start"})
+    rate = {"type": "adam", "learning_rate": 0.02}
+    train(client, body(stop={"max_epochs": 30}, optimizer=rate) | {"model": "start"})
     spec = body(validation={"folds": 3}, warm_start={"model": "start"}, stop={"max_epochs": 2}, ema_decay=0.9)
     job = train(client, spec)
     assert [fold["num_epochs"] for fold in job["metrics"]["folds"]] == [2, 2, 2]
