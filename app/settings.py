@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     )
     max_queued_jobs: int = Field(10_000, ge=1, description="jobs that wait; one more is answered 429")
     max_queued_jobs_per_key: int = Field(
-        1_000, ge=1, description="jobs of one key that wait; one more is answered 429, and nobody else's"
+        1_000, ge=1, description="jobs of one key that wait or are paused; one more is answered 429, and nobody else's"
     )
     max_requests_per_second: float = Field(
         0.0,

@@ -57,7 +57,10 @@ class Links(BaseModel):
 
 
 class Job(BaseModel):
-    """A training run. `spec` has every default filled in; `queue_position` 1 is the next to start."""
+    """A training run. `spec` has every default filled in; `queue_position` 1 is the next to start.
+
+    `submitted_by` is the id of the key that it came with.
+    """
 
     id: str
     state: State
@@ -74,6 +77,7 @@ class Job(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    submitted_by: str | None
     links: Links
 
 
@@ -112,6 +116,7 @@ def job_response(job: rows.Job) -> Job:
         created_at=_time(job.created_at),
         started_at=_time(job.started_at) if job.started_at else None,
         finished_at=_time(job.finished_at) if job.finished_at else None,
+        submitted_by=job.submitted_by,
         links=Links(
             self=path,
             events=f"{path}/events",

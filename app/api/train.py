@@ -7,7 +7,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
-from app.api.auth import require
+from app.api.auth import caller_of, require
 from app.api.examples import TRAIN
 from app.api.jobs import Job, job_response
 from app.api.json_route import JsonRoute
@@ -54,6 +54,7 @@ async def train(
 
     Only `model` and `data` are required. The job's `spec` shows every default that was filled in.
     """
+    caller = caller_of(request.scope, request.app.state.keys)
     digest = f"sha256:{hashlib.sha256(await request.body()).hexdigest()}"
     resolved, facts, warnings = await anyio.to_thread.run_sync(_resolve, deps, spec)
     if dry_run:
@@ -61,7 +62,12 @@ async def train(
         return Response(found.model_dump_json(), media_type="application/json")
     job = await anyio.to_thread.run_sync(
         lambda: deps.jobs.submit(
-            resolved, spec.model, idempotency_key=idempotency_key, request_digest=digest, warnings=warnings
+            resolved,
+            spec.model,
+            idempotency_key=idempotency_key,
+            request_digest=digest,
+            submitted_by=caller.id,
+            warnings=warnings,
         )
     )
     seconds = _wait_seconds(prefer, deps.settings.max_wait_seconds)

@@ -36,6 +36,7 @@ TRANSITIONS: dict[str, frozenset[str]] = {
 }
 TERMINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
 ACTIVE = ("running", "pausing", "cancelling")
+WAITING = ("queued", "paused")  # which a resumed job is again, whatever the queue holds by then
 HELD = ("queued", "paused", *ACTIVE)
 
 
@@ -55,9 +56,10 @@ NOTHING: Told = {}
 class JobQueue:
     """Jobs in the database, for threads and processes alike."""
 
-    def __init__(self, database: Database, *, max_queued_jobs: int) -> None:
+    def __init__(self, database: Database, *, max_queued_jobs: int, max_queued_jobs_per_key: int | None = None) -> None:
         self._database = database
         self._max_queued_jobs = max_queued_jobs
+        self._max_queued_jobs_per_key = max_queued_jobs_per_key or max_queued_jobs
         self._listeners: list[Callable[[], None]] = []
 
     # ---- being told
@@ -86,34 +88,40 @@ class JobQueue:
         *,
         idempotency_key: str | None = None,
         request_digest: str | None = None,
+        submitted_by: str | None = None,
         warnings: Sequence[str] = (),
     ) -> Job:
         """A new job, on disk once this returns; or the job of an earlier request with the same key and digest.
 
         Raises:
             InvalidInput: `idempotency_key_reused`, the key came with another request.
-            Overloaded: `max_queued_jobs` are waiting.
+            Overloaded: `max_queued_jobs` are waiting, or as many of this key's as one key's may.
         """
         with self._database.write() as connection:
             known = idempotency_key is not None and rows.job_by_key(connection, idempotency_key)
             if known:
                 return _same_request(known, request_digest)
-            self._check_room(rows.count_jobs(connection, "queued"))
+            self._check_room(connection, submitted_by)
             job_id, now = _new_id(), time.time()
             rows.insert_job(
                 connection, id=job_id, state="queued", model=model, spec=spec, warnings=list(warnings), attempts=0,
                 idempotency_key=idempotency_key, request_digest=request_digest, created_at=now,
+                submitted_by=submitted_by,
             )  # fmt: skip
             rows.insert_events(connection, [NewEvent(job_id, "state", {"state": "queued"}, now)])
             job = _get(connection, job_id)
         self._notify()
         return job
 
-    def _check_room(self, num_queued: int) -> None:
+    def _check_room(self, connection: Any, submitted_by: str | None) -> None:
+        num_queued = rows.count_jobs(connection, ["queued"])
         if num_queued >= self._max_queued_jobs:
             raise Overloaded(
                 f"{num_queued} jobs are waiting, the most that are taken; try again", retry_after_seconds=5
             )
+        own = rows.count_jobs(connection, WAITING, submitted_by) if submitted_by is not None else 0
+        if own >= self._max_queued_jobs_per_key:
+            raise Overloaded(f"{own} jobs of this key are waiting, its most; try again", retry_after_seconds=5)
 
     def cancel(self, job_id: str) -> Job:
         """At once where the job is not running.
@@ -232,7 +240,7 @@ class JobQueue:
     def claim(self, limit: int) -> list[Job]:
         """Up to `limit` queued jobs, first come first, which are `running` from now on."""
         with self._database.read() as connection:
-            if not rows.count_jobs(connection, "queued"):
+            if not rows.count_jobs(connection, ["queued"]):
                 return []
         with self._database.write(durable=False) as connection:
             queued = rows.jobs_in(connection, ["queued"], limit)

@@ -49,6 +49,7 @@ jobs = Table(
     Column("created_at", Float, nullable=False),  # seconds since 1970, UTC
     Column("started_at", Float),
     Column("finished_at", Float),
+    Column("submitted_by", String(40)),  # the id of a key
     Index("jobs_by_state", "state", "number"),
     Index("jobs_by_model", "model", "number"),
     sqlite_autoincrement=True,

@@ -30,6 +30,7 @@ class Job:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    submitted_by: str | None
     queue_position: int | None
 
 
@@ -101,8 +102,12 @@ def page_of_jobs(
     return [_job(row) for row in connection.execute(query)]
 
 
-def count_jobs(connection: Connection, state: str) -> int:
-    return connection.execute(select(func.count()).where(jobs.c.state == state)).scalar_one()
+def count_jobs(connection: Connection, states: Sequence[str], submitted_by: str | None = None) -> int:
+    """Jobs in any of these states: all, or those of one key."""
+    query = select(func.count()).where(jobs.c.state.in_(states))
+    if submitted_by is not None:
+        query = query.where(jobs.c.submitted_by == submitted_by)
+    return connection.execute(query).scalar_one()
 
 
 def count_by_state(connection: Connection) -> dict[str, int]:

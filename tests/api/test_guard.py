@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -87,6 +88,30 @@ def test_a_rate_is_one_key_s_own(guarded: httpx.Client) -> None:
     problem(ask("two"), 404, "model_not_found")
     problem(ask("wrong"), 401, "unauthenticated")
     assert guarded.get("/healthz", headers={"Authorization": "Bearer one"}).status_code == 200
+
+
+def test_one_key_s_jobs_leave_room_for_others(tmp_path: Path) -> None:
+    line = {"inputs": [[1], [2]], "targets": [1.5, 2.5]}
+    long = {"model": "long", "data": line, "network": {"hidden_features": []}, "stop": {"max_seconds": 600}}
+    limits = {"max_running_jobs": 1, "max_queued_jobs_per_key": 1}
+    with service(tmp_path, api_keys="one:admin,two:admin", **limits) as client:
+
+        def submit(key: str) -> httpx.Response:
+            return client.post("/train", json=long, headers={"Authorization": f"Bearer {key}"})
+
+        def leave(job: Any) -> None:
+            client.post(f"/jobs/{job['id']}/cancel", headers={"Authorization": "Bearer two"})
+
+        taken = []
+        while (answer := submit("one")).status_code == 202:
+            taken.append(answer.json())
+            assert len(taken) <= 2  # one runs, one waits
+        assert "jobs of this key" in problem(answer, 429, "overloaded")["detail"]
+        assert int(answer.headers["retry-after"]) > 0
+        taken.append(submit("two").json())
+        assert [job["submitted_by"] for job in taken] == ["setting-1"] * (len(taken) - 1) + ["setting-2"]
+        for job in taken:
+            leave(job)
 
 
 @pytest.mark.parametrize("path", ["/models", "/nowhere", "/docs", "/openapi.json", "/metrics", "/web/docs.js"])

@@ -132,6 +132,19 @@ def test_a_full_queue_says_so_and_when_to_come_back(database: Database) -> None:
     queue.submit({}, "m")
 
 
+def test_one_key_s_jobs_leave_room_for_others(database: Database) -> None:
+    queue = JobQueue(database, max_queued_jobs=9, max_queued_jobs_per_key=2)
+    jobs = [queue.submit({}, "m", submitted_by="a") for _ in range(2)]
+    queue.pause(jobs[1].id)  # a paused one can come back at any moment, so it counts
+    with pytest.raises(Overloaded, match="2 jobs of this key") as raised:
+        queue.submit({}, "m", submitted_by="a")
+    assert raised.value.retry_after_seconds > 0
+    for other in ("b", "b", None, None, None):
+        assert queue.submit({}, "m", submitted_by=other).submitted_by == other
+    queue.claim(1)
+    queue.submit({}, "m", submitted_by="a")
+
+
 def test_jobs_are_claimed_in_order_and_a_resumed_one_has_its_old_place(queue: JobQueue) -> None:
     first, second, third = (queue.submit({}, "m") for _ in range(3))
     queue.pause(first.id)
