@@ -10,7 +10,6 @@ import torch
 from anyio import to_thread
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from app import __version__, logs
@@ -20,6 +19,7 @@ from app.api import (
     export,
     invocations,
     jobs,
+    metrics,
     middleware,
     models,
     openapi,
@@ -35,6 +35,7 @@ from app.api import (
 )
 from app.api.auth import Keys
 from app.api.guard import Guard
+from app.api.http_counts import HttpCounts
 from app.api.rate_limit import RateLimit
 from app.api.services import Services
 from app.errors import GradserveError
@@ -44,7 +45,9 @@ from app.jobs.supervisor import Rules, Supervisor
 from app.learning.plan import resolve_device, usable_cores
 from app.serving.cache import ModelCache
 from app.serving.predictor import Predictor
+from app.serving.statistics import Statistics
 from app.settings import Settings, listed
+from app.storage.counters import Counters
 from app.storage.database import Database
 from app.storage.datasets import DatasetStore
 from app.storage.keys import KeyFile
@@ -77,15 +80,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.keys = Keys(settings.api_keys.get_secret_value())
-    app.state.registry = CollectorRegistry()
-    middleware.install(app, app.state.registry, partial(_guard, settings, app.state.keys))
+    middleware.install(app, partial(_guard, settings, app.state.keys))
     problems.install(app)
     openapi.install(app)
     tabular.install(app, settings.max_dataset_bytes)
     app.include_router(datasets.router, max_body_size=settings.max_dataset_bytes)
     app.include_router(versions.router, max_body_size=versions.max_archive_bytes(settings.max_parameters))
     app.include_router(jobs.router)
-    for room in (train, models, predict, evaluate, v2, v2_extensions, invocations, export, operations):
+    for room in (train, models, predict, evaluate, v2, v2_extensions, invocations, export, operations, metrics):
         app.include_router(room.router)
     pages.install(app)
     return app
@@ -108,9 +110,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     logs.configure(settings.log_format, settings.log_level)
     app.state.keys.watch(KeyFile(settings.key_file))
     database = Database(settings.database_url or f"sqlite:///{settings.data_dir / 'gradserve.db'}")
-    services = await to_thread.run_sync(build_services, settings, database)
-    app.state.services = services
-    supervisor = Supervisor(services.jobs, services.models, _rules(settings))
+    counters = Counters(settings.data_dir / "counters")
+    services = await to_thread.run_sync(build_services, settings, database, counters)
+    app.state.services, app.state.http_counts = services, HttpCounts(counters)
+    supervisor = Supervisor(services.jobs, services.models, _rules(settings), counters)
     supervisor.start()
     with ended_by_signals(services.feed):
         log.info("ready", version=__version__, models_dir=str(settings.models_dir), data_dir=str(settings.data_dir))
@@ -138,7 +141,7 @@ def _sweep(services: Services) -> None:
     services.datasets.sweep(services.jobs.digests_in_use(), grace_seconds=HOUSEKEEPING_SECONDS)
 
 
-def build_services(settings: Settings, database: Database) -> Services:
+def build_services(settings: Settings, database: Database, counters: Counters) -> Services:
     """Make the folders, bring the database up to date, open the stores."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     settings.models_dir.mkdir(parents=True, exist_ok=True)
@@ -157,7 +160,7 @@ def build_services(settings: Settings, database: Database) -> Services:
             settings.data_dir / "datasets", database, settings.max_dataset_bytes, settings.max_columns
         ),
         models=models,
-        predictor=Predictor(cache),
+        predictor=Predictor(cache, Statistics(counters)),
     )
 
 

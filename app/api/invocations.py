@@ -71,11 +71,14 @@ async def invoke(
 ) -> Response:
     """Frames are matched by the names of their columns; a model of plain numbers takes them in their order."""
     name = await to_thread.run_sync(meant_model, deps, model)
-    served = await deps.predictor.route(name, version, key)
-    encoded = await to_thread.run_sync(_encode, deps, served, body)
-    values = await deps.predictor.predict_encoded(served, encoded)
-    content = await to_thread.run_sync(_answer, served, values)
-    return Response(content, headers=version_header(served), media_type="application/json")
+    request = await deps.predictor.request(name, version, key)
+    with deps.predictor.statistics.measured(request):
+        with request.part("compute_input"):
+            encoded = await to_thread.run_sync(_encode, deps, request.model, body)
+        values = await deps.predictor.predict_encoded(request, encoded)
+        with request.part("compute_output"):
+            content = await to_thread.run_sync(_answer, request.model, values)
+    return Response(content, headers=version_header(request.model), media_type="application/json")
 
 
 def _encode(deps: Services, model: ServedModel, body: Invocation) -> Any:

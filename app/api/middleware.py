@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import structlog
 from fastapi import FastAPI, Request
-from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.http_counts import HttpCounts
 from app.api.problems import MEDIA_TYPE, problem_response
 
 ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -18,23 +18,17 @@ QUIET = {"/healthz", "/readyz", "/metrics"}  # asked every few seconds; logged o
 log = structlog.get_logger("app.access")
 
 
-def install(app: FastAPI, registry: CollectorRegistry, guard: Callable[[ASGIApp], ASGIApp]) -> None:
+def install(app: FastAPI, guard: Callable[[ASGIApp], ASGIApp]) -> None:
     """Put these around FastAPI's own middlewares, so that their answers (413, 500) are as all others are."""
     build = app.build_middleware_stack
-    app.build_middleware_stack = lambda: Observe(guard(ExplainLimit(build())), registry)  # type: ignore[method-assign]
+    app.build_middleware_stack = lambda: Observe(guard(ExplainLimit(build())))  # type: ignore[method-assign]
 
 
 class Observe:
     """Echoes or makes `X-Request-ID`, binds it to all log lines of the request, and measures."""
 
-    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.requests = Counter(
-            "gradserve_http_requests", "Requests by route and status", ["method", "route", "status"], registry=registry
-        )
-        self.seconds = Histogram(
-            "gradserve_http_request_seconds", "Time to the end of the answer", ["route"], registry=registry
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,8 +52,8 @@ class Observe:
 
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self.requests.labels(scope["method"], route, status).inc()
-        self.seconds.labels(route).observe(seconds)
+        counts: HttpCounts = scope["app"].state.http_counts
+        counts.add(scope["method"], route, status, seconds)
         if scope["path"] not in QUIET or status >= 500:
             caller = scope.get("caller")
             who = {"key": caller.id} if caller and caller.id else {}

@@ -6,9 +6,7 @@ import shutil
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from app import __version__
@@ -64,30 +62,3 @@ def info(deps: Deps) -> Info:
         num_cores=os.cpu_count() or 1,
         limits=limits,
     )
-
-
-@router.get(
-    "/metrics",
-    summary="Prometheus metrics",
-    dependencies=[Depends(require("read"))],
-    response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
-def metrics(request: Request, deps: Deps) -> Response:
-    registry: CollectorRegistry = request.app.state.registry
-    jobs = GaugeMetricFamily("gradserve_jobs", "Jobs by state", labels=["state"])
-    for state, count in deps.jobs.counts().items():
-        jobs.add_metric([state], count)
-    exposed = generate_latest(registry) + generate_latest(_Once(jobs))
-    return Response(exposed, media_type=CONTENT_TYPE_LATEST)
-
-
-class _Once(CollectorRegistry):
-    """A registry of one family that was just collected."""
-
-    def __init__(self, family: GaugeMetricFamily) -> None:
-        super().__init__()
-        self._family = family
-
-    def collect(self) -> Any:
-        yield self._family

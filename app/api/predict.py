@@ -51,8 +51,9 @@ async def predict(body: PredictRequest, deps: Deps, key: RoutingKey = None) -> R
     A table in CSV or Arrow IPC comes with `?model=`, and is answered in parts, by a table or (with `Accept`) JSON.
     """
     check_num_rows(deps, len(body.inputs))
-    model = await deps.predictor.route(body.model, body.version, key)
-    values = await deps.predictor.predict(model, body.inputs)
-    return Response(
-        orjson.dumps(model.answer(values), option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json"
-    )
+    request = await deps.predictor.request(body.model, body.version, key)
+    with deps.predictor.statistics.measured(request):
+        values = await deps.predictor.predict(request, body.inputs)
+        with request.part("compute_output"):
+            answer = orjson.dumps(request.model.answer(values), option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(answer, media_type="application/json")

@@ -8,7 +8,6 @@ from fastapi import Depends, Header, Request
 from app.jobs.feed import EventFeed
 from app.jobs.queue import JobQueue
 from app.serving.predictor import Predictor
-from app.serving.statistics import Statistics
 from app.settings import Settings
 from app.storage.datasets import DatasetStore
 from app.storage.models import ModelStore
@@ -22,7 +21,6 @@ class Services:
     datasets: DatasetStore
     models: ModelStore
     predictor: Predictor
-    statistics: Statistics = field(default_factory=Statistics)
     unloaded: set[str] = field(default_factory=set)
     """Models that a client has unloaded and nobody has used since."""
 

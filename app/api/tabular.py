@@ -22,6 +22,7 @@ from app.api.datasets import check_length, receive
 from app.api.services import Deps, RoutingKey, Services
 from app.errors import GradserveError, InvalidInput, ModelNotFound, UnsupportedMedia
 from app.serving.served_model import ServedModel
+from app.serving.statistics import Request as Asked
 from app.serving.tabular_codec import Form, RowReader, Writer, open_writer, rows_at_once
 from app.specs.base import Name
 from app.storage.row_stream import open_rows
@@ -108,9 +109,9 @@ async def predict_table(
     version: Selector | None = None,
     key: RoutingKey = None,
 ) -> Response:
-    served = await deps.predictor.route(model, version, key)
+    asked = await deps.predictor.request(model, version, key)
     otherwise = FORMS[media_type(request.headers["content-type"])]
-    return await answer_table(request, deps, served, answer_form(request.headers.get("accept", ""), otherwise))
+    return await answer_table(request, deps, asked, answer_form(request.headers.get("accept", ""), otherwise))
 
 
 async def invoke_table(
@@ -121,8 +122,8 @@ async def invoke_table(
     key: RoutingKey = None,
 ) -> Response:
     name = await to_thread.run_sync(meant_model, deps, model)
-    served = await deps.predictor.route(name, version, key)
-    return await answer_table(request, deps, served, "mlflow")
+    asked = await deps.predictor.request(name, version, key)
+    return await answer_table(request, deps, asked, "mlflow")
 
 
 def meant_model(deps: Services, name: str | None) -> str:
@@ -141,11 +142,12 @@ def meant_model(deps: Services, name: str | None) -> str:
     return names[0]
 
 
-async def answer_table(request: Request, deps: Services, model: ServedModel, form: Form) -> Response:
+async def answer_table(request: Request, deps: Services, asked: Asked, form: Form) -> Response:
     """The answer begins once the whole body is here and its first rows are predicted: until then, errors are problems.
 
     Waiting for the whole body keeps clients from a deadlock that read no answer before they have sent everything.
     """
+    model = asked.model
     check_length(request, deps.datasets.max_bytes)
     content_type = request.headers["content-type"]
     encoding = request.headers.get("content-encoding", "")
@@ -155,7 +157,7 @@ async def answer_table(request: Request, deps: Services, model: ServedModel, for
             upload.write(_header_line(model, encoding))
         await receive(request, upload.write)
         writer = open_writer(form, model, upload.folder)
-        parts = _answer(deps, model, upload, writer)
+        parts = _answer(deps, asked, upload, writer)
         first = await anext(parts)
         return TableResponse(first, parts, writer.media_type, opened.pop_all(), version_header(model))
 
@@ -172,14 +174,24 @@ def _header_line(model: ServedModel, encoding: str) -> bytes:
     return (",".join(f'"{name}"' for name in names) + "\n").encode()
 
 
-async def _answer(deps: Services, model: ServedModel, upload: Upload, writer: Writer) -> AsyncIterator[bytes]:
+async def _answer(deps: Services, asked: Asked, upload: Upload, writer: Writer) -> AsyncIterator[bytes]:
+    with deps.predictor.statistics.measured(asked):
+        async for part in _parts(deps, asked, upload, writer):
+            yield part
+
+
+async def _parts(deps: Services, asked: Asked, upload: Upload, writer: Writer) -> AsyncIterator[bytes]:
+    model = asked.model
     rows = await to_thread.run_sync(open_rows, upload, deps.datasets.max_columns)
     reader = RowReader(model, rows.names, untyped=rows.untyped, decimal_comma=rows.decimal_comma)
     parts = (piece for part in rows.parts for piece in part.iter_slices(rows_at_once(model)))
     while (part := await to_thread.run_sync(partial(next, parts, None))) is not None:
-        encoded = await to_thread.run_sync(reader.encode, part)
-        values = await deps.predictor.predict_encoded(model, encoded)
-        yield await to_thread.run_sync(writer.write, values)
+        with asked.part("compute_input"):
+            encoded = await to_thread.run_sync(reader.encode, part)
+        values = await deps.predictor.predict_encoded(asked, encoded)
+        with asked.part("compute_output"):
+            written = await to_thread.run_sync(writer.write, values)
+        yield written
     if not reader.num_rows:
         raise InvalidInput.at("", "the table has no rows")
     last = writer.finish()

@@ -24,6 +24,7 @@ from app.api.services import Deps, RoutingKey, Services
 from app.errors import Conflict, InvalidInput, Overloaded, Unparseable
 from app.serving.served_model import ServedModel
 from app.serving.signature import TensorType, input_types, output_types
+from app.serving.statistics import facts_of, last_inference_of, triton_statistics
 from app.serving.v2_codec import Call, InferRequest, encode_response, read_call
 from app.specs.base import Name
 from app.specs.table import Signature
@@ -126,9 +127,15 @@ def server_ready(deps: Deps) -> dict[str, bool]:
 @router.get("/models/{name}/stats", summary="How a model was used", dependencies=read)
 @router.get("/models/{name}/versions/{version}/stats", summary="How a version was used", dependencies=read)
 async def statistics(deps: Deps, name: ModelName | None = None, version: Selector | None = None) -> dict[str, Any]:
-    """By this protocol, in the process that answers, since it started; times in nanoseconds."""
-    chosen = await to_thread.run_sync(_chosen, deps, name, version)
-    return {"model_stats": [deps.statistics.of(*key).as_dict(*key) for key in chosen]}
+    """By whatever protocol, in all processes, since the service started; times in nanoseconds."""
+    return await to_thread.run_sync(_statistics, deps, name, version)
+
+
+def _statistics(deps: Services, name: str | None, version: str | None) -> dict[str, Any]:
+    chosen = _chosen(deps, name, version)
+    counted = deps.predictor.statistics.counters.read()
+    facts, last = facts_of(counted.counts), last_inference_of(counted.gauges)
+    return {"model_stats": [triton_statistics(*key, facts.get(key, {}), last.get(key, 0)) for key in chosen]}
 
 
 def _chosen(deps: Services, name: str | None, version: str | None) -> list[tuple[str, str]]:
@@ -308,14 +315,13 @@ async def infer(
     `parameters.timeout`, in microseconds, an answer that does not come in time is 429.
     """
     body = await request.body()
-    model = await deps.predictor.route(name, version, key)
+    asked = await deps.predictor.request(name, version, key)
+    model = asked.model
     num_bytes = MAX_BYTES_ON_LOOP + 1 if "content-encoding" in request.headers else len(body)
-    with deps.statistics.request(model) as asked:
+    with deps.predictor.statistics.measured(asked):
         with asked.part("compute_input"):
             call = await _run(num_bytes, _read_call, deps, model, body, request.headers)
-        asked.num_rows = len(call.inputs)
-        with asked.part("compute_infer"):
-            values = await _in_time(call.timeout_seconds, deps.predictor.predict_encoded(model, call.inputs))
+        values = await _in_time(call.timeout_seconds, deps.predictor.predict_encoded(asked, call.inputs))
         with asked.part("compute_output"):
             answer = await _run(values.nbytes, encode_response, model, call, values)
             return await _run(values.nbytes, _response, *answer, request.headers.get("accept-encoding", ""))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from app.jobs.epoch_times import EpochTimes
 from app.jobs.queue import Batch, JobQueue, Told
 from app.storage.jobs import Job, NewEvent
 
@@ -18,16 +19,19 @@ FLUSH_SECONDS = 0.1
 class Story:
     """What is known of a job, so as not to tell it again. `progressed`: its run got further than any before."""
 
+    model: str
     last_epoch: int
     last_step: int
     warned: set[str]
+    steps_at: int = 0  # steps and seconds of the fit at the end of the epoch before
+    seconds_at: float = 0.0
     progressed: bool = False
     shown_at: float = 0.0
 
 
 class Recorder:
-    def __init__(self, queue: JobQueue) -> None:
-        self._queue = queue
+    def __init__(self, queue: JobQueue, times: EpochTimes) -> None:
+        self._queue, self._times = queue, times
         self._stories: dict[str, Story] = {}
         self._batches: defaultdict[str, Batch] = defaultdict(Batch)
         self._flushed_at = 0.0
@@ -39,7 +43,7 @@ class Recorder:
         warned = [event.data["detail"] for event in waiting if event.type == "warning"]
         last_epoch = max([self._queue.last_epoch(job.id), *epochs])
         step = (job.progress or {}).get("step", 0)
-        self._stories[job.id] = Story(last_epoch, step, {*job.warnings, *warned})
+        self._stories[job.id] = Story(job.model, last_epoch, step, {*job.warnings, *warned})
 
     def progressed(self, job_id: str) -> bool:
         return self._stories[job_id].progressed
@@ -57,14 +61,26 @@ class Recorder:
                 return
             story.shown_at = time.monotonic()
         elif event == "metrics":
+            took = self._since_last_epoch(story, data)
             if data["epoch"] <= story.last_epoch:
                 return  # a run that was resumed repeats what is recorded, number for number
+            self._times.add(story.model, *took)
             story.last_epoch, story.progressed = data["epoch"], True
         elif data["detail"] in story.warned:
             return
         else:
             story.warned.add(data["detail"])
         batch.events.append(NewEvent(job_id, event, data, time.time()))
+
+    @staticmethod
+    def _since_last_epoch(story: Story, data: dict[str, Any]) -> tuple[int, float]:
+        """Steps and seconds of an epoch, from those of its fit, of which a cross-validation has several."""
+        steps, seconds = data.get("step", 0), data.get("elapsed_seconds", 0.0)
+        if steps < story.steps_at:
+            story.steps_at, story.seconds_at = 0, 0.0
+        took = steps - story.steps_at, max(0.0, seconds - story.seconds_at)
+        story.steps_at, story.seconds_at = steps, seconds
+        return took
 
     def warn(self, job_id: str, code: str, detail: str) -> None:
         """A warning of the supervisor's own, told each time."""

@@ -19,9 +19,11 @@ from typing import Any, Protocol
 import structlog
 
 from app.errors import Conflict
+from app.jobs.epoch_times import EpochTimes
 from app.jobs.fleet import Fleet, Run
 from app.jobs.queue import TERMINAL, JobQueue, State
 from app.jobs.recorder import Recorder
+from app.storage.counters import Counters
 from app.storage.jobs import Job
 
 log = structlog.get_logger("gradserve.jobs")
@@ -61,8 +63,9 @@ class Rules:
 class Supervisor:
     """A thread that stands for election and, once elected, reigns until it is stopped."""
 
-    def __init__(self, queue: JobQueue, models: Versions, rules: Rules) -> None:
+    def __init__(self, queue: JobQueue, models: Versions, rules: Rules, counters: Counters) -> None:
         self._queue = queue
+        self._times = EpochTimes(counters)
         self._models = models
         self._rules = rules
         self._stopping = threading.Event()
@@ -112,7 +115,7 @@ class Supervisor:
 
     def _reign(self) -> None:
         with closing(Fleet(self._rules.training, self._bell)) as fleet, closing(self._queue.watch()) as watch:
-            reign = Reign(self._queue, self._models, self._rules, fleet, watch.changed)
+            reign = Reign(self._queue, self._models, self._rules, fleet, watch.changed, self._times)
             self.leading = True
             try:
                 reign.sweep()
@@ -131,14 +134,20 @@ class Reign:
     """One supervisor's decisions. An error anywhere may end a turn: the next one finds the same work again."""
 
     def __init__(
-        self, queue: JobQueue, models: Versions, rules: Rules, fleet: Fleet, changed: Callable[[], bool]
+        self,
+        queue: JobQueue,
+        models: Versions,
+        rules: Rules,
+        fleet: Fleet,
+        changed: Callable[[], bool],
+        times: EpochTimes,
     ) -> None:
         self._queue = queue
         self._models = models
         self._rules = rules
         self._fleet = fleet
         self._changed = changed
-        self._recorder = Recorder(queue)
+        self._recorder = Recorder(queue, times)
         self._reconcile_at = 0.0
         self._ending = False
 

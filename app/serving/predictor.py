@@ -14,23 +14,26 @@ from app.serving.cache import ModelCache
 from app.serving.encode import encode_rows
 from app.serving.routing import route
 from app.serving.served_model import ServedModel
+from app.serving.statistics import Request, Statistics
 
 MAX_CELLS_ON_LOOP = 5_000  # smaller inputs are encoded at once, which takes less than handing them to a thread
 
 
 class Predictor:
-    def __init__(self, cache: ModelCache, *, num_threads: int = 4) -> None:
+    def __init__(self, cache: ModelCache, statistics: Statistics, *, num_threads: int = 4) -> None:
         self.cache = cache
+        self.statistics = statistics
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
-        self._batcher = Batcher(self._executor)
+        self._batcher = Batcher(self._executor, statistics.executed)
 
-    async def route(self, name: str, selector: str | None, key: str | None) -> ServedModel:
-        """The version that answers a request: by number, by alias (which may have a canary), or None for the newest.
+    async def request(self, name: str, selector: str | None, key: str | None) -> Request:
+        """A request for a version by number, by alias (which may have a canary), or None for the newest.
 
         Raises:
             ModelNotFound, VersionNotFound, CorruptVersion
         """
-        return await self.load(name, route(self.cache.store, name, selector, key).version)
+        chosen = route(self.cache.store, name, selector, key)
+        return Request(await self.load(name, chosen.version), chosen.shadow)
 
     async def load(self, name: str, version: str | None) -> ServedModel:
         """A version, from memory or from disk; of an alias, the one that it points to.
@@ -40,22 +43,24 @@ class Predictor:
         """
         return self.cache.peek(name, version) or await self._in_thread(self.cache.get, name, version)
 
-    async def predict(self, model: ServedModel, inputs: list[Any]) -> Tensor:
+    async def predict(self, request: Request, inputs: list[Any]) -> Tensor:
         """Values in the target's units `[N, T]`, or probabilities `[N, L]`.
 
         Raises:
             ShapeMismatch, UnknownColumn, InvalidInput
         """
-        features, signature = model.model.features, model.model.signature
-        if len(inputs) * len(signature.inputs) <= MAX_CELLS_ON_LOOP:
-            encoded = encode_rows(features, signature, inputs)
-        else:
-            encoded = await self._in_thread(encode_rows, features, signature, inputs)
-        return await self._batcher.predict(model, encoded)
+        features, signature = request.model.model.features, request.model.model.signature
+        with request.part("compute_input"):
+            if len(inputs) * len(signature.inputs) <= MAX_CELLS_ON_LOOP:
+                encoded = encode_rows(features, signature, inputs)
+            else:
+                encoded = await self._in_thread(encode_rows, features, signature, inputs)
+        return await self.predict_encoded(request, encoded)
 
-    async def predict_encoded(self, model: ServedModel, inputs: Tensor) -> Tensor:
+    async def predict_encoded(self, request: Request, inputs: Tensor) -> Tensor:
         """As `predict`, of rows that are encoded already `[N, F]`."""
-        return await self._batcher.predict(model, inputs)
+        request.num_rows += len(inputs)
+        return await self._batcher.predict(request, inputs)
 
     def evaluate(
         self, model: ServedModel, inputs: pl.DataFrame, targets: pl.DataFrame, weights: pl.Series | None

@@ -1,57 +1,48 @@
-"""How often a version was asked and how long that took, as Triton's statistics extension says it.
+"""How often a version was asked and how long that took, as Triton's statistics extension and its metrics say it.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md
+https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metrics.md
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from app.serving.served_model import ServedModel
+from app.storage.counters import Counters, Histogram, Key
 
-Part = Literal[
-    "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss"
-]
+Part = Literal["queue", "compute_input", "compute_infer", "compute_output"]
 PARTS: tuple[Part, ...] = get_args(Part)
+FAMILY, LAST = "gradserve_inference", "gradserve_last_inference"
+Facts = dict[tuple[str, str], dict[str, int]]
+"""Of each model and version: what `VersionCells` counts."""
 
 
-@dataclass
-class Duration:
-    count: int = 0
-    ns: int = 0
+class VersionCells:
+    """Where a version's numbers are counted: times of requests that succeeded or failed, in nanoseconds.
 
-    def add(self, ns: int) -> None:
-        self.count += 1
-        self.ns += ns
+    `count` counts rows, `exec_count` forward passes, which requests may share.
+    """
 
+    def __init__(self, counters: Counters, name: str, version: str) -> None:
+        def cell(fact: str) -> int:
+            return counters.cell(FAMILY, name, version, fact)
 
-@dataclass
-class VersionStatistics:
-    """`num_rows` of requests that succeeded; `last_inference` in milliseconds since 1970."""
-
-    last_inference: int = 0
-    num_rows: int = 0
-    parts: dict[Part, Duration] = field(default_factory=lambda: {part: Duration() for part in PARTS})
-
-    def as_dict(self, name: str, version: str) -> dict[str, Any]:
-        return {
-            "name": name,
-            "version": version,
-            "last_inference": self.last_inference,
-            "inference_count": self.num_rows,
-            "execution_count": self.parts["compute_infer"].count,
-            "inference_stats": {part: vars(duration) for part, duration in self.parts.items()},
-            "batch_stats": [],
-            "memory_usage": [],
-        }
+        self.success, self.success_ns = cell("success"), cell("success_ns")
+        self.fail, self.fail_ns = cell("fail"), cell("fail_ns")
+        self.count, self.exec_count = cell("count"), cell("exec_count")
+        self.parts = {part: (cell(part), cell(f"{part}_ns")) for part in PARTS}
+        self.seconds = Histogram(counters, "gradserve_inference_request_seconds", name, version)
+        self.last_inference = counters.cell(LAST, name, version, gauge=True)
 
 
 class Request:
-    """One request under way: `part` measures a part of it, which counts once all of it has succeeded."""
+    """One request under way to the version that answers it: what is measured counts once all of it has succeeded."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: ServedModel, shadow: str | None = None) -> None:
+        self.model, self.shadow = model, shadow
         self.num_rows = 0
         self.ns: dict[Part, int] = {}
 
@@ -59,30 +50,83 @@ class Request:
     def part(self, part: Part) -> Iterator[None]:
         started = time.perf_counter_ns()
         yield
-        self.ns[part] = time.perf_counter_ns() - started
+        self.took(part, time.perf_counter_ns() - started)
+
+    def took(self, part: Part, ns: int) -> None:
+        self.ns[part] = self.ns.get(part, 0) + ns
 
 
 class Statistics:
-    """Of this process since it started. Used on its event loop."""
+    """Used on the event loop alone."""
 
-    def __init__(self) -> None:
-        self._versions: dict[tuple[str, str], VersionStatistics] = {}
+    def __init__(self, counters: Counters) -> None:
+        self.counters = counters
+        self._cells: dict[tuple[str, str], VersionCells] = {}
+
+    def _of(self, model: ServedModel) -> VersionCells:
+        key = (model.name, model.version)
+        return self._cells.get(key) or self._cells.setdefault(key, VersionCells(self.counters, *key))
 
     @contextmanager
-    def request(self, model: ServedModel) -> Iterator[Request]:
-        """Around a request; one that raises counts as failed."""
-        found = self._versions.setdefault((model.name, model.version), VersionStatistics())
-        request, started = Request(), time.perf_counter_ns()
+    def measured(self, request: Request) -> Iterator[Request]:
+        """Around a request's work; one that raises counts as failed."""
+        cells, values, started = self._of(request.model), self.counters.values, time.perf_counter_ns()
         try:
             yield request
         except BaseException:
-            found.parts["fail"].add(time.perf_counter_ns() - started)
+            values[cells.fail] += 1
+            values[cells.fail_ns] += time.perf_counter_ns() - started
             raise
-        found.parts["success"].add(time.perf_counter_ns() - started)
+        took = time.perf_counter_ns() - started
+        values[cells.success] += 1
+        values[cells.success_ns] += took
+        cells.seconds.observe(took / 1e9)
+        values[cells.count] += request.num_rows
+        values[cells.last_inference] = time.time_ns() // 1_000_000
         for part, ns in request.ns.items():
-            found.parts[part].add(ns)
-        found.num_rows += request.num_rows
-        found.last_inference = time.time_ns() // 1_000_000
+            count, sum_ns = cells.parts[part]
+            values[count] += 1
+            values[sum_ns] += ns
 
-    def of(self, name: str, version: str) -> VersionStatistics:
-        return self._versions.get((name, version)) or VersionStatistics()
+    def executed(self, model: ServedModel) -> None:
+        """A forward pass has been done."""
+        self.counters.values[self._of(model).exec_count] += 1
+
+
+def facts_of(counts: dict[Key, float]) -> Facts:
+    """What was counted of each version."""
+    facts: Facts = defaultdict(dict)
+    for (family, *labels), value in counts.items():
+        if family == FAMILY:
+            name, version, fact = labels
+            facts[name, version][fact] = int(value)
+    return facts
+
+
+def last_inference_of(gauges: dict[int, dict[Key, float]]) -> dict[tuple[str, str], float]:
+    """When each version was asked last, in milliseconds since 1970."""
+    latest: dict[tuple[str, str], float] = {}
+    for of_process in gauges.values():
+        for (family, *labels), value in of_process.items():
+            if family == LAST:
+                key = (labels[0], labels[1])
+                latest[key] = max(latest.get(key, 0), value)
+    return latest
+
+
+def triton_statistics(name: str, version: str, facts: dict[str, int], last_inference: float) -> dict[str, Any]:
+    """As `/v2/models/{name}/stats` has it; `last_inference` in milliseconds since 1970."""
+
+    def duration(fact: str) -> dict[str, int]:
+        return {"count": facts.get(fact, 0), "ns": facts.get(f"{fact}_ns", 0)}
+
+    return {
+        "name": name,
+        "version": version,
+        "last_inference": int(last_inference),
+        "inference_count": facts.get("count", 0),
+        "execution_count": facts.get("exec_count", 0),
+        "inference_stats": {fact: duration(fact) for fact in ("success", "fail", *PARTS, "cache_hit", "cache_miss")},
+        "batch_stats": [],
+        "memory_usage": [],
+    }

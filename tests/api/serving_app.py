@@ -18,6 +18,7 @@ from app.serving.cache import ModelCache
 from app.serving.predictor import Predictor
 from app.serving.statistics import Statistics
 from app.settings import Settings
+from app.storage.counters import Counters
 from app.storage.models import ModelStore
 from tests.waiting import until
 
@@ -31,10 +32,9 @@ def serving_app(root: Path, *routers: APIRouter, keys: str = "", **settings: Any
     for router in routers:
         app.include_router(router)
     app.state.keys = Keys(keys)
-    predictor = Predictor(ModelCache(models, max_bytes=2**30, device="cpu"))
-    app.state.services = SimpleNamespace(
-        settings=chosen, models=models, predictor=predictor, statistics=Statistics(), unloaded=set()
-    )
+    statistics = Statistics(Counters(root / "counters"))
+    predictor = Predictor(ModelCache(models, max_bytes=2**30, device="cpu"), statistics)
+    app.state.services = SimpleNamespace(settings=chosen, models=models, predictor=predictor, unloaded=set())
     return app
 
 

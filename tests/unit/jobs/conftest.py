@@ -5,6 +5,7 @@ import pytest
 
 from app.jobs.queue import JobQueue
 from app.jobs.supervisor import Rules, Supervisor
+from app.storage.counters import Counters
 from app.storage.database import Database
 from app.storage.models import ModelStore
 from tests.databases import new_database
@@ -35,7 +36,7 @@ def start(queue: JobQueue, models: ModelStore, tmp_path: Path) -> Iterator[Calla
     started: list[Supervisor] = []
 
     def start(**changes: float) -> Supervisor:
-        supervisor = Supervisor(queue, models, rules(tmp_path, **changes))
+        supervisor = Supervisor(queue, models, rules(tmp_path, **changes), Counters(tmp_path / "counters"))
         supervisor.start()
         started.append(supervisor)
         return supervisor

@@ -344,12 +344,13 @@ import sys
 from pathlib import Path
 from app.jobs.queue import JobQueue
 from app.jobs.supervisor import Supervisor
+from app.storage.counters import Counters
 from app.storage.database import Database
 from app.storage.models import ModelStore
 from tests.unit.jobs.conftest import rules
 root = Path(sys.argv[1])
 queue = JobQueue(Database(f"sqlite:///{root}/data/gradserve.db"), max_queued_jobs=1000)
-supervisor = Supervisor(queue, ModelStore(root / "models"), rules(root))
+supervisor = Supervisor(queue, ModelStore(root / "models"), rules(root), Counters(root / "counters"))
 supervisor.start()
 print("started", flush=True)
 supervisor.join()

@@ -15,6 +15,7 @@ from torch import Tensor
 from app.learning.model import Model
 from app.serving.batcher import Batcher
 from app.serving.served_model import ServedModel
+from app.serving.statistics import Request
 from tests.samples import untrained
 
 T = TypeVar("T")
@@ -67,8 +68,8 @@ def test_each_request_gets_its_own_rows(num_bytes: int) -> None:
 
     async def main() -> list[Tensor]:
         with ThreadPoolExecutor(2) as executor:
-            batcher = Batcher(executor)
-            requests = [batcher.predict(model, rows_of(size, seed)) for seed, size in enumerate(SIZES)]
+            batcher = Batcher(executor, lambda model: None)
+            requests = [batcher.predict(Request(model), rows_of(size, seed)) for seed, size in enumerate(SIZES)]
             return await asyncio.gather(*requests)
 
     answers = run(main())
@@ -83,10 +84,10 @@ def test_what_comes_while_the_network_is_busy_goes_together() -> None:
 
     async def main() -> list[Tensor]:
         with ThreadPoolExecutor(2) as executor:
-            batcher = Batcher(executor)
-            first = asyncio.create_task(batcher.predict(model, rows_of(3)))
+            batcher = Batcher(executor, lambda model: None)
+            first = asyncio.create_task(batcher.predict(Request(model), rows_of(3)))
             await until(watched.entered)
-            others = [asyncio.create_task(batcher.predict(model, rows_of(size))) for size in (1, 2, 4)]
+            others = [asyncio.create_task(batcher.predict(Request(model), rows_of(size))) for size in (1, 2, 4)]
             await asyncio.sleep(0)
             watched.gate.set()
             return await asyncio.gather(first, *others)
@@ -103,10 +104,10 @@ def test_models_do_not_wait_for_each_other() -> None:
 
     async def main() -> None:
         with ThreadPoolExecutor(2) as executor:
-            batcher = Batcher(executor)
-            waiting = asyncio.create_task(batcher.predict(slow, rows_of(3)))
+            batcher = Batcher(executor, lambda model: None)
+            waiting = asyncio.create_task(batcher.predict(Request(slow), rows_of(3)))
             await until(watched.entered)
-            assert len(await batcher.predict(quick, rows_of(5))) == 5
+            assert len(await batcher.predict(Request(quick), rows_of(5))) == 5
             assert not waiting.done()
             watched.gate.set()
             assert len(await waiting) == 3
@@ -120,8 +121,8 @@ def test_a_cancelled_request_leaves_the_others_whole(num_bytes: int) -> None:
 
     async def main() -> list[Any]:
         with ThreadPoolExecutor(2) as executor:
-            batcher = Batcher(executor)
-            tasks = [asyncio.create_task(batcher.predict(model, rows_of(size))) for size in (3, 1, 4)]
+            batcher = Batcher(executor, lambda model: None)
+            tasks = [asyncio.create_task(batcher.predict(Request(model), rows_of(size))) for size in (3, 1, 4)]
             await asyncio.sleep(0)
             tasks[1].cancel()
             return await asyncio.gather(*tasks, return_exceptions=True)
@@ -138,13 +139,13 @@ def test_requests_that_are_cancelled_during_their_pass_leave_the_others_whole() 
 
     async def main() -> list[Any]:
         with ThreadPoolExecutor(2) as executor:
-            batcher = Batcher(executor)
-            tasks = [asyncio.create_task(batcher.predict(model, rows_of(size))) for size in (3, 1, 4)]
+            batcher = Batcher(executor, lambda model: None)
+            tasks = [asyncio.create_task(batcher.predict(Request(model), rows_of(size))) for size in (3, 1, 4)]
             await until(watched.entered)
             tasks[0].cancel()
             watched.gate.set()
             found = await asyncio.gather(*tasks, return_exceptions=True)
-            assert len(await batcher.predict(model, rows_of(2))) == 2
+            assert len(await batcher.predict(Request(model), rows_of(2))) == 2
             return found
 
     cancelled, one, four = run(main())
@@ -159,13 +160,13 @@ def test_all_requests_cancelled_is_no_pass_and_no_harm(num_bytes: int) -> None:
 
     async def main() -> None:
         with ThreadPoolExecutor(2) as executor:
-            batcher = Batcher(executor)
-            task = asyncio.create_task(batcher.predict(model, rows_of(3)))
+            batcher = Batcher(executor, lambda model: None)
+            task = asyncio.create_task(batcher.predict(Request(model), rows_of(3)))
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             assert watched.passes == []
-            assert len(await batcher.predict(model, rows_of(2))) == 2
+            assert len(await batcher.predict(Request(model), rows_of(2))) == 2
 
     run(main())
 
@@ -177,11 +178,11 @@ def test_an_error_reaches_all_of_its_batch_and_no_later_one(num_bytes: int) -> N
 
     async def main() -> None:
         with ThreadPoolExecutor(2) as executor:
-            batcher = Batcher(executor)
-            requests = [batcher.predict(model, rows_of(size)) for size in (3, 1, 4)]
+            batcher = Batcher(executor, lambda model: None)
+            requests = [batcher.predict(Request(model), rows_of(size)) for size in (3, 1, 4)]
             found = await asyncio.gather(*requests, return_exceptions=True)
             assert [type(error) for error in found] == [ArithmeticError] * 3
             watched.failing = False
-            assert len(await batcher.predict(model, rows_of(2))) == 2
+            assert len(await batcher.predict(Request(model), rows_of(2))) == 2
 
     run(main())

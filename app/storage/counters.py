@@ -1,0 +1,156 @@
+"""What a process counts, where all processes of the service can read it: a mapped file of named numbers for each.
+
+A process holds a lock on its file for as long as it lives. Counts outlive the process as long as another one is there:
+the next one to start takes them over, so that sums never shrink. Gauges die with their process.
+"""
+
+import fcntl
+import mmap
+import os
+import struct
+import threading
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+RECORD_BYTES = 256  # a number, and its key as JSON, ended by zeros
+NUMBERS_PER_RECORD = RECORD_BYTES // 8
+MAX_CELLS = 2**17  # the file is sparse: what is not used takes no room
+RECORD = struct.Struct(f"=d{RECORD_BYTES - 8}s")
+
+Key = tuple[str, ...]
+"""A metric's name and the values of its labels."""
+
+
+class Snapshot(NamedTuple):
+    """`counts`: of all processes together; `gauges`: by process id, of those that live."""
+
+    counts: dict[Key, float]
+    gauges: dict[int, dict[Key, float]]
+
+
+class Counters:
+    """`values[cell]` may be added to by one thread alone; everything else is safe to share."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._cells: dict[Key, int] = {}
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            others = list(self._files())
+            self._create()
+            for path, lives in others:
+                if not lives:
+                    if any(lives for _, lives in others):
+                        self._take_over(path)
+                    path.unlink()
+
+    def _create(self) -> None:
+        self._path = self._folder / f"{os.getpid()}-{os.urandom(4).hex()}"
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        os.truncate(self._file, MAX_CELLS * RECORD_BYTES)
+        self._map = mmap.mmap(self._file, MAX_CELLS * RECORD_BYTES)
+        self.values = memoryview(self._map).cast("d")
+
+    def cell(self, *key: str, gauge: bool = False) -> int:
+        """Where in `values` a number is: one that is added to, or a gauge, which is set. It begins as 0.
+
+        Where there is no room for more, it is a place of which nobody reads.
+        """
+        cell = self._cells.get(key)
+        if cell is None:
+            with self._lock:
+                cell = self._cells.get(key)
+                if cell is None:
+                    cell = self._cells[key] = self._write_key(key, gauge)
+        return cell
+
+    def _write_key(self, key: Key, gauge: bool) -> int:
+        text = (b"=" if gauge else b"+") + orjson.dumps(key)
+        number = min(len(self._cells), MAX_CELLS - 1)
+        if number < MAX_CELLS - 1 and len(text) < RECORD_BYTES - 8:
+            start = number * RECORD_BYTES + 8
+            self._map[start : start + len(text)] = text
+        return number * NUMBERS_PER_RECORD
+
+    def _take_over(self, path: Path) -> None:
+        for key, gauge, value in _read(path):
+            if not gauge:
+                self.values[self.cell(*key)] += value
+
+    # ---- reading
+
+    def read(self) -> Snapshot:
+        """What all processes have counted up to now."""
+        counts: defaultdict[Key, float] = defaultdict(float)
+        gauges: dict[int, dict[Key, float]] = {}
+        with _alone(self._folder):
+            for path, lives in self._files():
+                found = gauges.setdefault(int(path.name.partition("-")[0]), {}) if lives else {}
+                for key, gauge, value in _read(path):
+                    if gauge:
+                        found[key] = value
+                    else:
+                        counts[key] += value
+        return Snapshot(counts, gauges)
+
+    def _files(self) -> Iterator[tuple[Path, bool]]:
+        """All processes' files, and whether the process lives."""
+        for path in sorted(self._folder.iterdir()):
+            with path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    yield path, True
+                else:
+                    yield path, False
+
+    def close(self) -> None:
+        """Let go of the file; what was counted stays for the others."""
+        self.values.release()
+        self._map.close()
+        os.close(self._file)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While nobody else looks which processes live."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> Iterator[tuple[Key, bool, float]]:
+    with path.open("rb") as file:
+        while record := file.read(RECORD_BYTES):
+            value, text = RECORD.unpack(record)
+            text = text.rstrip(b"\0")
+            if not text:
+                return
+            yield tuple(orjson.loads(text[1:])), text[:1] == b"=", value
+
+
+BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+
+class Histogram:
+    """How many durations were of which size, and their sum: a cell for each bucket, labelled by its upper bound."""
+
+    def __init__(self, counters: Counters, *key: str) -> None:
+        self._values = counters.values
+        self._buckets = [counters.cell(*key, bound) for bound in (*map(str, BOUNDS), "+Inf")]
+        self._sum = counters.cell(*key, "sum")
+
+    def observe(self, seconds: float) -> None:
+        self._values[self._buckets[bisect_left(BOUNDS, seconds)]] += 1
+        self._values[self._sum] += seconds
