@@ -1,5 +1,6 @@
 """`POST /invocations`, as MLflow's scoring server has it (https://mlflow.org/docs/latest/deployment)."""
 
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import orjson
@@ -75,7 +76,7 @@ async def invoke(
     with deps.predictor.statistics.measured(request):
         with request.part("compute_input"):
             encoded = await to_thread.run_sync(_encode, deps, request.model, body)
-        values = await deps.predictor.predict_encoded(request, encoded)
+        values = await deps.predictor.predict_encoded(request, encoded, partial(_encode, deps, body=body))
         with request.part("compute_output"):
             content = await to_thread.run_sync(_answer, request.model, values)
     return Response(content, headers=version_header(request.model), media_type="application/json")

@@ -31,10 +31,18 @@ class Family(NamedTuple):
 
 
 VERSION = ("model", "version")
+PAIR = ("model", "version", "shadow")
 COUNTED = (
     Family("gradserve_http_requests_total", "counter", "Requests by route and status", ("method", "route", "status")),
     Family("gradserve_http_request_seconds", "histogram", "Time to the end of the answer", ("route",)),
     Family("gradserve_inference_request_seconds", "histogram", "Time of a prediction that succeeded", VERSION),
+    Family(
+        "gradserve_shadow_requests_total", "counter", "Requests that a shadow was to answer too", (*PAIR, "outcome")
+    ),
+    Family("gradserve_shadow_rows_total", "counter", "Rows of which two versions' predictions were compared", PAIR),
+    Family("gradserve_shadow_agreed_rows_total", "counter", "Same label, or numbers within a hundredth", PAIR),
+    Family("gradserve_shadow_difference_total", "counter", "Absolute differences of numbers, added up", PAIR),
+    Family("gradserve_shadow_compute_seconds_total", "counter", "From rows to predictions", (*PAIR, "by")),
     Family("gradserve_training_epoch_seconds", "histogram", "Time of an epoch of a job", ("model",)),
     Family("gradserve_training_step_seconds", "summary", "Steps of jobs, and the time of their epochs", ("model",)),
 )

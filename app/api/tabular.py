@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Annotated, Any
 
+import polars as pl
 import structlog
 from anyio import to_thread
 from fastapi import Depends, FastAPI, Query, Request, Response
@@ -25,7 +26,7 @@ from app.serving.served_model import ServedModel
 from app.serving.statistics import Request as Asked
 from app.serving.tabular_codec import Form, RowReader, Writer, open_writer, rows_at_once
 from app.specs.base import Name
-from app.storage.row_stream import open_rows
+from app.storage.row_stream import RowStream, open_rows
 from app.storage.uploads import Upload
 
 FORMS: dict[str, Form] = {
@@ -183,12 +184,12 @@ async def _answer(deps: Services, asked: Asked, upload: Upload, writer: Writer) 
 async def _parts(deps: Services, asked: Asked, upload: Upload, writer: Writer) -> AsyncIterator[bytes]:
     model = asked.model
     rows = await to_thread.run_sync(open_rows, upload, deps.datasets.max_columns)
-    reader = RowReader(model, rows.names, untyped=rows.untyped, decimal_comma=rows.decimal_comma)
+    reader = _reader(rows, model)
     parts = (piece for part in rows.parts for piece in part.iter_slices(rows_at_once(model)))
     while (part := await to_thread.run_sync(partial(next, parts, None))) is not None:
         with asked.part("compute_input"):
             encoded = await to_thread.run_sync(reader.encode, part)
-        values = await deps.predictor.predict_encoded(asked, encoded)
+        values = await deps.predictor.predict_encoded(asked, encoded, partial(_encode_part, rows, part))
         with asked.part("compute_output"):
             written = await to_thread.run_sync(writer.write, values)
         yield written
@@ -197,6 +198,15 @@ async def _parts(deps: Services, asked: Asked, upload: Upload, writer: Writer) -
     last = writer.finish()
     while block := await to_thread.run_sync(partial(next, last, b"")):
         yield block
+
+
+def _reader(rows: RowStream, model: ServedModel) -> RowReader:
+    return RowReader(model, rows.names, untyped=rows.untyped, decimal_comma=rows.decimal_comma)
+
+
+def _encode_part(rows: RowStream, part: pl.DataFrame, model: ServedModel) -> Any:
+    """A part's rows, for another version than the one that answers."""
+    return _reader(rows, model).encode(part)
 
 
 class TableResponse(StreamingResponse):

@@ -321,7 +321,10 @@ async def infer(
     with deps.predictor.statistics.measured(asked):
         with asked.part("compute_input"):
             call = await _run(num_bytes, _read_call, deps, model, body, request.headers)
-        values = await _in_time(call.timeout_seconds, deps.predictor.predict_encoded(asked, call.inputs))
+        predicting = deps.predictor.predict_encoded(
+            asked, call.inputs, lambda other: _read_call(deps, other, body, request.headers).inputs
+        )
+        values = await _in_time(call.timeout_seconds, predicting)
         with asked.part("compute_output"):
             answer = await _run(values.nbytes, encode_response, model, call, values)
             return await _run(values.nbytes, _response, *answer, request.headers.get("accept-encoding", ""))

@@ -5,24 +5,30 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import polars as pl
+import structlog
 import torch
 from torch import Tensor
 
+from app.errors import CorruptVersion
 from app.learning.rows import Rows
 from app.serving.batcher import Batcher
 from app.serving.cache import ModelCache
 from app.serving.encode import encode_rows
 from app.serving.routing import route
 from app.serving.served_model import ServedModel
+from app.serving.shadows import Encode, Shadows
 from app.serving.statistics import Request, Statistics
 
 MAX_CELLS_ON_LOOP = 5_000  # smaller inputs are encoded at once, which takes less than handing them to a thread
+
+log = structlog.get_logger("gradserve.predictor")
 
 
 class Predictor:
     def __init__(self, cache: ModelCache, statistics: Statistics, *, num_threads: int = 4) -> None:
         self.cache = cache
         self.statistics = statistics
+        self._shadows = Shadows(cache, statistics.counters)
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
         self._batcher = Batcher(self._executor, statistics.executed)
 
@@ -33,7 +39,13 @@ class Predictor:
             ModelNotFound, VersionNotFound, CorruptVersion
         """
         chosen = route(self.cache.store, name, selector, key)
-        return Request(await self.load(name, chosen.version), chosen.shadow)
+        try:
+            return Request(await self.load(name, chosen.version), chosen.shadow)
+        except CorruptVersion as error:
+            if chosen.instead is None:
+                raise
+            log.warning("a canary can't be loaded", model=name, version=chosen.version, detail=error.detail)
+            return Request(await self.load(name, chosen.instead))
 
     async def load(self, name: str, version: str | None) -> ServedModel:
         """A version, from memory or from disk; of an alias, the one that it points to.
@@ -55,12 +67,16 @@ class Predictor:
                 encoded = encode_rows(features, signature, inputs)
             else:
                 encoded = await self._in_thread(encode_rows, features, signature, inputs)
-        return await self.predict_encoded(request, encoded)
+        return await self.predict_encoded(
+            request, encoded, lambda other: encode_rows(other.model.features, other.model.signature, inputs)
+        )
 
-    async def predict_encoded(self, request: Request, inputs: Tensor) -> Tensor:
-        """As `predict`, of rows that are encoded already `[N, F]`."""
+    async def predict_encoded(self, request: Request, inputs: Tensor, encode: Encode) -> Tensor:
+        """As `predict`, of rows that are encoded already `[N, F]`; `encode` does that for a shadow of the version."""
         request.num_rows += len(inputs)
-        return await self._batcher.predict(request, inputs)
+        values = await self._batcher.predict(request, inputs)
+        self._shadows.offer(request, values, encode)
+        return values
 
     def evaluate(
         self, model: ServedModel, inputs: pl.DataFrame, targets: pl.DataFrame, weights: pl.Series | None
@@ -79,4 +95,5 @@ class Predictor:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     def close(self) -> None:
+        self._shadows.close()
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -8,10 +8,11 @@ from app.storage.models import ModelStore
 
 
 class Route(NamedTuple):
-    """`shadow` is not the version that answers."""
+    """`shadow` is not the version that answers; `instead` answers where that can't be loaded."""
 
     version: str
     shadow: str | None = None
+    instead: str | None = None
 
 
 def route(store: ModelStore, name: str, selector: str | None, key: str | None = None) -> Route:
@@ -27,12 +28,12 @@ def route(store: ModelStore, name: str, selector: str | None, key: str | None = 
     if alias is None or not (alias.canary or alias.shadow):
         return Route(store.resolve(name, selector))
     drawn = os.urandom(8) if key is None else key.encode()
-    version, shadow = alias.version, None
+    version, shadow, instead = alias.version, None, None
     if (canary := alias.canary) and _falls_in(canary.percent, f"{name} canary {canary.version} ", drawn):
-        version = canary.version
+        version, instead = canary.version, alias.version
     if (asked := alias.shadow) and _falls_in(asked.percent, f"{name} shadow {asked.version} ", drawn):
         shadow = asked.version if asked.version != version else None
-    return Route(store.resolve(name, version), shadow)
+    return Route(store.resolve(name, version), shadow, instead)
 
 
 def _falls_in(percent: float, salt: str, key: bytes) -> bool:

@@ -45,6 +45,7 @@ class Request:
         self.model, self.shadow = model, shadow
         self.num_rows = 0
         self.ns: dict[Part, int] = {}
+        self._compute_ns = 0
 
     @contextmanager
     def part(self, part: Part) -> Iterator[None]:
@@ -54,6 +55,11 @@ class Request:
 
     def took(self, part: Part, ns: int) -> None:
         self.ns[part] = self.ns.get(part, 0) + ns
+
+    def compute_seconds(self) -> float:
+        """From rows to predictions, waiting apart, since this was last asked."""
+        before, self._compute_ns = self._compute_ns, self.ns.get("compute_input", 0) + self.ns.get("compute_infer", 0)
+        return (self._compute_ns - before) / 1e9
 
 
 class Statistics:
@@ -70,23 +76,31 @@ class Statistics:
     @contextmanager
     def measured(self, request: Request) -> Iterator[Request]:
         """Around a request's work; one that raises counts as failed."""
-        cells, values, started = self._of(request.model), self.counters.values, time.perf_counter_ns()
+        started = time.perf_counter_ns()
         try:
             yield request
         except BaseException:
-            values[cells.fail] += 1
-            values[cells.fail_ns] += time.perf_counter_ns() - started
+            self.failed(request, time.perf_counter_ns() - started)
             raise
-        took = time.perf_counter_ns() - started
+        self.succeeded(request, time.perf_counter_ns() - started)
+
+    def failed(self, request: Request, ns: int) -> None:
+        cells, values = self._of(request.model), self.counters.values
+        values[cells.fail] += 1
+        values[cells.fail_ns] += ns
+
+    def succeeded(self, request: Request, ns: int) -> None:
+        """A request, whose parts were measured, has been answered."""
+        cells, values = self._of(request.model), self.counters.values
         values[cells.success] += 1
-        values[cells.success_ns] += took
-        cells.seconds.observe(took / 1e9)
+        values[cells.success_ns] += ns
+        cells.seconds.observe(ns / 1e9)
         values[cells.count] += request.num_rows
         values[cells.last_inference] = time.time_ns() // 1_000_000
-        for part, ns in request.ns.items():
+        for part, part_ns in request.ns.items():
             count, sum_ns = cells.parts[part]
             values[count] += 1
-            values[sum_ns] += ns
+            values[sum_ns] += part_ns
 
     def executed(self, model: ServedModel) -> None:
         """A forward pass has been done."""

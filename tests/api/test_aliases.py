@@ -1,4 +1,4 @@
-"""Canaries: an alias whose predictions come from two versions, by every protocol."""
+"""Aliases whose predictions come from two versions, or are compared with another's, by every protocol."""
 
 import io
 from collections import Counter
@@ -12,6 +12,7 @@ import pytest
 from app.storage.models import ModelStore
 from tests.api.service import pointers, problem, service
 from tests.samples import publish, untrained
+from tests.waiting import until
 
 MODEL = untrained(pl.DataFrame({"x0": [1.0, 2.0, 3.0], "x1": [0.5, 0.0, 1.0], "y": [0.5, 1.5, 2.75]}))
 CANARY = {"version": "1", "canary": {"version": "2", "percent": 50.0}}
@@ -21,8 +22,12 @@ Ask = Callable[[httpx.Client, dict[str, str]], str]
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    store = ModelStore(tmp_path_factory.mktemp("service") / "models")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    return ModelStore(tmp_path_factory.mktemp("service") / "models")
+
+
+@pytest.fixture(scope="module")
+def client(store: ModelStore) -> Iterator[httpx.Client]:
     for _ in range(3):
         publish(store, MODEL, "m")
     with service(store.root.parent) as client:
@@ -126,3 +131,55 @@ def test_a_canary_ends_with_the_next_put(client: httpx.Client) -> None:
     put(client, CANARY)
     put(client, {"version": "2"})
     assert {ask_json(client, {"X-Routing-Key": key}) for key in KEYS} == {"2"}
+
+
+# ---- shadows
+
+
+@pytest.mark.parametrize("ask", [ask_json, ask_csv, ask_v2, ask_mlflow])
+def test_a_shadow_is_compared_and_never_answers(client: httpx.Client, ask: Ask) -> None:
+    put(client, {"version": "1", "shadow": {"version": "3"}})
+    pair = 'model="m",version="1",shadow="3"'
+    before = {fact: shadow_count(client, fact, pair) for fact in SHADOW_FACTS}
+    for _ in range(5):
+        assert ask(client, {}) == "1"
+    until(lambda: shadow_count(client, "requests_total", f'{pair},outcome="compared"') == before["requests_total"] + 5)
+    more = {fact: shadow_count(client, fact, pair) - before[fact] for fact in SHADOW_FACTS}
+    assert more["rows_total"] == more["agreed_rows_total"] == 5
+    assert more["difference_total"] == 0
+    answered, shadowed = (shadow_count(client, "compute_seconds_total", f'{pair},by="{by}"') for by in SIDES)
+    assert 0 < answered < 60
+    assert 0 < shadowed < 60
+
+
+SHADOW_FACTS = ("requests_total", "rows_total", "agreed_rows_total", "difference_total")
+SIDES = ("answer", "shadow")
+
+
+def shadow_count(client: httpx.Client, fact: str, labels: str) -> float:
+    """Of /metrics, with labels that begin like this."""
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"gradserve_shadow_{fact}{{{labels}"))
+
+
+def test_a_shadow_that_fails_breaks_no_answer(client: httpx.Client, store: ModelStore) -> None:
+    other = untrained(pl.DataFrame({"a": [1.0, 2.0], "b": [1.0, 2.0], "c": [1.0, 2.0], "y": [0.5, 1.5]}))
+    publish(store, MODEL, "broken")
+    publish(store, other, "broken")
+    client.put("/models/broken/aliases/live", json={"version": "1", "shadow": {"version": "2"}})
+    answer = client.post("/predict", json={"model": "broken", "version": "live", "inputs": [[1, 2]]})
+    assert (answer.status_code, answer.json()["version"]) == (200, "1")
+    labels = 'model="broken",version="1",shadow="2",outcome="failed"'
+    until(lambda: shadow_count(client, "requests_total", labels) == 1)
+
+
+def test_a_canary_that_can_not_be_loaded_is_stood_in_for(client: httpx.Client, store: ModelStore) -> None:
+    for _ in range(2):
+        publish(store, MODEL, "damaged")
+    client.put("/models/damaged/aliases/live", json={"version": "1", "canary": {"version": "2", "percent": 100}})
+    (store.root / "damaged" / "2" / "model.safetensors").write_bytes(b"damaged")
+    answer = client.post("/predict", json={"model": "damaged", "version": "live", "inputs": [[1, 2]]})
+    assert (answer.status_code, answer.json()["version"]) == (200, "1")
+    problem(
+        client.post("/predict", json={"model": "damaged", "version": "2", "inputs": [[1, 2]]}), 503, "corrupt_version"
+    )
