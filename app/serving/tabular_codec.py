@@ -24,7 +24,7 @@ from app.specs.table import Signature
 
 Form = Literal["csv", "arrow", "json", "mlflow"]
 
-VALUES_AT_ONCE = 2**21  # numbers that the widest of a part's tensors may hold
+VALUES_AT_ONCE = 2**20  # numbers that the widest of a part's tensors may hold
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 

@@ -12,6 +12,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from app.errors import Unparseable
+from app.storage.blocks import row_blocks
 from app.storage.columns import MISSING, check_names, finite, spelled_values
 from app.storage.formats import MAX_LINE_BYTES
 
@@ -141,25 +142,34 @@ def _checked(path: Path, dialect: Dialect) -> Dialect:
     not come out (it may have line ends inside of quotes) is read row by row.
     """
     if dialect.line_end == "\n":
-        line = pl.col("line").str.strip_chars_end("\r")
-        bare = line.str.replace_all(r'"[^"]*"', "")
-        checks = {
-            "quoted": line.str.contains(f'(?:^|\\{dialect.separator})"'),
-            "odd": _is_odd(line, dialect),
-            "odd_outside_of_quotes": _is_odd(bare, dialect) | bare.str.contains('"', literal=True),
-        }
-        lines = pl.scan_lines(path, glob=False).slice(dialect.num_header_lines)
-        wanted = lines.select(check.any().alias(name) for name, check in checks.items())
         try:
-            found = wanted.collect(engine="streaming")
+            quoted, odd, odd_outside_of_quotes = _look_through(path, dialect)
         except PolarsError:
             check_rows(path, dialect)
             raise
-        dialect = replace(dialect, quoted=found["quoted"].item())
-        if not found["odd_outside_of_quotes" if dialect.quoted else "odd"].item():
+        dialect = replace(dialect, quoted=quoted)
+        if not (odd_outside_of_quotes if quoted else odd):
             return dialect
     check_rows(path, dialect)
     return dialect
+
+
+def _look_through(path: Path, dialect: Dialect) -> tuple[bool, bool, bool]:
+    """Whether a field begins with a quote, and whether a line's width is odd: as it is, and outside of quotes."""
+    line = pl.col("line").str.strip_chars_end("\r")
+    bare = line.str.replace_all(r'"[^"]*"', "")
+    odd = _is_odd(line, dialect).any().alias("odd")
+    quotes = (
+        line.str.contains(f'(?:^|\\{dialect.separator})"').any().alias("quoted"),
+        (_is_odd(bare, dialect) | bare.str.contains('"', literal=True)).any().alias("odd_outside_of_quotes"),
+    )
+    found = {"quoted": False, "odd": False, "odd_outside_of_quotes": False}
+    for block in row_blocks(path, dialect.num_header_lines, dialect.line_end, quoted=False):
+        lines = pl.scan_lines(io.BytesIO(block))
+        seen = lines.select(odd, *(quotes if b'"' in block else ())).collect().row(0, named=True)
+        seen.setdefault("odd_outside_of_quotes", seen["odd"])
+        found |= {name: found[name] or value for name, value in seen.items()}
+    return found["quoted"], found["odd"], found["odd_outside_of_quotes"]
 
 
 def _is_odd(line: pl.Expr, dialect: Dialect) -> pl.Expr:

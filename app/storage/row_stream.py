@@ -4,20 +4,18 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import polars as pl
 
-from app.errors import Unparseable, UnsupportedMedia
+from app.errors import UnsupportedMedia
 from app.storage.arrow_stream import write_arrow_file
+from app.storage.blocks import row_blocks
 from app.storage.columns import storable_table
 from app.storage.delimited import Dialect, read_dialect, scan_delimited
 from app.storage.formats import NAMES, check_declared
 from app.storage.uploads import Upload, check_lines, polars_errors, unpack
 
-BLOCK_BYTES = 2**22
-MAX_ROW_BYTES = 2**26
-CELLS_AT_ONCE = 2**20
+CELLS_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
@@ -64,47 +62,8 @@ def _slices(table: pl.LazyFrame, num_rows: int) -> Iterator[pl.DataFrame]:
 
 def _csv_parts(path: Path, dialect: Dialect) -> Iterator[pl.DataFrame]:
     plain = replace(dialect, num_header_lines=0)
-    for block in _blocks(path, dialect):
+    for block in row_blocks(path, dialect.num_header_lines, dialect.line_end, quoted=dialect.quoted):
         with polars_errors("csv"):
             part = scan_delimited(io.BytesIO(block), plain, {}).collect()
         if part.height:
             yield part
-
-
-def _blocks(path: Path, dialect: Dialect) -> Iterator[bytes]:
-    """The file without its header, in pieces that end where a row does."""
-    end = dialect.line_end.encode()
-    with path.open("rb") as file:
-        for _ in range(dialect.num_header_lines):
-            _skip_line(file, end)
-        rest = b""
-        while chunk := file.read(BLOCK_BYTES):
-            rest += chunk
-            if cut := _end_of_rows(rest, end, dialect.quoted):
-                yield rest[:cut]
-                rest = rest[cut:]
-            elif len(rest) > MAX_ROW_BYTES:
-                raise Unparseable(f"a row of the CSV is longer than {MAX_ROW_BYTES} bytes; is a quote not closed?")
-    if rest.strip():
-        yield rest
-
-
-def _skip_line(file: BinaryIO, end: bytes) -> None:
-    if end == b"\n":
-        file.readline()
-        return
-    while file.read(1) not in (end, b""):
-        pass
-
-
-def _end_of_rows(block: bytes, end: bytes, quoted: bool) -> int:
-    """Where the last whole row ends, or 0; within quotes a line end does not end a row."""
-    place, after = block.rfind(end), 0
-    num_quotes = block.count(b'"') if quoted else 0
-    searched = len(block)
-    while place >= 0:
-        after += block.count(b'"', place, searched) if quoted else 0
-        if (num_quotes - after) % 2 == 0:
-            return place + 1
-        place, searched = block.rfind(end, 0, place), place
-    return 0

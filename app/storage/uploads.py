@@ -11,6 +11,7 @@ from polars.exceptions import ComputeError, PanicException, PolarsError
 
 from app.errors import InvalidInput, TooLarge, Unparseable
 from app.storage.arrow_stream import write_arrow_file
+from app.storage.blocks import BLOCK_BYTES
 from app.storage.columns import (
     DECIMAL_COMMA_READINGS,
     TYPED_READINGS,
@@ -157,9 +158,12 @@ def write_parquet(table: pl.LazyFrame, path: Path) -> None:
 
 def check_lines(path: Path) -> None:
     """Raises Unparseable for a line that would have to be held in memory at a size that no row of a table has."""
+    num_bytes = 0  # since the last line's end
     with path.open("rb") as file:
-        for block in iter(lambda: file.read(MAX_LINE_BYTES), b""):
-            if len(block) == MAX_LINE_BYTES and b"\n" not in block and b"\r" not in block:
+        for block in iter(lambda: file.read(BLOCK_BYTES), b""):
+            end = max(block.rfind(b"\n"), block.rfind(b"\r"))
+            num_bytes = len(block) - 1 - end if end >= 0 else num_bytes + len(block)
+            if num_bytes > MAX_LINE_BYTES:
                 raise Unparseable(f"the body has a line longer than {MAX_LINE_BYTES} bytes")
 
 

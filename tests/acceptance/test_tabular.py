@@ -215,7 +215,8 @@ def peak_of(service: Service, num_blocks: int) -> int:
 
 
 def test_a_large_table_passes_through(service: Service) -> None:
-    """Rows keep their order, and 150 more megabytes of them take no more memory."""
-    peak_of(service, 5)
+    """Rows keep their order, and 150 more megabytes of them take no more memory, which is little at any size."""
+    least = peak_of(service, 1)
     small, large = peak_of(service, 30), peak_of(service, 120)
-    assert large - small < 100
+    assert large - small < 50
+    assert large - least < 150

@@ -11,7 +11,9 @@ from torch import nn
 
 from app.errors import InvalidInput, ShapeMismatch, TooLarge
 from app.learning import evaluate
-from app.learning.evaluate import forward_all, mean_loss
+from app.learning.evaluate import forward_all, mean_loss, rows_at_once
+from app.learning.features import InputColumns
+from app.learning.layers import Recurrent, SelfAttention
 from app.learning.losses import build_loss
 from app.learning.model import Model
 from app.learning.network import count_parameters
@@ -73,11 +75,30 @@ def test_parts_of_a_forward_pass_are_the_whole(monkeypatch: pytest.MonkeyPatch) 
     loss = build_loss(PlainLoss(type="mse"))
     targets, weights = torch.randn(17, 2), torch.rand(17)
     expected = loss(whole, targets, weights).item()
-    monkeypatch.setattr(evaluate, "MAX_ACTIVATIONS", 20)  # four rows
+    monkeypatch.setitem(evaluate.MAX_ACTIVATIONS, "cpu", 20)  # four rows
     torch.testing.assert_close(forward_all(network, inputs), whole)
     value, outputs = mean_loss(network, loss, Rows(inputs, targets, weights))
     assert value == pytest.approx(expected)
     torch.testing.assert_close(outputs, whole)
+
+
+@pytest.mark.parametrize(
+    ("network", "num_inputs", "width"),
+    [
+        (nn.Sequential(nn.Linear(3, 50), nn.Linear(50, 2)), 3, 50),
+        (nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3, padding=1), nn.Flatten()), 64, 4 * 8 * 8),
+        (InputColumns(1, [300, 40], "one_hot"), 3, 341),
+        (InputColumns(0, [5000], "embedding"), 1, 50),
+        (nn.Sequential(nn.Unflatten(1, (20, 2)), SelfAttention(2, 2, 0.0)), 40, 2 * 20 * 20),
+        (nn.Sequential(nn.Unflatten(1, (20, 2)), Recurrent(nn.LSTM(2, 9, batch_first=True), "last")), 40, 20 * 9),
+    ],
+)
+def test_a_forward_pass_takes_as_many_rows_as_its_widest_layer_has_room_for(
+    network: nn.Module, num_inputs: int, width: int
+) -> None:
+    """Whatever the weights' sizes: images are far wider than their filters, a vocabulary is not a layer's width."""
+    rows = torch.zeros(1, num_inputs)
+    assert rows_at_once(network, rows, torch.device("cpu")) == evaluate.MAX_ACTIVATIONS["cpu"] // width
 
 
 def test_judging_leaves_the_mode_as_it_was() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidInput, Unparseable, UnsupportedMedia
-from app.storage import row_stream
+from app.storage import blocks, row_stream
 from app.storage.formats import Format
 from app.storage.row_stream import RowStream, open_rows
 from app.storage.uploads import Upload
@@ -19,7 +19,7 @@ ROWS = st.lists(st.tuples(TEXT, st.integers(0, 9)), min_size=1, max_size=30)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_stream, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 16)
     monkeypatch.setattr(row_stream, "CELLS_AT_ONCE", 10)
 
 
