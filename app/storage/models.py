@@ -1,6 +1,7 @@
 """Published versions: `models/<name>/<version>/`, whole or not there. The folders are all there is; no database.
 
-A version is written in `.staging` and renamed into place; it is deleted by a rename into `.trash`.
+A version is written in `.staging` and renamed into place; it is deleted by a rename into `.trash`. Links are not
+followed: what one leads to is no model, no version and no file of one.
 """
 
 import json
@@ -42,7 +43,7 @@ class Version:
             CorruptVersion: a file is not the one that was published.
         """
         for file, digest in self.config["digests"].items():
-            if not (self.path / file).is_file() or digest_of(self.path / file) != digest:
+            if not is_file(self.path / file) or digest_of(self.path / file) != digest:
                 raise CorruptVersion(
                     f"{file} of version {self.version} of model {self.model!r} is not what was published"
                 )
@@ -93,6 +94,8 @@ class ModelStore:
             return
         target = self.root / name / version
         target.parent.mkdir(parents=True, exist_ok=True)
+        if not is_folder(target.parent):
+            raise NotADirectoryError(f"models/{name} is a link, which is not followed")
         write_atomically(target.parent / "last_version", version.encode())
         try:
             (self.root / ".staging" / job_id).rename(target)
@@ -125,12 +128,12 @@ class ModelStore:
 
     def _versions(self, name: str) -> list[str]:
         folder = self.root / name
-        if not NAME.fullmatch(name) or not folder.is_dir():
+        if not NAME.fullmatch(name) or not is_folder(folder):
             return []
         found = [
             entry.name
             for entry in folder.iterdir()
-            if VERSION.fullmatch(entry.name) and (entry / "config.json").exists()
+            if VERSION.fullmatch(entry.name) and is_folder(entry) and is_file(entry / "config.json")
         ]
         return sorted(found, key=int)
 
@@ -158,13 +161,15 @@ class ModelStore:
             ModelNotFound, VersionNotFound, CorruptVersion
         """
         path = self.root / name / self.resolve(name, version)
+        if other := [file for file in FILES if (path / file).exists() and not is_file(path / file)]:
+            raise CorruptVersion(f"{other[0]} of version {path.name} of model {name!r} is a link or no file at all")
         try:
             config = orjson.loads((path / "config.json").read_bytes())
             metrics = orjson.loads((path / "metrics.json").read_bytes())
         except (OSError, orjson.JSONDecodeError) as error:
             raise CorruptVersion(f"version {path.name} of model {name!r} can't be read: {error}") from error
-        if not isinstance(config, dict) or "model.safetensors" not in config.get("digests", ()):
-            raise CorruptVersion(f"config.json of version {path.name} of model {name!r} has no digests")
+        if not isinstance(config, dict) or not _has_digests(config):
+            raise CorruptVersion(f"config.json of version {path.name} of model {name!r} has no digests of its files")
         if config.get("format_version", 0) > FORMAT_VERSION:
             raise CorruptVersion(
                 f"version {path.name} of model {name!r} has format {config['format_version']}; "
@@ -180,7 +185,7 @@ class ModelStore:
             ModelNotFound, VersionNotFound, FileNotInVersion
         """
         path = self.root / name / self.resolve(name, version) / file
-        if file not in FILES or not path.is_file():
+        if file not in FILES or not is_file(path):
             raise FileNotInVersion(f"a version has the files {', '.join(FILES)}; there is no {file!r}")
         return path
 
@@ -248,6 +253,21 @@ class ModelStore:
     def sweep(self) -> None:
         """Finish deletions that a crash cut short."""
         shutil.rmtree(self.root / ".trash", ignore_errors=True)
+
+
+def is_folder(path: Path) -> bool:
+    """A folder itself, not a link to one, which could lead anywhere."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def is_file(path: Path) -> bool:
+    """A plain file itself: no link, and no pipe that would make whoever reads it wait forever."""
+    return path.is_file() and not path.is_symlink()
+
+
+def _has_digests(config: dict[str, Any]) -> bool:
+    digests = config.get("digests")
+    return isinstance(digests, dict) and "model.safetensors" in digests and digests.keys() <= set(FILES)
 
 
 def _named(aliases: dict[str, Alias], name: str, alias: str) -> Alias:

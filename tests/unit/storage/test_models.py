@@ -1,6 +1,8 @@
 """Published versions: there whole or not at all, never numbered twice, never other than they were published."""
 
 import json
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -362,3 +364,53 @@ def test_a_version_says_what_is_in_it(store: ModelStore) -> None:
     config = orjson.loads((store.root / "m" / "1" / "config.json").read_bytes())
     assert set(config["digests"]) == set(FILES) - {"config.json"}
     assert all(digest.startswith("sha256:") for digest in config["digests"].values())
+
+
+# ---- what is planted
+
+
+def test_what_a_link_leads_to_is_no_model_version_or_file(store: ModelStore, tmp_path: Path) -> None:
+    publish(store)
+    publish(store, "other")
+    outside = tmp_path / "outside"
+    shutil.copytree(store.root / "m", outside)
+    (store.root / "linked").symlink_to(outside)
+    (store.root / "m" / "7").symlink_to(outside / "1")
+    assert store.names() == ["m", "other"]
+    assert store.versions("m") == ["1"]
+    for ask in (store.versions, lambda name: store.get(name, "1"), lambda name: store.delete(name)):
+        with pytest.raises(ModelNotFound):
+            ask("linked")
+    stage(store, "job")
+    with pytest.raises(NotADirectoryError, match="is a link"):
+        store.publish("job", "linked", "2")
+    assert {path.name for path in outside.iterdir()} == {"1", "last_version"}
+    assert {path.name for path in (outside / "1").iterdir()} == set(FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("plant", ["link", "pipe", "folder"])
+def test_a_version_s_files_are_plain_files(store: ModelStore, tmp_path: Path, file: str, plant: str) -> None:
+    publish(store)
+    path = store.root / "m" / "1" / file
+    path.rename(tmp_path / file)
+    if plant == "link":
+        path.symlink_to(tmp_path / file)
+    elif plant == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(CorruptVersion if file != "config.json" else ModelNotFound):
+        store.get("m", "1").load_tensors()
+    with pytest.raises(FileNotInVersion if file != "config.json" else ModelNotFound):
+        store.file("m", "1", file)
+
+
+def test_a_config_that_tells_of_other_files_is_corrupt(store: ModelStore, tmp_path: Path) -> None:
+    publish(store)
+    path = store.root / "m" / "1" / "config.json"
+    config = orjson.loads(path.read_bytes())
+    config["digests"]["../../../secret"] = "sha256:0"
+    path.write_bytes(orjson.dumps(config))
+    with pytest.raises(CorruptVersion, match="has no digests"):
+        store.get("m", "1")
