@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching, epoch_order
@@ -13,6 +13,8 @@ from app.learning.features import InputColumns
 from app.learning.losses import LossFunction, build_loss
 from app.learning.optimizers import build_optimizers, export_state, load_state
 from app.learning.rows import Rows
+from app.learning.run_tensors import Loop, RunTensors
+from app.learning.step_graph import StepTensors, trace_loop, trace_step
 from app.learning.steps import EagerSteps
 from app.specs import optimization as specs
 
@@ -44,6 +46,19 @@ def some_rows(*, classes: int = 0, weighted: bool = False) -> Rows:
     inputs[:, 4:] = inputs[:, 4:].abs().long().clamp(max=3)
     targets = torch.randint(classes, (NUM_ROWS,), generator=generator) if classes else inputs[:, :1].sin()
     return Rows(inputs, targets, torch.rand(NUM_ROWS, generator=generator) if weighted else None)
+
+
+def interpreted(tensors: RunTensors) -> Loop:
+    """The loop that would be compiled, run by torch operation by operation."""
+    return loop_of(trace_loop(trace_step(tensors.recipe, tensors.tensors), tensors.tensors), tensors.tensors)
+
+
+def loop_of(graph: fx.GraphModule, tensors: StepTensors) -> Loop:
+    def loop(first: int, last: int) -> None:
+        with torch.no_grad():
+            graph(*tensors.arguments(first, last))
+
+    return loop
 
 
 class Case:

@@ -7,7 +7,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from app.jobs.session import Session
+from app.jobs.session import Session, Workplace
 from app.learning.fit import State, fit
 from tests.samples import prepared, resolved
 
@@ -26,10 +26,16 @@ DATA = {"features": ["a", "b"]}
 QUICK: dict[str, Any] = {"network": {"hidden_features": [4]}, "stop": {"max_epochs": 3}, "device": "cpu"}
 
 
-def session(frame: pl.DataFrame = FRAME, target: str = "y", data: dict[str, Any] = DATA, **spec: Any) -> Session:
+def session(
+    frame: pl.DataFrame = FRAME,
+    target: str = "y",
+    data: dict[str, Any] = DATA,
+    workplace: Workplace | None = None,
+    **spec: Any,
+) -> Session:
     """A run of `QUICK` with other fields as given, before its first step."""
     settled = resolved(frame, target, data, **{**QUICK, **spec})
-    found = Session(settled, prepared(settled, frame), None)
+    found = Session(settled, prepared(settled, frame), None, workplace)
     found.settle_learning_rate()
     return found
 

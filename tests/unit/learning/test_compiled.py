@@ -14,7 +14,6 @@ from app.learning.cuda_graph import Turn
 from app.learning.losses import build_loss
 from app.learning.rows import Rows
 from app.learning.run_tensors import Loop, RunTensors
-from app.learning.step_graph import trace_loop, trace_step
 from app.learning.update_rules import UPDATE_RULES
 from app.specs import optimization as specs
 from app.specs.table import StoredData
@@ -30,6 +29,7 @@ from tests.unit.learning.cases import (
     build,
     case_of_everything,
     everything,
+    interpreted,
     mlp,
     resume,
     some_rows,
@@ -52,17 +52,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # ---- the graph, run by torch: what is compiled computes what is right
-
-
-def interpreted(tensors: RunTensors) -> Loop:
-    """The loop that would be compiled, run by torch operation by operation."""
-    graph = trace_loop(trace_step(tensors.recipe, tensors.tensors), tensors.tensors)
-
-    def loop(first: int, last: int) -> None:
-        with torch.no_grad():
-            graph(*tensors.tensors.arguments(first, last))
-
-    return loop
 
 
 def turn_by_turn(tensors: RunTensors) -> Loop:
@@ -160,15 +149,18 @@ def test_library_takes_the_steps_of_the_eager_engine(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [case_of_everything, lambda: build(with_dropout)], ids=["everything", "dropout"])
-@pytest.mark.parametrize("at_once", [1, 3, 7])
-def test_killed_and_resumed_is_undisturbed_bit_for_bit(make: Any, at_once: int, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("at_once", "step"), [(1, 13), (3, 13), (7, 13), (2, 1), (2, 2), (2, 3), (2, 4), (2, 8), (2, 9), (2, 10), (2, 18)]
+)
+def test_killed_and_resumed_is_undisturbed_bit_for_bit(make: Any, at_once: int, step: int, folder: Path) -> None:
+    """Before, at and after the step of moving over, and around the ends of epochs, whose last steps are eager."""
     undisturbed, resumed = make(), make()
     torch.manual_seed(5)
     losses = undisturbed.train(undisturbed.compiled(folder, eager_steps=3), 25)
     killed = make()
     torch.manual_seed(5)
-    begun = killed.train(killed.compiled(folder, eager_steps=3), 13, at_once=at_once)
-    rest = resumed.train(resume(resumed, killed, folder, 13, eager_steps=3), 25, first=13, at_once=at_once)
+    begun = killed.train(killed.compiled(folder, eager_steps=3), step, at_once=at_once)
+    rest = resumed.train(resume(resumed, killed, folder, step, eager_steps=3), 25, first=step, at_once=at_once)
     assert torch.equal(torch.cat([begun, rest]), losses)
     assert_identical(resumed, undisturbed)
     assert undisturbed.warnings == killed.warnings == resumed.warnings == []
