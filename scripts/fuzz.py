@@ -90,10 +90,10 @@ def fuzz(service: Service, *arguments: str) -> Outcome:
     if found["exit_code"]:
         print(done.stdout)
     failures = [f"{item['title']}: {item['count']}" for item in [*found["failures"], *found["errors"]]]
-    return Outcome(found["test_cases"]["generated"], time.monotonic() - started, failures, _max_bytes(service))
+    return Outcome(found["test_cases"]["generated"], time.monotonic() - started, failures, max_bytes(service))
 
 
-def _max_bytes(service: Service) -> int:
+def max_bytes(service: Service) -> int:
     """The most memory that the service's process has held."""
     assert service.process
     status = Path(f"/proc/{service.process.pid}/status").read_text()

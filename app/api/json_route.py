@@ -37,7 +37,10 @@ class JsonRoute(APIRoute):
 
 
 def require_json(request: Request) -> None:
-    """Raise UnsupportedMedia unless the body is said to be JSON."""
+    """Raise UnsupportedMedia unless the body is said to be JSON, and as it is."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMedia(f"a JSON body is taken as it is here, not in the Content-Encoding {encoding!r}")
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         said = f"not {media_type}" if media_type else "and the request has none"

@@ -16,6 +16,7 @@ from app import errors
 from app.serving.encode import escape
 
 MEDIA_TYPE = "application/problem+json"
+MAX_FAULTS = 100  # more say nothing new
 STATUS: dict[type[errors.GradserveError], int] = {
     errors.InvalidInput: 422,
     errors.TrainingFailed: 422,
@@ -117,7 +118,7 @@ def answer_to(request: Request, error: errors.GradserveError) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [fault_of(item, error.body) for item in error.errors()]
+    faults = [fault_of(item, error.body) for item in error.errors()[:MAX_FAULTS]]
     return problem_response(request, 422, "invalid_input", faults[0].detail, faults)
 
 

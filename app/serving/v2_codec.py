@@ -12,7 +12,7 @@ import orjson
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, Strict
 
 from app.errors import InvalidInput, ShapeMismatch, TooLarge, UnknownColumn
 from app.learning.features import Features
@@ -33,7 +33,7 @@ from app.serving.tensors import Tensor, check_datatype, column_of, from_bytes, f
 from app.specs.resolve import unknown_column
 from app.specs.table import Column, Signature
 
-Size = Annotated[int, Field(ge=0, le=2**62)]
+Size = Annotated[int, Strict(), Field(ge=0, le=2**62)]
 
 
 class InferInput(BaseModel):

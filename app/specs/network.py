@@ -8,6 +8,7 @@ from app.specs.base import Fraction, Items, PositiveFloat, Spec
 from app.specs.layers import ActivationName, Initializer, Layer, Width
 
 MAX_LAYERS = 10_000  # those inside of others are counted, too
+MAX_DEPTH = 32  # of layers inside of layers
 
 
 class LayeredNetwork(Spec):

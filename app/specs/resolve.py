@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from app.errors import Fault, InvalidInput, UnknownColumn
 from app.specs.layers import BatchNorm, Dropout, EmbeddingLayer, Initializer, Layer, LayerNorm, Linear
-from app.specs.network import MAX_LAYERS, DenseNetwork, LayeredNetwork
+from app.specs.network import MAX_DEPTH, MAX_LAYERS, DenseNetwork, LayeredNetwork
 from app.specs.optimization import AutoLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, LossSpec, PlainLoss
 from app.specs.table import Column, ColumnProfile, Signature, StoredData, Table, Task
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
@@ -260,6 +260,8 @@ def _resolve_network(spec: TrainingSpec, num_outputs: int) -> LayeredNetwork:
         layers.append(Linear(out_features=num_outputs, init=init))
     if sum(1 for _ in _all(layers)) > MAX_LAYERS:
         raise InvalidInput.at("/network/layers", f"a network may have {MAX_LAYERS} layers at most")
+    if _depth(layers) > MAX_DEPTH:
+        raise InvalidInput.at("/network/layers", f"layers may be inside of each other {MAX_DEPTH} deep at most")
     shape = None if isinstance(network, DenseNetwork) else network.input_shape
     return LayeredNetwork(layers=tuple(layers), head=False, input_shape=shape)
 
@@ -398,5 +400,13 @@ def _all(layers: Iterable[Layer]) -> Iterable[Layer]:
     """Layers, and those inside them."""
     for layer in layers:
         yield layer
-        for inner in (getattr(layer, "layers", ()), *getattr(layer, "branches", ())):
+        for inner in _inside(layer):
             yield from _all(inner)
+
+
+def _depth(layers: Iterable[Layer]) -> int:
+    return max((1 + max(map(_depth, _inside(layer))) for layer in layers), default=0)
+
+
+def _inside(layer: Layer) -> Iterable[Iterable[Layer]]:
+    return (getattr(layer, "layers", ()), *getattr(layer, "branches", ()))

@@ -7,10 +7,10 @@ from pydantic import ValidationError
 
 from app.api import examples
 from app.api.evaluate import EvaluateRequest
-from app.api.models import AliasBody
 from app.api.predict import PredictRequest
 from app.api.problems import fault_of
 from app.errors import Fault
+from app.specs.alias import Alias
 from app.specs.base import Spec
 from app.specs.training import TrainingSpec
 
@@ -36,7 +36,7 @@ def training(**fields: Any) -> dict[str, Any]:
             (TrainingSpec, examples.TRAIN),
             (PredictRequest, examples.PREDICT),
             (EvaluateRequest, examples.EVALUATE),
-            (AliasBody, examples.ALIAS),
+            (Alias, examples.ALIAS),
         ]
         for example in group.values()
     ],
