@@ -98,7 +98,7 @@ class Session:
 
     def _compiled(self, workplace: Workplace) -> CompiledSteps:
         assert self.spec.num_threads is not None
-        cost = step_cost(self.network, self.batching, self.spec.num_threads)
+        cost = step_cost(self.network, self.batching, self.spec.num_threads, self.spec.optimizer.type)
         return CompiledSteps(
             self.eager,
             self.spec.optimizer,

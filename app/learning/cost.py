@@ -6,7 +6,9 @@ server's core of 2023; a slower one dispatches, computes and compiles more slowl
 
 from dataclasses import dataclass
 
-STEP_SECONDS = 70e-6  # eager, whatever the network: the loss, the optimizer, Python
+STEP_SECONDS = 70e-6  # eager, whatever the network: the loss, plain descent, Python
+OPTIMIZER_SECONDS = {"sgd": 0.0, "adam": 50e-6, "adamw": 50e-6, "adagrad": 100e-6}  # eager, beyond that
+UNFUSED_SECONDS = 200e-6  # of the other optimizers, which take many kernels
 MODULE_SECONDS = 22e-6  # eager, of a module without children: forward and backward
 COMPILED_STEP_SECONDS = 3e-6
 COMPILED_MODULE_SECONDS = 2e-6
@@ -24,10 +26,12 @@ class StepCost:
     num_modules: int
     flops: float
     num_threads: int
+    optimizer: str = "sgd"
 
     @property
     def eager_seconds(self) -> float:
-        return STEP_SECONDS + MODULE_SECONDS * self.num_modules + self._arithmetic_seconds
+        update = OPTIMIZER_SECONDS.get(self.optimizer, UNFUSED_SECONDS)
+        return STEP_SECONDS + update + MODULE_SECONDS * self.num_modules + self._arithmetic_seconds
 
     @property
     def compiled_seconds(self) -> float:

@@ -62,7 +62,7 @@ def plan(
     flops = flops_per_row(network) * batching.rows_per_step
     num_threads = spec.num_threads or (usable_cores() if flops >= FLOPS_FOR_ALL_THREADS else 1)
     spec = spec.model_copy(update={"device": device, "num_threads": num_threads})
-    cost, warnings = step_cost(network, batching, num_threads), list[str]()
+    cost, warnings = step_cost(network, batching, num_threads, spec.optimizer.type), list[str]()
     engine = _engine(spec, network, cost, batching, warnings)
     seconds = cost.compiled_seconds if engine == "compiled" else cost.eager_seconds
     rows_bytes = 4 * table.num_rows * num_inputs
@@ -91,9 +91,9 @@ def flops_per_row(network: nn.Module) -> int:
     return 6 * sum(parameter.numel() for parameter in network.parameters() if parameter.ndim > 1)
 
 
-def step_cost(network: nn.Module, batching: Batching, num_threads: int) -> StepCost:
+def step_cost(network: nn.Module, batching: Batching, num_threads: int, optimizer: str) -> StepCost:
     num_modules = sum(1 for module in network.modules() if not list(module.children()))
-    return StepCost(num_modules, flops_per_row(network) * batching.rows_per_step, num_threads)
+    return StepCost(num_modules, flops_per_row(network) * batching.rows_per_step, num_threads, optimizer)
 
 
 def num_steps(spec: TrainingSpec, batching: Batching, cost: StepCost) -> int:
