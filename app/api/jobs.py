@@ -59,7 +59,8 @@ class Links(BaseModel):
 class Job(BaseModel):
     """A training run. `spec` has every default filled in; `queue_position` 1 is the next to start.
 
-    `submitted_by` is the id of the key that it came with.
+    `submitted_by` is the id of the key that it came with; `request_id` is that of the request, and in the log lines
+    of both.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Job(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     submitted_by: str | None
+    request_id: str | None
     links: Links
 
 
@@ -117,6 +119,7 @@ def job_response(job: rows.Job) -> Job:
         started_at=_time(job.started_at) if job.started_at else None,
         finished_at=_time(job.finished_at) if job.finished_at else None,
         submitted_by=job.submitted_by,
+        request_id=job.request_id,
         links=Links(
             self=path,
             events=f"{path}/events",

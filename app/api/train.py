@@ -67,6 +67,7 @@ async def train(
             idempotency_key=idempotency_key,
             request_digest=digest,
             submitted_by=caller.id,
+            request_id=request.scope["request_id"],
             warnings=warnings,
         )
     )

@@ -89,6 +89,7 @@ class JobQueue:
         idempotency_key: str | None = None,
         request_digest: str | None = None,
         submitted_by: str | None = None,
+        request_id: str | None = None,
         warnings: Sequence[str] = (),
     ) -> Job:
         """A new job, on disk once this returns; or the job of an earlier request with the same key and digest.
@@ -106,7 +107,7 @@ class JobQueue:
             rows.insert_job(
                 connection, id=job_id, state="queued", model=model, spec=spec, warnings=list(warnings), attempts=0,
                 idempotency_key=idempotency_key, request_digest=request_digest, created_at=now,
-                submitted_by=submitted_by,
+                submitted_by=submitted_by, request_id=request_id,
             )  # fmt: skip
             rows.insert_events(connection, [NewEvent(job_id, "state", {"state": "queued"}, now)])
             job = _get(connection, job_id)

@@ -148,6 +148,7 @@ class Reign:
         self._fleet = fleet
         self._changed = changed
         self._recorder = Recorder(queue, times)
+        self._logs: dict[str, Any] = {}
         self._reconcile_at = 0.0
         self._ending = False
 
@@ -218,6 +219,8 @@ class Reign:
 
     def _start(self, job: Job) -> None:
         self._recorder.begin(job)
+        self._logs[job.id] = _log_of(job)
+        self._logs[job.id].info("job starts", attempt=job.attempts + 1)
         order = {
             "job_id": job.id,
             "spec": job.spec,
@@ -235,7 +238,7 @@ class Reign:
         if kind in ("progress", "metrics", "warning"):
             self._recorder.add(run.job_id, kind, message["data"])
         elif kind == "log":
-            log.error(message["message"], job_id=run.job_id, traceback=message["traceback"])
+            self._logs.get(run.job_id, log).error(message["message"], traceback=message["traceback"])
         elif kind == "outcome":
             run.done = True
             self._conclude(run.job_id, message)
@@ -279,7 +282,8 @@ class Reign:
         with self._recorder.pending() as told:
             job = self._queue.finish(job_id, to, error=error, told=told)
         self._recorder.end(job_id)
-        log.info("job ended", job_id=job_id, state=job.state, **(error or {}))
+        self._logs.pop(job_id, None)
+        _log_of(job).info("job ended", state=job.state, **(error or {}))
         if job.state in TERMINAL:
             self._remove_folders(job_id)
 
@@ -292,7 +296,7 @@ class Reign:
     def _mourn(self, run: Run, by_signal: int | None, code: int | None) -> None:
         """A worker ended without an outcome: the next one goes on from its checkpoint, unless that keeps failing."""
         how = "with the fork server" if by_signal is None and code is None else _cause(run, by_signal, code)
-        log.warning("a worker died", job_id=run.job_id, pid=run.pid, how=how)
+        self._logs.get(run.job_id, log).warning("a worker died", pid=run.pid, how=how)
         self._recorder.warn(run.job_id, "worker_died", f"the worker {how}; the job goes on from its last checkpoint")
         if by_signal is None and code is None:
             return  # not the job's fault
@@ -315,6 +319,11 @@ class Reign:
             cancelled = run.told == "cancel" and now - run.told_at > CANCEL_SECONDS
             if run.hung or cancelled or (run.done and silent > EXIT_SECONDS):
                 self._fleet.kill(run)
+
+
+def _log_of(job: Job) -> Any:
+    """The log, with what names the job and the request that submitted it."""
+    return log.bind(job_id=job.id, model=job.model, request_id=job.request_id)
 
 
 def _cause(run: Run, by_signal: int | None, code: int | None) -> str:

@@ -50,6 +50,7 @@ jobs = Table(
     Column("started_at", Float),
     Column("finished_at", Float),
     Column("submitted_by", String(40)),  # the id of a key
+    Column("request_id", String(128)),
     Index("jobs_by_state", "state", "number"),
     Index("jobs_by_model", "model", "number"),
     sqlite_autoincrement=True,

@@ -31,6 +31,7 @@ class Job:
     started_at: float | None
     finished_at: float | None
     submitted_by: str | None
+    request_id: str | None
     queue_position: int | None
 
 

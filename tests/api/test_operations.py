@@ -206,6 +206,15 @@ def test_requests_are_logged_with_their_ids(tmp_path: Path, capfd: pytest.Captur
     assert not any(line.get("request_id") == "quiet" for line in lines)
 
 
+def test_a_job_is_logged_with_the_id_of_its_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with service(tmp_path, log_level="info", log_format="json") as client:
+        job = train(client, SEED, **{"X-Request-ID": "train-me"})
+    assert job["request_id"] == "train-me"
+    lines = [line for line in entries(capfd.readouterr().err) if line.get("request_id") == "train-me"]
+    assert {line["event"] for line in lines} == {"request", "job starts", "job ended"}
+    assert {line["job_id"] for line in lines if "job" in str(line["event"])} == {job["id"]}
+
+
 def entries(text: str) -> Iterator[dict[str, object]]:
     for line in text.splitlines():
         if line.startswith("{"):
