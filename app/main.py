@@ -28,6 +28,7 @@ from app.api import (
     predict,
     problems,
     tabular,
+    tracing,
     train,
     v2,
     v2_extensions,
@@ -81,6 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.keys = Keys(settings.api_keys.get_secret_value())
     middleware.install(app, partial(_guard, settings, app.state.keys))
+    tracing.install(app)
     problems.install(app)
     openapi.install(app)
     tabular.install(app, settings.max_dataset_bytes)
@@ -111,7 +113,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.keys.watch(KeyFile(settings.key_file))
     database = Database(settings.database_url or f"sqlite:///{settings.data_dir / 'gradserve.db'}")
     counters = Counters(settings.data_dir / "counters")
-    services = await to_thread.run_sync(build_services, settings, database, counters)
+    traces: tracing.Tracing | None = app.state.tracing
+    statistics = Statistics(counters, traces.record if traces else None)
+    services = await to_thread.run_sync(build_services, settings, database, statistics)
     app.state.services, app.state.http_counts = services, HttpCounts(counters)
     supervisor = Supervisor(services.jobs, services.models, _rules(settings), counters)
     supervisor.start()
@@ -124,6 +128,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     await to_thread.run_sync(supervisor.stop)
     services.predictor.close()
     database.close()
+    if traces:
+        await to_thread.run_sync(traces.close)
 
 
 async def keep_house(services: Services) -> None:
@@ -141,7 +147,7 @@ def _sweep(services: Services) -> None:
     services.datasets.sweep(services.jobs.digests_in_use(), grace_seconds=HOUSEKEEPING_SECONDS)
 
 
-def build_services(settings: Settings, database: Database, counters: Counters) -> Services:
+def build_services(settings: Settings, database: Database, statistics: Statistics) -> Services:
     """Make the folders, bring the database up to date, open the stores."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     settings.models_dir.mkdir(parents=True, exist_ok=True)
@@ -160,7 +166,7 @@ def build_services(settings: Settings, database: Database, counters: Counters) -
             settings.data_dir / "datasets", database, settings.max_dataset_bytes, settings.max_columns
         ),
         models=models,
-        predictor=Predictor(cache, Statistics(counters)),
+        predictor=Predictor(cache, statistics),
     )
 
 

@@ -6,7 +6,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/user_guide/metr
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -39,13 +39,17 @@ class VersionCells:
 
 
 class Request:
-    """One request under way to the version that answers it: what is measured counts once all of it has succeeded."""
+    """One request under way to the version that answers it: what is measured counts once all of it has succeeded.
+
+    `timeline`, where somebody wants one: each part with its end (as `perf_counter_ns`) and its nanoseconds.
+    """
 
     def __init__(self, model: ServedModel, shadow: str | None = None) -> None:
         self.model, self.shadow = model, shadow
         self.num_rows = 0
         self.ns: dict[Part, int] = {}
         self._compute_ns = 0
+        self.timeline: list[tuple[Part, int, int]] | None = None
 
     @contextmanager
     def part(self, part: Part) -> Iterator[None]:
@@ -55,6 +59,8 @@ class Request:
 
     def took(self, part: Part, ns: int) -> None:
         self.ns[part] = self.ns.get(part, 0) + ns
+        if self.timeline is not None:
+            self.timeline.append((part, time.perf_counter_ns(), ns))
 
     def compute_seconds(self) -> float:
         """From rows to predictions, waiting apart, since this was last asked."""
@@ -63,10 +69,11 @@ class Request:
 
 
 class Statistics:
-    """Used on the event loop alone."""
+    """Used on the event loop alone. `trace` is given each request, with its timeline, once it has ended."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, trace: Callable[[Request], None] | None = None) -> None:
         self.counters = counters
+        self._trace = trace
         self._cells: dict[tuple[str, str], VersionCells] = {}
 
     def _of(self, model: ServedModel) -> VersionCells:
@@ -77,12 +84,18 @@ class Statistics:
     def measured(self, request: Request) -> Iterator[Request]:
         """Around a request's work; one that raises counts as failed."""
         started = time.perf_counter_ns()
+        if self._trace is not None:
+            request.timeline = []
         try:
             yield request
         except BaseException:
             self.failed(request, time.perf_counter_ns() - started)
             raise
-        self.succeeded(request, time.perf_counter_ns() - started)
+        else:
+            self.succeeded(request, time.perf_counter_ns() - started)
+        finally:
+            if self._trace is not None:
+                self._trace(request)
 
     def failed(self, request: Request, ns: int) -> None:
         cells, values = self._of(request.model), self.counters.values
