@@ -28,8 +28,10 @@ class Service:
     `settings` stand in for all GRADSERVE_… variables of the environment, which are not passed on.
     """
 
-    def __init__(self, root: Path, port: int | None = None, settings: Mapping[str, str] | None = None) -> None:
-        self.root = root
+    def __init__(
+        self, root: Path, port: int | None = None, settings: Mapping[str, str] | None = None, workers: int = 1
+    ) -> None:
+        self.root, self.workers = root, workers
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = root / "data" / "service.log"
@@ -58,7 +60,7 @@ class Service:
         if not is_free(self.port):
             raise ServiceDied(f"port {self.port} is taken by another program")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GRADSERVE_")}
-        command = [sys.executable, "-m", "app.cli", "serve", "--port", str(self.port)]
+        command = [sys.executable, "-m", "app.cli", "serve", "--port", str(self.port), "--workers", str(self.workers)]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -27,8 +27,8 @@ def start_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Starts a service of the test's own, which may stop, kill and start it again: `start_service(GRADSERVE_…=…)`."""
     started: list[Service] = []
 
-    def start(**settings: str) -> Service:
-        service = Service(tmp_path / f"service{len(started)}", settings=settings)
+    def start(workers: int = 1, **settings: str) -> Service:
+        service = Service(tmp_path / f"service{len(started)}", settings=settings, workers=workers)
         started.append(service)
         service.start()
         return service
