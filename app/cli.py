@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,8 @@ app.add_typer(datasets, name="datasets")
 app.add_typer(keys, name="keys")
 
 ROWS_PER_REQUEST = 10_000
+HANG_SECONDS = 30  # without an answer, after which an API process is replaced; importing torch blocks it for some
+MAX_OPEN_FILES = 2**16
 GRACE_SECONDS = 10  # for requests that are being answered when the service is asked to stop
 
 
@@ -85,6 +88,7 @@ def serve(
     if sys.stderr.isatty():
         scheme = "https" if settings.tls_certificate else "http"
         typer.echo(f"Gradserve is starting; try it at {scheme}://{host}:{port}/docs, stop it with Ctrl-C.", err=True)
+    _allow_open_files()
     # Logging is the application's own, set up before anything is worth a line.
     uvicorn.run(
         "app.main:app",
@@ -93,10 +97,21 @@ def serve(
         workers=workers,
         log_config=None,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_worker_healthcheck=HANG_SECONDS,
         server_header=False,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
+
+
+def _allow_open_files() -> None:
+    """As many as this process may: each stream of events is one, and the usual 1024 are too few."""
+    with suppress(ImportError, ValueError, OSError):  # not a Unix, or a system that has its own opinion
+        import resource
+
+        usual, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MAX_OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(usual, wanted), most))
 
 
 def _has_keys(settings: "Settings") -> bool:

@@ -16,6 +16,8 @@ GradserveError
 ├── Conflict              the state of the thing does not allow it
 ├── Overloaded            full for now; try again later
 ├── Unavailable           a part of the service that is not there yet, or any more
+│   └── StorageFailed     the disk or the database does not take or give what it should
+│       └── StorageFull
 ├── Unauthenticated       no valid key
 ├── Forbidden             a valid key without the scope
 ├── CorruptVersion        a published version whose files are not what was published
@@ -25,8 +27,12 @@ GradserveError
     └── BadData           something in the table that only a full read shows
 """
 
+import errno
 from collections.abc import Iterable
 from typing import NamedTuple
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FAILED = (errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 
 class Fault(NamedTuple):
@@ -118,6 +124,23 @@ class Overloaded(GradserveError):
 
 class Unavailable(GradserveError):
     code = "unavailable"
+
+
+class StorageFailed(Unavailable):
+    code = "storage_failed"
+
+    @staticmethod
+    def of(error: OSError) -> "StorageFailed | None":
+        """What an error of the operating system means to a user, where the disk is to blame."""
+        if error.errno in DISK_FULL:
+            return StorageFull(f"the disk is full ({error.strerror}); this works again once there is space")
+        if error.errno in DISK_FAILED:
+            return StorageFailed(f"the disk can't be used: {error.strerror}")
+        return None
+
+
+class StorageFull(StorageFailed):
+    code = "storage_full"
 
 
 class Unauthenticated(GradserveError):

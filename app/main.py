@@ -1,9 +1,14 @@
 """The application: settings in, an ASGI app out. The one place that knows everybody."""
 
 import asyncio
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from multiprocessing.process import BaseProcess
 
 import structlog
 import torch
@@ -117,6 +122,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     statistics = Statistics(counters, traces.record if traces else None)
     services = await to_thread.run_sync(build_services, settings, database, statistics)
     app.state.services, app.state.http_counts = services, HttpCounts(counters)
+    end_with_parent()
     supervisor = Supervisor(services.jobs, services.models, _rules(settings), counters)
     supervisor.start()
     with ended_by_signals(services.feed):
@@ -132,6 +138,17 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(traces.close)
 
 
+def end_with_parent() -> None:
+    """Where uvicorn runs several processes and is killed, they end, too, and leave the port to its successor."""
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_end_after, args=(parent,), name="parent", daemon=True).start()
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 async def keep_house(services: Services) -> None:
     """From time to time remove tables that nobody names any more, and deletions that a crash cut short."""
     while True:
@@ -143,7 +160,7 @@ async def keep_house(services: Services) -> None:
 
 
 def _sweep(services: Services) -> None:
-    services.models.sweep()
+    services.models.sweep(grace_seconds=HOUSEKEEPING_SECONDS)
     services.datasets.sweep(services.jobs.digests_in_use(), grace_seconds=HOUSEKEEPING_SECONDS)
 
 

@@ -84,6 +84,10 @@ class Service:
                     raise ServiceDied(f"the service is not ready after {START_SECONDS:.0f} s:\n{self.log_end()}")
                 time.sleep(0.02)
 
+    def is_ready(self) -> bool:
+        with Client(self.url) as client:
+            return client.ready()
+
     def log_end(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 

@@ -1,6 +1,7 @@
 """Errors on the wire: RFC 9457 problem details, with a pointer for every fault."""
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ STATUS: dict[type[errors.GradserveError], int] = {
     errors.NotFound: 404,
     errors.Conflict: 409,
     errors.Overloaded: 429,
+    errors.StorageFull: 507,
     errors.Unavailable: 503,
     errors.CorruptVersion: 503,
 }
@@ -97,6 +99,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(errors.GradserveError, _expected)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(OSError, _of_system)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -108,6 +111,8 @@ async def _expected(request: Request, error: Exception) -> Response:
 def answer_to(request: Request, error: errors.GradserveError) -> Response:
     """The problem of an error, for those too that answer before any route."""
     status = next(status for kind, status in STATUS.items() if isinstance(error, kind))
+    if status >= 500:
+        log.error("a request could not be answered", code=error.code, detail=error.detail)
     headers = {}
     if isinstance(error, errors.Overloaded):
         headers["Retry-After"] = str(error.retry_after_seconds)
@@ -163,6 +168,17 @@ async def _http(request: Request, error: Exception) -> Response:
         413: "the body is larger than this service allows",
     }.get(error.status_code, str(error.detail))
     return problem_response(request, error.status_code, code, detail, headers=dict(error.headers or {}))
+
+
+async def _of_system(request: Request, error: Exception) -> Response:
+    """A full or broken disk, or a lack of file descriptors, is no fault of the program."""
+    assert isinstance(error, OSError)
+    known: errors.GradserveError | None = errors.StorageFailed.of(error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        known = errors.Unavailable("the service has as many files and connections open as it may; try again")
+    if known is None:
+        raise error
+    return await _expected(request, known)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -16,7 +16,7 @@ from app.api.services import Deps, Services
 from app.errors import Conflict, InvalidInput
 from app.serving.served_model import ServedModel
 from app.specs.base import Name
-from app.storage.models import Version
+from app.storage.models import UPLOAD, Version
 from app.storage.version_archive import pack_version, read_unpacked, unpack_version
 
 router = APIRouter(prefix="/models/{name}/versions", tags=["models"])
@@ -47,7 +47,7 @@ async def post_version(name: ModelName, request: Request, response: Response, de
 
     Its files must be those whose digests its config.json has, and it must load and answer; until then nobody sees it.
     """
-    upload_id = f"upload-{secrets.token_hex(8)}"
+    upload_id = f"{UPLOAD}{secrets.token_hex(8)}"
     try:
         folder = await to_thread.run_sync(deps.models.staging, f"{upload_id}-archive")
         with (folder / "archive").open("wb") as file:

@@ -20,6 +20,8 @@ log = structlog.get_logger("gradserve.jobs")
 
 CHUNK_BYTES = 1 << 18
 MAX_RESTART_SECONDS = 30.0
+MAX_START_SECONDS = 300.0  # torch from a cold disk takes a minute
+ANSWER_SECONDS = 10.0  # a fork server that takes longer hangs
 
 # idle OpenMP threads that spin take the cores from other jobs' threads: two jobs of two threads on two cores ran
 # several times slower than one after the other
@@ -40,6 +42,7 @@ class Run:
     told_at: float = 0.0
     done: bool = False  # it has said how it ended, and needs only to exit
     hung: bool = False
+    killed_at: float | None = None
 
 
 class Fleet:
@@ -62,8 +65,8 @@ class Fleet:
     # ---- the fork server
 
     def _start_server(self) -> None:
-        self._server, theirs = socket.socketpair()
-        self._selector.register(self._server, selectors.EVENT_READ)
+        ours, theirs = socket.socketpair()
+        ours.settimeout(ANSWER_SECONDS)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 (our own module)
                 [sys.executable, "-m", "app.jobs.forkserver", self._training, str(theirs.fileno())],
@@ -72,6 +75,8 @@ class Fleet:
                 start_new_session=True,  # a terminal's Ctrl-C is for the service alone
                 env={**os.environ, **WAITING, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},
             )
+        self._server, self._start_at = ours, time.monotonic()
+        self._selector.register(ours, selectors.EVENT_READ)
 
     def _hear_server(self) -> Iterator[tuple[Run, dict[str, Any]]]:
         data = _receive(self._server)
@@ -95,6 +100,11 @@ class Fleet:
         for run in list(self.runs.values()):
             yield from self._end(run, None, None)
 
+    def _kill_server(self) -> None:
+        if self._process is not None:
+            log.error("the fork server hangs and is killed", pid=self._process.pid)
+            self._process.kill()
+
     def _stop_server(self) -> None:
         was_ready, self.ready = self.ready, False
         self._lines.clear()
@@ -108,9 +118,13 @@ class Fleet:
 
     def _say(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         line = orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE)
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has died, as the next poll will find
+        try:
             sent = socket.send_fds(self._server, [line], fds) if fds else 0
             self._server.sendall(line[sent:])
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has died, as the next poll will find
+        except TimeoutError:
+            self._kill_server()
 
     # ---- workers
 
@@ -132,7 +146,12 @@ class Fleet:
             run.channel.send(request.encode() + b"\n")
 
     def kill(self, run: Run) -> None:
-        self._say({"kill": run.number})
+        """Through the fork server. One that does not do it in time hangs itself, and is killed with all its workers."""
+        if run.killed_at is None:
+            run.killed_at = time.monotonic()
+            self._say({"kill": run.number})
+        elif time.monotonic() > run.killed_at + ANSWER_SECONDS:
+            self._kill_server()
 
     def poll(self, timeout: float) -> Iterator[tuple[Run, dict[str, Any]]]:
         """What the workers say, after at most `timeout` seconds.
@@ -141,6 +160,8 @@ class Fleet:
         """
         if self._process is None and time.monotonic() >= self._start_at:
             self._start_server()
+        if not self.ready and time.monotonic() > self._start_at + MAX_START_SECONDS:
+            self._kill_server()
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._bell:
                 self._bell.recv(CHUNK_BYTES)

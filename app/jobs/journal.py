@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from app.errors import StorageFailed
 from app.jobs.order import Control, Emit
 from app.jobs.session import Session
 from app.learning.fit import State
@@ -71,7 +72,12 @@ class Journal:
         self.emit("progress", self.progress())  # first: who dies right after a checkpoint is known to have got on
         tensors, session = self.session.export()
         position = {"folds": self.folds, "num_rows": len(self.history), "session": session}
-        self.checkpoints.save(tensors, position, self.history, session["best_file"])
+        try:
+            self.checkpoints.save(tensors, position, self.history, session["best_file"])
+        except OSError as error:
+            if not StorageFailed.of(error):
+                raise
+            self.warn(f"a checkpoint could not be written ({error.strerror}); the last one that could stands")
         self.last_checkpoint = time.monotonic()
 
     # ---- what is told of it

@@ -10,6 +10,7 @@ import shutil
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from app.errors import Conflict
+from app.errors import Conflict, StorageFailed
 from app.jobs.epoch_times import EpochTimes
 from app.jobs.fleet import Fleet, Run
 from app.jobs.queue import TERMINAL, JobQueue, State
@@ -102,16 +103,20 @@ class Supervisor:
             self._ringer.send(b"!")
 
     def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._stand()
+            except Exception:
+                log.exception("the supervisor failed and starts again")
+                self._stopping.wait(RETRY_SECONDS)
+
+    def _stand(self) -> None:
+        """Reign as soon as nobody else does."""
         with (self._rules.data_dir / "supervisor.lock").open("a") as lock:
-            while not self._stopping.is_set():
-                if not _try_lock(lock.fileno()):
-                    self._stopping.wait(ELECTION_SECONDS)
-                    continue
-                try:
-                    self._reign()
-                except Exception:
-                    log.exception("the supervisor failed and starts again")
-                    self._stopping.wait(RETRY_SECONDS)
+            while not _try_lock(lock.fileno()):
+                if self._stopping.wait(ELECTION_SECONDS):
+                    return
+            self._reign()
 
     def _reign(self) -> None:
         with closing(Fleet(self._rules.training, self._bell)) as fleet, closing(self._queue.watch()) as watch:
@@ -149,6 +154,7 @@ class Reign:
         self._changed = changed
         self._recorder = Recorder(queue, times)
         self._logs: dict[str, Any] = {}
+        self._heard: deque[tuple[Run, dict[str, Any]]] = deque()
         self._reconcile_at = 0.0
         self._ending = False
 
@@ -168,8 +174,7 @@ class Reign:
         due = self._recorder.due_seconds
         if due is not None:
             time.sleep(min(due, TOGETHER_SECONDS))
-        for run, message in self._fleet.poll(POLL_SECONDS if due is None else min(due, POLL_SECONDS)):
-            self._hear(run, message)
+        self._listen(POLL_SECONDS if due is None else min(due, POLL_SECONDS))
         if self._changed() or time.monotonic() >= self._reconcile_at:
             self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
             self.reconcile()
@@ -183,8 +188,7 @@ class Reign:
             if run.told is None:
                 self._fleet.tell(run, "pause")
         while self._working() and time.monotonic() < deadline:
-            for run, message in self._fleet.poll(min(POLL_SECONDS, grace_seconds)):
-                self._hear(run, message)
+            self._listen(min(POLL_SECONDS, grace_seconds))
         self._recorder.flush()
 
     # ---- the database against the workers
@@ -233,6 +237,12 @@ class Reign:
 
     # ---- what workers say
 
+    def _listen(self, seconds: float) -> None:
+        """Where dealing with a message fails, what was heard after it waits for the next turn."""
+        self._heard.extend(self._fleet.poll(seconds))
+        while self._heard:
+            self._hear(*self._heard.popleft())
+
     def _hear(self, run: Run, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind in ("progress", "metrics", "warning"):
@@ -273,8 +283,9 @@ class Reign:
             self._queue.reserve(job.id, self._models.next_version(job.model), job.metrics or {}, job.stop_reason)
             self._reconcile_at = 0.0
         except OSError as error:
+            code = (StorageFailed.of(error) or StorageFailed).code
             detail = f"the trained version could not be stored: {error}"
-            self._finish(job.id, "failed", {"code": "storage_failed", "detail": detail})
+            self._finish(job.id, "failed", {"code": code, "detail": detail})
         else:
             self._finish(job.id, "succeeded")
 

@@ -31,7 +31,7 @@ from app.learning.prepare import Frames, Prepared, in_memory, prepare
 from app.specs.resolve import signature_of
 from app.specs.table import StoredData
 from app.specs.training import TrainingSpec, ValidationDataset, ValidationFolds
-from app.storage.checkpoints import Checkpoints
+from app.storage.checkpoints import ROWS, Checkpoints
 from app.storage.datasets import read_facts, table_path
 from app.storage.matrices import map_matrix, write_matrix
 from app.storage.models import ModelStore, write_version
@@ -53,7 +53,9 @@ def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
     spec = TrainingSpec.model_validate(order.spec)
     assert spec.num_threads is not None
     torch.set_num_threads(spec.num_threads)
-    journal = Journal(spec, Checkpoints(order.job_dir), emit, control, order.checkpoint_interval_seconds)
+    checkpoints = Checkpoints(order.job_dir)
+    checkpoints.remove_leftovers()
+    journal = Journal(spec, checkpoints, emit, control, order.checkpoint_interval_seconds)
     with _denormals_flushed(), _out_of_memory_explained():
         return Training(order, spec, journal).run()
 
@@ -134,7 +136,7 @@ class Training:
         return prepared
 
     def _on_disk(self, parts: Iterable[Tensor], shape: tuple[int, int]) -> tuple[Tensor, mmap.mmap]:
-        descriptor, name = tempfile.mkstemp(prefix="rows-", dir=self.order.job_dir)
+        descriptor, name = tempfile.mkstemp(prefix=ROWS, dir=self.order.job_dir)
         os.close(descriptor)
         write_matrix(Path(name), (part.numpy() for part in parts))
         matrix, mapping = map_matrix(Path(name), shape)

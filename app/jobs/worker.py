@@ -5,7 +5,6 @@ Said on the channel: {"type": "progress" | "metrics" | "warning", "data": {…}}
 "code", "detail"}. A process that ends without either has died.
 """
 
-import errno
 import faulthandler
 import fcntl
 import os
@@ -21,7 +20,7 @@ from typing import Any, Literal, NoReturn
 
 import orjson
 
-from app.errors import GradserveError
+from app.errors import GradserveError, StorageFailed
 from app.jobs.order import WorkOrder
 
 ALIVE_SECONDS = 2.0
@@ -108,16 +107,15 @@ def run(connection: socket.socket, order: dict[str, Any], training: ModuleType) 
     threading.Thread(target=channel.carry, daemon=True).start()
     threading.Thread(target=channel.obey, args=(control,), daemon=True).start()
     threading.Thread(target=channel.tell_alive, args=(control,), daemon=True).start()
-    lock = _lock(Path(order["data_dir"]) / "jobs" / order["job_id"])
     channel.say(_train(channel, control, order, training))
     sys.stdout.flush()
     sys.stderr.flush()
-    os.close(lock)
     os._exit(0)
 
 
 def _train(channel: Channel, control: Control, order: dict[str, Any], training: ModuleType) -> dict[str, Any]:
     try:
+        _lock(Path(order["data_dir"]) / "jobs" / order["job_id"])
         outcome = training.train(WorkOrder(**order), channel.emit, control)
     except Exception as error:  # noqa: BLE001 (whatever it is ends this run, and no other)
         code, detail = explain(error)
@@ -142,17 +140,16 @@ def explain(error: Exception) -> tuple[str, str]:
             "out_of_memory",
             f"the run needs more memory than there is; a smaller network or batch needs less ({what})",
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return "storage_failed", f"the run could not write to the disk: {what}"
+    if isinstance(error, OSError) and (known := StorageFailed.of(error)):
+        return known.code, f"the run could not write to the disk: {what}"
     return "internal_error", f"an error that is not yours ended the run: {what}"
 
 
-def _lock(folder: Path) -> int:
-    """Hold the job's folder alone; a predecessor that is still dying is waited for."""
+def _lock(folder: Path) -> None:
+    """Hold the job's folder alone, up to the end of the process; a predecessor that is still dying is waited for."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
 
 
 def _offer_to_oom_killer() -> None:

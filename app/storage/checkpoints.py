@@ -10,6 +10,8 @@ import orjson
 from app.storage.files import write_atomically
 from app.storage.tensors import read_tensors, write_tensors
 
+ROWS = "rows-"  # how the names of mapped rows begin
+
 
 @dataclass(frozen=True)
 class OnDisk:
@@ -27,6 +29,12 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "checkpoint.safetensors"
         self.history_path = folder / "history.jsonl"
+
+    def remove_leftovers(self) -> None:
+        """What a run that was killed was just writing. Only for who holds the folder alone."""
+        for path in self.folder.iterdir():
+            if path.name.startswith((".", ROWS)):
+                path.unlink()
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Tensors and position of the last checkpoint, or None where there is none."""

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import orjson
 
+from app.errors import DISK_FULL
+
 RECORD_BYTES = 256  # a number, and its key as JSON, ended by zeros
 NUMBERS_PER_RECORD = RECORD_BYTES // 8
 MAX_CELLS = 2**17  # the file is sparse: what is not used takes no room
@@ -56,6 +58,7 @@ class Counters:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         os.truncate(self._file, MAX_CELLS * RECORD_BYTES)
+        os.posix_fallocate(self._file, (MAX_CELLS - 1) * RECORD_BYTES, RECORD_BYTES)  # the place of which nobody reads
         self._map = mmap.mmap(self._file, MAX_CELLS * RECORD_BYTES)
         self.values = memoryview(self._map).cast("d")
 
@@ -75,10 +78,22 @@ class Counters:
     def _write_key(self, key: Key, gauge: bool) -> int:
         text = (b"=" if gauge else b"+") + orjson.dumps(key)
         number = min(len(self._cells), MAX_CELLS - 1)
-        if number < MAX_CELLS - 1 and len(text) < RECORD_BYTES - 8:
+        if number < MAX_CELLS - 1 and (len(text) >= RECORD_BYTES - 8 or not self._has_room(number)):
+            return (MAX_CELLS - 1) * NUMBERS_PER_RECORD
+        if number < MAX_CELLS - 1:
             start = number * RECORD_BYTES + 8
             self._map[start : start + len(text)] = text
         return number * NUMBERS_PER_RECORD
+
+    def _has_room(self, number: int) -> bool:
+        """Whether the disk holds a record; to write to a page of a mapped file that it can't hold kills the process."""
+        try:
+            os.posix_fallocate(self._file, number * RECORD_BYTES, RECORD_BYTES)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            return False
+        return True
 
     def _take_over(self, path: Path) -> None:
         for key, gauge, value in _read(path):

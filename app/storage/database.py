@@ -26,6 +26,12 @@ from sqlalchemy import (
     create_engine,
     event,
 )
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from app.errors import StorageFailed, StorageFull
+
+POSTGRESQL_FULL = "53100"
 
 metadata = MetaData()
 
@@ -98,8 +104,8 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the database and changes nothing."""
-        with self.engine.connect() as connection, connection.begin():
+        """A transaction that sees one state of the database and changes nothing. Raises StorageFailed."""
+        with _explained(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -108,8 +114,10 @@ class Database:
 
         One that is not `durable` outlives the death of every process, but a power failure may undo it (and what was
         written after it, up to the next durable one): for what would then be done again. It takes no wait for the disk.
+
+        Raises StorageFailed or StorageFull; the block has left no trace then either.
         """
-        with self._writer, self.engine.connect() as connection:
+        with _explained(), self._writer, self.engine.connect() as connection:
             connection = connection.execution_options(gradserve_write="FULL" if durable else "NORMAL")
             with connection.begin():
                 yield connection
@@ -142,6 +150,20 @@ class ChangeWatch:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What the database can't do, apart from what it was wrongly asked, in our words."""
+    try:
+        yield
+    except (OperationalError, PoolTimeout) as error:
+        cause = getattr(error, "orig", error)
+        is_full = (
+            getattr(cause, "sqlite_errorname", "") == "SQLITE_FULL" or getattr(cause, "sqlstate", "") == POSTGRESQL_FULL
+        )
+        kind = StorageFull if is_full else StorageFailed
+        raise kind(f"the database failed: {cause}") from error
 
 
 def _to_json(value: Any) -> str:

@@ -24,7 +24,7 @@ from app.errors import DatasetNotFound
 from app.specs.table import ColumnProfile, Table
 from app.storage.columns import TYPED_READINGS, check_names, settle_types
 from app.storage.database import Database, datasets
-from app.storage.files import sync_folder, write_synced
+from app.storage.files import changed_at, sync_folder, write_synced
 from app.storage.formats import declared_format
 from app.storage.profile import plain_value, profile_table
 from app.storage.uploads import Upload, read_upload
@@ -179,7 +179,7 @@ class DatasetStore:
             if folder.name not in kept and not folder.name.startswith(".") and _used_at(folder) < deadline:
                 self._remove(folder, deadline)
         for folder in _subfolders(self._uploads):
-            if max(map(_used_at, [folder, *folder.iterdir()])) < deadline:
+            if changed_at(folder) < deadline:
                 shutil.rmtree(folder, ignore_errors=True)
 
     # ---- files

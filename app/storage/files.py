@@ -29,6 +29,14 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     sync_folder(path.parent)
 
 
+def changed_at(folder: Path) -> float:
+    """When the folder or a file in it was last changed, in seconds since 1970; 0 where it has gone meanwhile."""
+    try:
+        return max(path.stat().st_mtime for path in [folder, *folder.iterdir()])
+    except FileNotFoundError:
+        return 0.0
+
+
 def sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

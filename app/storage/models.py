@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ import orjson
 from app.errors import Conflict, CorruptVersion, FileNotInVersion, InvalidInput, ModelNotFound, VersionNotFound
 from app.specs.alias import Alias
 from app.storage.aliases import Aliases
-from app.storage.files import digest_of, sync_folder, write_atomically, write_synced
+from app.storage.files import changed_at, digest_of, sync_folder, write_atomically, write_synced
 from app.storage.tensors import read_tensors
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,18}")
 FILES = ("model.safetensors", "config.json", "metrics.json", "history.jsonl")
 FORMAT_VERSION = 1
+UPLOAD = "upload-"  # how names of staged versions begin that no job has made
 
 
 @dataclass(frozen=True)
@@ -248,11 +250,15 @@ class ModelStore:
             path.rename(trash)
         except FileNotFoundError:
             return  # someone else was quicker
-        shutil.rmtree(trash)
+        shutil.rmtree(trash, ignore_errors=True)  # what is left, as when a sweep takes it away meanwhile, is swept
 
-    def sweep(self) -> None:
-        """Finish deletions that a crash cut short."""
+    def sweep(self, grace_seconds: float) -> None:
+        """Finish deletions that a crash cut short, and remove uploads at which nobody has written for so long."""
         shutil.rmtree(self.root / ".trash", ignore_errors=True)
+        deadline = time.time() - grace_seconds
+        for folder in (self.root / ".staging").glob(f"{UPLOAD}*"):
+            if changed_at(folder) < deadline:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_folder(path: Path) -> bool:

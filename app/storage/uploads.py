@@ -2,6 +2,8 @@
 
 import errno
 import hashlib
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import polars as pl
 from polars.exceptions import ComputeError, PanicException, PolarsError
 
-from app.errors import InvalidInput, TooLarge, Unparseable
+from app.errors import DISK_FAILED, DISK_FULL, InvalidInput, TooLarge, Unparseable
 from app.storage.arrow_stream import write_arrow_file
 from app.storage.blocks import BLOCK_BYTES
 from app.storage.columns import (
@@ -29,6 +31,7 @@ _MAX_GZIP_LAYERS = 2
 _FREE_CELLS = 2**30
 _MAX_CELLS_PER_BYTE = 100
 _CELLS_PER_ROW_GROUP = 2**23
+_OF_SYSTEM = re.compile(rf"\(os error ({'|'.join(map(str, DISK_FULL + DISK_FAILED))})\)$")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -186,5 +189,7 @@ def polars_errors(found: Format) -> Iterator[None]:
     except (PolarsError, PanicException, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's fault, not the body's
             raise
+        if told := _OF_SYSTEM.search(str(error)):  # so is this, which polars tells in words
+            raise OSError(int(told[1]), os.strerror(int(told[1]))) from error
         reason = str(error).strip().partition("\n")[0]
         raise Unparseable(f"the body cannot be read as {NAMES[found]}: {reason}") from error

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
 
+from app.jobs import fleet as fleet_module
 from app.jobs import supervisor as supervisor_module
 from app.jobs.queue import JobQueue
 from app.jobs.supervisor import Supervisor
@@ -119,7 +121,7 @@ def test_no_more_run_at_once_than_allowed(queue: JobQueue, start: Start, gate: G
     [
         ("diverged", "diverged", "try a smaller learning rate"),
         ("memory", "out_of_memory", "60 GiB"),
-        ("disk", "storage_failed", "No space left on device"),
+        ("disk", "storage_full", "No space left on device"),
         ("bug", "internal_error", "ZeroDivisionError: division by zero"),
     ],
 )
@@ -296,6 +298,66 @@ def sockets_of(pid: int) -> set[str]:
     return {name for name in names if name.startswith("socket:")}
 
 
+def test_a_stopped_worker_is_noticed_and_ended(queue: JobQueue, start: Start, gate: Gate, tmp_path: Path) -> None:
+    start(worker_timeout_seconds=1.5)
+    job = queue.submit({"epochs": 3, "gate": str(gate.path)}, "m")
+    gate.open(2)
+    at_epoch(queue, job, 2)
+    ((pid, _),) = starts(tmp_path, job)
+    os.kill(pid, signal.SIGSTOP)
+    gate.open(3)
+    done = ended(queue, job)
+    assert done.state == "succeeded"
+    assert "no sign of life" in done.warnings[0]
+    assert [epoch for _, epoch in starts(tmp_path, job)] == [0, 2]
+    assert not is_alive(pid)
+
+
+def test_a_stopped_fork_server_is_noticed_and_ended(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can start and end no worker, and says nothing."""
+    monkeypatch.setattr(fleet_module, "ANSWER_SECONDS", 0.1)
+    start(worker_timeout_seconds=1.5)
+    first = queue.submit({"gate": str(gate.path)}, "m")
+    ((pid, _),) = until(lambda: starts(tmp_path, first))
+    os.kill(forkserver_of(pid), signal.SIGSTOP)
+    second = queue.submit({"gate": str(gate.path)}, "m")
+    gate.open(1)
+    assert {ended(queue, job).state for job in (first, second)} == {"succeeded"}
+    until(lambda: not is_alive(pid))
+
+
+def test_workers_whose_end_could_not_be_dealt_with_at_once_are_not_forgotten(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fork server tells of two ends in one breath, and the first can't be written down."""
+    monkeypatch.setattr(supervisor_module, "RETRY_SECONDS", 0.01)
+    count_death, failed = queue.count_death, []
+
+    def fail_at_first(*arguments: Any, **more: Any) -> int:
+        if not failed:
+            failed.append("no space")
+            raise OSError("disk full")
+        return count_death(*arguments, **more)
+
+    monkeypatch.setattr(queue, "count_death", fail_at_first)
+    start(max_running_jobs=2)
+    jobs = [queue.submit({"epochs": 2, "gate": str(gate.path)}, "m") for _ in range(2)]
+    gate.open(1)
+    for job in jobs:
+        at_epoch(queue, job, 1)
+    pids = [starts(tmp_path, job)[0][0] for job in jobs]
+    server = forkserver_of(pids[0])
+    os.kill(server, signal.SIGSTOP)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    os.kill(server, signal.SIGCONT)
+    gate.open(2)
+    assert {ended(queue, job).state for job in jobs} == {"succeeded"}
+    assert failed
+
+
 def test_a_worker_holds_no_other_workers_channel(queue: JobQueue, start: Start, gate: Gate, tmp_path: Path) -> None:
     start(max_running_jobs=3)
     jobs = [queue.submit({"gate": str(gate.path)}, "m") for _ in range(3)]
@@ -469,6 +531,18 @@ def test_folders_that_no_job_needs_are_swept(queue: JobQueue, start: Start, tmp_
     until(lambda: not folders["gone"].exists())
     until(lambda: not folders[ended_job.id].exists())
     assert folders[held.id].exists()
+
+
+def test_a_supervisor_whose_lock_cannot_be_opened_stands_again(
+    queue: JobQueue, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "RETRY_SECONDS", 0.01)
+    lock = tmp_path / "data" / "supervisor.lock"
+    lock.mkdir(parents=True)  # which no one opens as a file
+    job = queue.submit({}, "m")
+    start()
+    lock.rmdir()
+    assert ended(queue, job).state == "succeeded"
 
 
 def test_an_error_of_the_database_is_got_over(

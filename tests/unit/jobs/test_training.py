@@ -1,6 +1,8 @@
 """A whole run of a worker's training, in this process: cross-validation, large tables, what is kept on disk."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from safetensors.numpy import load_file
 from app.jobs import session, training
 from app.jobs.order import Outcome, WorkOrder
 from app.learning.plan import plan
+from app.storage.checkpoints import Checkpoints
 from app.storage.profile import profile_table
 from tests.samples import DIGEST, resolved, table_of
 
@@ -36,7 +39,8 @@ def run(
         (table / "profile.json").write_text(profile_table(FRAME.lazy(), DIGEST).model_dump_json())
     settled, _, _ = plan(resolved(FRAME, **spec), table_of(FRAME), device="cpu", max_parameters=10**6)
     body = settled.model_dump(mode="json")
-    work = WorkOrder(job, body, str(folder), str(folder / "models"), 1000.0, **(order or {}))
+    more: dict[str, Any] = {"checkpoint_interval_seconds": 1000.0, **(order or {})}
+    work = WorkOrder(job, body, str(folder), str(folder / "models"), **more)
     events: list[Any] = []
     return training.train(work, lambda kind, data: events.append((kind, data)), SimpleNamespace(request=None)), events
 
@@ -111,3 +115,17 @@ def test_recomputed_activations_give_the_same_weights(tmp_path: Path, more: dict
     one, other = weights(tmp_path, "kept"), weights(tmp_path, "recomputed")
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed, _ = run(tmp_path, job="undisturbed", stop={"max_epochs": 3})
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    order = {"checkpoint_interval_seconds": 0.0}
+    disturbed, events = run(tmp_path, job="disturbed", stop={"max_epochs": 3}, order=order)
+    assert disturbed.metrics == undisturbed.metrics
+    warnings = {data["detail"] for kind, data in events if kind == "warning"}
+    assert any("No space left on device" in warning for warning in warnings)

@@ -96,3 +96,13 @@ def test_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.undo()
     assert path.read_bytes() == b"two"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_run_was_writing_is_removed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+    for name in (".checkpoint.safetensors.abcd", ".history.jsonl.abcd", "rows-abcd", "lock"):
+        (tmp_path / name).write_bytes(b"x")
+    checkpoints.remove_leftovers()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.safetensors", "history.jsonl", "lock"}
+    assert loaded_step(checkpoints) == 1

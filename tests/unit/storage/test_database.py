@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import insert, select, text
 
-from app.errors import GradserveError
+from app.errors import GradserveError, StorageFailed, StorageFull
 from app.storage import migrations
 from app.storage.database import ChangeWatch, Database, datasets, metadata
 from app.storage.migrations import head, migrate
@@ -132,3 +132,25 @@ def test_a_watch_sees_each_commit_once(database: Database) -> None:
         assert not watch.changed()
     watch.close()
     other.close()
+
+
+def test_a_full_database_says_so_and_has_no_trace_of_what_did_not_fit(database: Database) -> None:
+    with database.write() as connection:
+        pages = connection.execute(text("PRAGMA page_count")).scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+        connection.execute(insert(datasets).values(ROW))
+    rows = [ROW | {"name": "small"}, ROW | {"name": "large", "digest": "d" * 2**16}]
+    with pytest.raises(StorageFull, match="full"), database.write() as connection:
+        connection.execute(insert(datasets), rows)
+    with database.read() as connection:
+        assert connection.execute(select(datasets.c.name)).scalars().all() == ["penguins"]
+        connection.exec_driver_sql("PRAGMA max_page_count=1000000")
+    with database.write() as connection:
+        connection.execute(insert(datasets).values(ROW | {"name": "large", "digest": "d" * 2**16}))
+
+
+def test_a_database_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}")  # a folder
+    with pytest.raises(StorageFailed, match="unable to open"), database.read():
+        pass
+    database.close()

@@ -331,9 +331,22 @@ def test_a_deleted_version_is_gone_at_once_though_its_files_take_time(
     monkeypatch.undo()
     assert store.names() == []
     assert len(list((store.root / ".trash").iterdir())) == 1
-    store.sweep()
+    store.sweep(grace_seconds=60)
     assert not (store.root / ".trash").exists()
-    store.sweep()
+    store.sweep(grace_seconds=60)
+
+
+def test_uploads_that_a_crash_cut_short_are_swept_and_no_others(store: ModelStore) -> None:
+    abandoned, running, job = (store.staging(name) for name in ("upload-1", "upload-2", "job"))
+    for folder in (abandoned, running, job):
+        (folder / "archive").write_bytes(b"x")
+        for path in (folder / "archive", folder):
+            os.utime(path, (0, 0))
+    os.utime(running / "archive")
+    store.sweep(grace_seconds=60)
+    assert not abandoned.exists()
+    assert running.exists()
+    assert job.exists()
 
 
 def test_deleting_what_is_not_there(store: ModelStore) -> None:
