@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +28,6 @@ app.add_typer(models, name="models")
 app.add_typer(datasets, name="datasets")
 app.add_typer(keys, name="keys")
 
-ROWS_PER_REQUEST = 10_000
 HANG_SECONDS = 30  # without an answer, after which an API process is replaced; importing torch blocks it for some
 MAX_OPEN_FILES = 2**16
 GRACE_SECONDS = 10  # for requests that are being answered when the service is asked to stop
@@ -41,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except Exception as error:
-        from app.client_wire import ClientError
+        from app.client.errors import ClientError
 
         if not isinstance(error, ClientError | GradserveError | OSError):
             raise
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _explain(error: Exception) -> Iterator[str]:
-    from app.client_wire import ApiError, Unauthorized, Unreachable
+    from app.client.errors import ApiError, Unauthorized, Unreachable
 
     yield f"Error: {error}"
     if isinstance(error, ApiError):
@@ -239,12 +238,12 @@ def _put(body: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _follow(client: "Client", job: dict[str, Any]) -> None:
-    from rich import print as rich_print
+    try:  # Ctrl-C may come while things are imported, too
+        from rich import print as rich_print
 
-    from app.client_wire import JobFailed
-    from app.terminal import TrainingProgress, loss_curve, metrics_table
+        from app.client.errors import JobFailed
+        from app.terminal import TrainingProgress, loss_curve, metrics_table
 
-    try:
         with TrainingProgress(job["model"]) as progress:
             for event in client.events(job["id"]):
                 progress(event)
@@ -300,14 +299,15 @@ def _json_row(text: str) -> Any:
 
 
 def _predict_file(client: "Client", model: str, version: str | None, file: Path, output: Path | None) -> None:
-    from app.predict_file import predictions_of, read_rows
+    from app.predict_file import predict_file
 
-    frame = predictions_of(client, model, version, read_rows(file), ROWS_PER_REQUEST)
-    if output is None:
-        typer.echo(frame.write_csv(), nl=False)
-    else:
-        frame.write_csv(output)
-        typer.echo(f"{len(frame)} rows written to {output}")
+    num_rows = 0
+    with output.open("w") if output else nullcontext(sys.stdout) as target:
+        for part in predict_file(client, model, version, file):
+            target.write(part.write_csv(include_header=not num_rows))
+            num_rows += part.height
+    if output:
+        typer.echo(f"{num_rows} rows written to {output}")
 
 
 if __name__ == "__main__":

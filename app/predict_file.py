@@ -1,48 +1,56 @@
-"""A file of rows to the same rows with predictions beside them."""
+"""A file of rows to the same rows with predictions beside them. Files may be of any size: a part is held at a time."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
-from app.storage.uploads import Upload, read_upload
+from app.storage.arrow_stream import write_arrow_file
+from app.storage.row_stream import RowStream, open_rows
+from app.storage.uploads import Upload, read_upload, unpack
 
 if TYPE_CHECKING:
     from app.client import Client
 
-CHUNK_BYTES = 2**20
+BLOCK_BYTES = 2**20
+STREAM = "application/vnd.apache.arrow.stream"
+SENT_AS_THEY_ARE = {"csv": "text/csv", "arrow_file": "application/vnd.apache.arrow.file", "arrow_stream": STREAM}
 
 
-def predictions_of(
-    client: "Client", model: str, version: str | None, rows: pl.DataFrame, rows_per_request: int
-) -> pl.DataFrame:
-    """`rows` with `prediction` (or one column per target) and, for classifiers, `probability_<class>` added."""
-    parts = [_columns(client.predict(model, part, version)) for part in rows.iter_slices(rows_per_request)]
-    return pl.concat([rows, pl.concat(parts)], how="horizontal") if parts else rows
-
-
-def _columns(answer: dict[str, Any]) -> pl.DataFrame:
-    predictions = answer["predictions"]
-    if predictions and isinstance(predictions[0], list):
-        columns = [pl.Series(f"prediction_{i}", column) for i, column in enumerate(zip(*predictions, strict=True))]
-    else:
-        columns = [pl.Series("prediction", predictions)]
-    if "probabilities" in answer:
-        by_class = zip(answer["classes"], zip(*answer["probabilities"], strict=True), strict=True)
-        columns += [pl.Series(f"probability_{label}", column) for label, column in by_class]
-    return pl.DataFrame(columns)
-
-
-def read_rows(file: Path) -> pl.DataFrame:
-    """A table file, read as the service reads an upload, so that columns have the types they were trained with.
+def predict_file(client: "Client", model: str, version: str | None, file: Path) -> Iterator[pl.DataFrame]:
+    """The rows, part by part, with the columns of `Client.predict` for frames added; of a CSV they stay text.
 
     Raises:
-        Unparseable, InvalidInput
+        ClientError, Unparseable, InvalidInput
     """
-    with TemporaryDirectory() as folder, file.open("rb") as source:
-        upload = Upload(Path(folder), sys.maxsize, None)
-        while chunk := source.read(CHUNK_BYTES):
-            upload.write(chunk)
-        return pl.read_parquet(read_upload(upload, sys.maxsize))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        body, media_type, rows = _open(file, folder)
+        stream, answer = folder / "answer.stream", folder / "answer.arrow"
+        with stream.open("wb") as target:
+            target.writelines(client.predict_table(model, body, media_type, version=version, accept=STREAM))
+        write_arrow_file(stream, answer)
+        predicted = pl.scan_ipc(answer, glob=False)
+        taken = set(predicted.collect_schema().names()) & set(rows.names)
+        predicted = predicted.rename({column: f"{column}_" for column in taken})
+        start = 0
+        for part in rows.parts:
+            yield pl.concat([part, predicted.slice(start, part.height).collect()], how="horizontal")
+            start += part.height
+
+
+def _open(file: Path, folder: Path) -> tuple[Path, str, RowStream]:
+    """A table to send, its media type, and its rows; what is neither CSV nor Arrow becomes an Arrow file."""
+    upload = Upload(folder, sys.maxsize, None)
+    with file.open("rb") as source:
+        while block := source.read(BLOCK_BYTES):
+            upload.write(block)
+    upload.body, found = unpack(upload)
+    if found not in SENT_AS_THEY_ARE:
+        table = pl.scan_parquet(read_upload(upload, sys.maxsize), glob=False)
+        upload.body, found = folder / "table.arrow", "arrow_file"
+        table.sink_ipc(upload.body, compat_level=pl.CompatLevel.oldest())
+    return upload.body, SENT_AS_THEY_ARE[found], open_rows(upload, sys.maxsize)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from app.client_wire import Event
+from app.client import Event
 
 Json = dict[str, Any]
 

@@ -3,7 +3,6 @@
 Shape suffixes: N rows, F encoded numbers, T targets, L classes.
 """
 
-import struct
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,11 +20,11 @@ from app.serving.served_model import ServedModel
 from app.serving.signature import labels_of
 from app.specs.resolve import unknown_column
 from app.specs.table import Signature
+from app.storage.arrow_stream import ArrowParts
 
 Form = Literal["csv", "arrow", "json", "mlflow"]
 
 VALUES_AT_ONCE = 2**20  # numbers that the widest of a part's tensors may hold
-_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def match_columns(signature: Signature, names: Sequence[str]) -> list[str | None]:
@@ -106,17 +105,17 @@ class Writer(Protocol):
 
 
 def predictions_frame(signature: Signature, values: Tensor) -> pl.DataFrame:
-    """A column `prediction`, or one for each of several targets; of classifiers then `probability_<class>` too."""
+    """A column `prediction`, or `prediction_<target>` for each of several; of classifiers `probability_<class>` too."""
     numbers = values.numpy()
     if signature.task == "regression":
-        names = [column.name for column in signature.targets]
-        names = ["prediction"] if len(names) == 1 else names
+        targets = [f"prediction_{column.name}" for column in signature.targets]
+        names = ["prediction"] if len(targets) == 1 else targets
         return pl.DataFrame({name: numbers[:, place] for place, name in enumerate(names)}).fill_nan(None)
     assert signature.classes is not None
     labels = labels_of(signature, values)
     if signature.task == "multilabel":
         flags = (numbers >= 0.5).T
-        columns: dict[str, Any] = {str(name): flags[place] for place, name in enumerate(signature.classes)}
+        columns: dict[str, Any] = {f"prediction_{name}": flags[place] for place, name in enumerate(signature.classes)}
     else:
         columns = {"prediction": labels}
     for place, name in enumerate(signature.classes):
@@ -140,22 +139,16 @@ class CsvWriter:
 
 
 class ArrowWriter:
-    """One stream: the schema's message comes once, and the end after the last batch."""
-
     media_type = "application/vnd.apache.arrow.stream"
 
     def __init__(self, signature: Signature) -> None:
-        self._signature, self._started = signature, False
+        self._signature, self._parts = signature, ArrowParts()
 
     def write(self, values: Tensor) -> bytes:
-        frame = predictions_frame(self._signature, values)
-        stream = frame.write_ipc_stream(None, compat_level=pl.CompatLevel.oldest()).getvalue()
-        start = 8 + struct.unpack_from("<i", stream, 4)[0] if self._started else 0
-        self._started = True
-        return stream[start:].removesuffix(_END_OF_STREAM)
+        return self._parts.part(predictions_frame(self._signature, values))
 
     def finish(self) -> Iterator[bytes]:
-        yield _END_OF_STREAM
+        yield self._parts.END
 
 
 class JsonWriter:

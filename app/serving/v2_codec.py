@@ -54,7 +54,10 @@ class InferOutput(BaseModel):
 
 
 class InferRequest(BaseModel):
-    """With `parameters.binary_data_output` all outputs follow the JSON as bytes."""
+    """With `parameters.binary_data_output` all outputs follow the JSON as bytes.
+
+    With `parameters.classes`, `probabilities` says in its own parameters which classes its columns are.
+    """
 
     id: str | None = None
     parameters: dict[str, Any] = {}
@@ -241,9 +244,12 @@ def _wanted(item: InferOutput, pointer: str, types: dict[str, TensorType], as_by
 
 def encode_response(model: ServedModel, call: Call, values: torch.Tensor) -> tuple[bytes, int | None]:
     """The body of an answer, and the length of its JSON where binary tensors follow it."""
+    names_classes = call.request.parameters.get("classes") is True
     outputs, blobs = [], []
     for output in call.wanted:
         header, blob = _encode_output(model.model.signature, output, values)
+        if names_classes and output.type.name == PROBABILITIES and not output.classification:
+            header.setdefault("parameters", {})["classes"] = model.model.signature.classes
         outputs.append(header)
         blobs.append(blob)
     answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": outputs}

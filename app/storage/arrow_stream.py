@@ -1,4 +1,4 @@
-"""An Arrow IPC stream as an Arrow IPC file, which can be scanned without holding it in memory.
+"""Arrow IPC streams: written in parts, and made into Arrow IPC files, which are scanned without holding them in memory.
 
 The file format is the stream between two magic words and a footer that says where each message is
 (https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format). The footer is a flatbuffer that is small enough to
@@ -9,6 +9,8 @@ import struct
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+import polars as pl
+
 from app.errors import Unparseable
 
 _MAGIC = b"ARROW1"
@@ -17,6 +19,21 @@ _END = _CONTINUATION + bytes(4)
 _METADATA_V5 = 4
 _SCHEMA, _DICTIONARY, _RECORDS = 1, 2, 3
 _BLOCK_BYTES = 2**20
+
+
+class ArrowParts:
+    """One stream out of frames that come one after another: the schema's message comes with the first, `END` last."""
+
+    END = _END
+
+    def __init__(self) -> None:
+        self._started = False
+
+    def part(self, frame: pl.DataFrame) -> bytes:
+        stream = frame.write_ipc_stream(None, compat_level=pl.CompatLevel.oldest()).getvalue()
+        start = 8 + struct.unpack_from("<i", stream, 4)[0] if self._started else 0
+        self._started = True
+        return stream[start:].removesuffix(_END)
 
 
 class Message(NamedTuple):

@@ -36,15 +36,20 @@ _ZIP_END = struct.Struct("<4s4H2LH")
 
 def pack_version(version: Version) -> tuple[int, Iterator[bytes]]:
     """The number of bytes of a tar of a version's files, and the bytes."""
-    paths = [version.path / file for file in FILES]
+    return pack_folder(version.path, f"{version.model}-{version.version}", version.config["created_at"])
+
+
+def pack_folder(folder: Path, name: str, modified_at: float) -> tuple[int, Iterator[bytes]]:
+    """The same for a version's files in any folder, which is called `name` in the tar. Raises FileNotFoundError."""
+    paths = [folder / file for file in FILES]
     size = sum(_TAR_BLOCK + _padded(path.stat().st_size) for path in paths) + 2 * _TAR_BLOCK
-    return size, _pack(version, paths)
+    return size, _pack(paths, name, modified_at)
 
 
-def _pack(version: Version, paths: list[Path]) -> Iterator[bytes]:
+def _pack(paths: list[Path], name: str, modified_at: float) -> Iterator[bytes]:
     for path in paths:
-        info = tarfile.TarInfo(f"{version.model}-{version.version}/{path.name}")
-        info.size, info.mtime = path.stat().st_size, int(version.config["created_at"])
+        info = tarfile.TarInfo(f"{name}/{path.name}")
+        info.size, info.mtime = path.stat().st_size, int(modified_at)
         yield info.tobuf(tarfile.GNU_FORMAT)
         with path.open("rb") as file:
             yield from iter(lambda file=file: file.read(BLOCK_BYTES), b"")  # type: ignore[misc]

@@ -1,7 +1,9 @@
 """The gradserve command against a real service."""
 
 import csv
+import gzip
 import hashlib
+import io
 import json
 import os
 import pty
@@ -13,11 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from app.cli import main
 from app.client import Client
 from scripts.service import Service
+from tests.published import COLUMNS, FEATURES, columns_model, publish
 from tests.waiting import until
 
 PENGUINS = Path(__file__).parents[2] / "examples" / "penguins.csv"
@@ -79,6 +84,31 @@ def test_train_predict_and_look_around(cli: Cli, client: Client, tmp_path: Path)
     events = [json.loads(line) for line in cli("jobs", "events", job["id"]).splitlines()]
     assert events[0]["data"] == {"state": "queued"}
     assert [event["data"]["epoch"] for event in events if event["type"] == "metrics"] == list(range(1, 21))
+
+
+def test_a_file_of_rows_may_have_any_format(
+    cli: Cli, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And be larger than a part; predictions are those of its rows, in their order."""
+    monkeypatch.setattr("app.storage.row_stream.CELLS_AT_ONCE", 28)
+    publish(service.root / "models", "cli-pair", columns_model(["y", "z"]))
+    rows = COLUMNS.select(*FEATURES, "z")  # which is a target, and passes through
+    with Client(service.url) as client:
+        expected = client.predict("cli-pair", rows).with_columns(z=rows["z"])
+    rows.write_csv(tmp_path / "rows.csv")
+    rows.write_csv(tmp_path / "rows.tsv", separator="\t")
+    rows.write_ndjson(tmp_path / "rows.ndjson")
+    rows.write_parquet(tmp_path / "rows.parquet")
+    rows.write_ipc(tmp_path / "rows.arrow")
+    rows.write_ipc_stream(tmp_path / "rows.arrows")
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress((tmp_path / "rows.csv").read_bytes()))
+    for file in sorted(tmp_path.iterdir()):
+        printed = pl.read_csv(io.StringIO(cli("predict", "cli-pair", str(file))))
+        assert printed.columns == [*rows.columns, "prediction_y", "prediction_z"]
+        assert_frame_equal(printed.select(expected.columns), expected, rel_tol=1e-5)
+        assert printed["color"].to_list() == rows["color"].to_list()
+    (tmp_path / "bad.csv").write_text("size,count,kept,colour\n1,2,true,red\n")
+    assert "did you mean 'color'?" in cli("predict", "cli-pair", str(tmp_path / "bad.csv"), status=1)
 
 
 def test_downloaded_files_are_the_published_ones(cli: Cli, client: Client, tmp_path: Path) -> None:

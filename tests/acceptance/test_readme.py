@@ -101,10 +101,17 @@ def test_the_stream_of_events_ends_with_the_job(outputs: list[str]) -> None:
     assert '"succeeded"' in last
 
 
-def test_the_python_example_runs(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = [block.text for block in BLOCKS if block.language == "python"]
-    exec(addressed(example, service), {})
-    assert "metrics" in capsys.readouterr().out
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_python_examples_run(
+    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    examples = [block.text for block in BLOCKS if block.language == "python"]
+    assert len(examples) == 2
+    monkeypatch.chdir(ROOT)
+    exec(addressed(examples[place], service), {})
+    printed = capsys.readouterr().out
+    assert "metrics" in printed
+    assert "succeeded" in printed
 
 
 def test_links_and_files_are_there() -> None:

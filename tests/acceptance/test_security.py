@@ -13,8 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.client import Client
-from app.client_wire import Unauthorized
+from app.client import Client, Unauthorized
 from scripts.service import Service, free_port
 from tests.waiting import until
 

@@ -114,11 +114,11 @@ def test_invocations_in_csv(service: Service) -> None:
 
 
 def test_several_targets(service: Service) -> None:
-    assert read(post(service, SIZES, TABLE.write_csv())).columns == ["y", "z"]
+    assert read(post(service, SIZES, TABLE.write_csv())).columns == ["prediction_y", "prediction_z"]
     weather = read(post(service, WEATHER, TABLE.write_csv(), accept=ARROW))
     assert weather.schema == {
-        "wet": pl.Boolean,
-        "cold": pl.Boolean,
+        "prediction_wet": pl.Boolean,
+        "prediction_cold": pl.Boolean,
         "probability_wet": pl.Float64,
         "probability_cold": pl.Float64,
     }

@@ -153,6 +153,8 @@ def test_columns_and_labels(call: Call, service: Service, binary: bool) -> None:
     labels = [label.decode() if binary else label for label in result.as_numpy("predictions").ravel()]
     assert labels == said["predictions"]
     np.testing.assert_allclose(result.as_numpy("probabilities"), said["probabilities"], rtol=1e-6)
+    named = call("infer", COLUMNS, inputs, parameters={"classes": True}).get_output("probabilities")
+    assert named["parameters"]["classes"] == said["classes"]
     best = call("infer", COLUMNS, inputs, outputs=[triton.InferRequestedOutput("probabilities", class_count=1)])
     assert [text.decode().split(":")[2] for text in best.as_numpy("probabilities").ravel()] == said["predictions"]
 

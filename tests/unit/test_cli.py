@@ -9,7 +9,6 @@ import typer
 
 from app.cli import _assignment, _is_loopback, _put, main
 from app.cli_resources import name_of
-from app.predict_file import read_rows
 from scripts.service import free_port
 
 
@@ -110,9 +109,3 @@ def test_a_dataset_is_named_after_its_file(file: str, name: str) -> None:
 )  # fmt: skip
 def test_only_this_machine_s_own_addresses_are_loopback(host: str, expected: bool) -> None:
     assert _is_loopback(host) is expected
-
-
-def test_rows_of_a_file_have_the_types_that_training_gave_them(tmp_path: Path) -> None:
-    file = tmp_path / "rows.tsv"
-    file.write_text("a\tb\tc\n1\tx\tNA\n2.5\t\t7\n")
-    assert read_rows(file).to_dicts() == [{"a": 1.0, "b": "x", "c": None}, {"a": 2.5, "b": None, "c": 7}]

@@ -1,6 +1,10 @@
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from inspect import signature
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -9,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import client as module
 from app.client import (
     ApiError,
+    AsyncClient,
     BadRequest,
     Client,
     Conflict,
@@ -22,8 +26,12 @@ from app.client import (
     Unauthorized,
     Unreachable,
 )
-from app.client_wire import parse_events
+from app.client.bodies import json_body
+from app.client.calls import MAX_RECONNECTS
+from app.client.events import EventParser
+from app.client.transport import AsyncTransport, BlockingTransport
 from scripts.service import free_port
+from tests.clients import KINDS, client_of
 from tests.unit import scripted_server as answers
 from tests.unit.scripted_server import ScriptedServer, scripted_server
 
@@ -38,9 +46,14 @@ def server() -> Iterator[ScriptedServer]:
         yield running
 
 
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def client(server: ScriptedServer) -> Iterator[Client]:
-    with Client(server.url, "secret") as client:
+def client(kind: str, server: ScriptedServer) -> Iterator[Any]:
+    with client_of(kind, server.url, "secret") as client:
         yield client
 
 
@@ -48,7 +61,12 @@ def client(server: ScriptedServer) -> Iterator[Client]:
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long the client waited before it tried again; it doesn't wait here."""
     taken: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", taken.append)
+
+    async def nap(_: object, seconds: float) -> None:
+        taken.append(seconds)
+
+    for transport in (AsyncTransport, BlockingTransport):
+        monkeypatch.setattr(transport, "sleep", nap)
     return taken
 
 
@@ -68,13 +86,14 @@ def test_events_do_not_depend_on_how_the_stream_was_cut(data: st.DataObject) -> 
     whole = text.encode()
     cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)))))
     parts = [whole[first:last] for first, last in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    assert list(parse_events(parts)) == [
+    parser = EventParser()
+    assert [event for part in parts for event in parser.feed(part)] == [
         Event("7", "metrics", {"loss": "½\u2028"}),
         Event("3", "state", {"state": "succeeded"}),
     ]
 
 
-def test_a_broken_stream_is_taken_up_where_it_broke(server: ScriptedServer, client: Client, naps: list[float]) -> None:
+def test_a_broken_stream_is_taken_up_where_it_broke(server: ScriptedServer, client: Any, naps: list[float]) -> None:
     first = sse(1, "state", '{"state": "running"}') + sse(2, "metrics", '{"epoch": 1}') + "id: 3\nevent: sta"
     server.answers = [RUNNING, answers.broken_stream(first), RUNNING, answers.stream(DONE)]
     assert [event.id for event in client.events("a")] == ["1", "2", "3"]
@@ -82,28 +101,31 @@ def test_a_broken_stream_is_taken_up_where_it_broke(server: ScriptedServer, clie
     assert len(naps) == 1
 
 
-def test_a_stream_that_ends_early_is_asked_for_again(server: ScriptedServer, client: Client) -> None:
+def test_a_stream_that_ends_early_is_asked_for_again(server: ScriptedServer, client: Any) -> None:
     server.answers = [RUNNING, answers.stream(sse(1, "metrics", "{}")), RUNNING, answers.stream(DONE)]
     assert [event.id for event in client.events("a")] == ["1", "3"]
 
 
-def test_events_of_an_ended_job_end(server: ScriptedServer, client: Client) -> None:
+def test_events_of_an_ended_job_end(server: ScriptedServer, client: Any) -> None:
     server.answers = [SUCCEEDED, answers.stream("")]
     assert list(client.events("a", after="3")) == []
     assert server.requests[1].headers["Last-Event-ID"] == "3"
 
 
-def test_events_give_up_on_a_service_that_stays_away(naps: list[float]) -> None:
-    with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(Unreachable, match="no answer from http"):
+def test_events_give_up_on_a_service_that_stays_away(kind: str, naps: list[float]) -> None:
+    with (
+        client_of(kind, f"http://127.0.0.1:{free_port()}") as client,
+        pytest.raises(Unreachable, match="no answer from http"),
+    ):
         list(client.events("a"))
-    assert len(naps) == module.MAX_RECONNECTS
+    assert len(naps) == MAX_RECONNECTS
     assert 5 < sum(naps) < 30
 
 
 # ---- jobs
 
 
-def test_train_follows_the_run_to_its_end(server: ScriptedServer, client: Client) -> None:
+def test_train_follows_the_run_to_its_end(server: ScriptedServer, client: Any) -> None:
     server.answers = [QUEUED, RUNNING, answers.stream(sse(2, "metrics", '{"epoch": 1}') + DONE), SUCCEEDED]
     seen: list[Event] = []
     job = client.train({"model": "m"}, data={"dataset": "d"}, on_event=seen.append)
@@ -113,7 +135,7 @@ def test_train_follows_the_run_to_its_end(server: ScriptedServer, client: Client
     assert server.requests[0].headers["Idempotency-Key"]
 
 
-def test_train_raises_for_a_run_without_a_model(server: ScriptedServer, client: Client) -> None:
+def test_train_raises_for_a_run_without_a_model(server: ScriptedServer, client: Any) -> None:
     ended = sse(3, "state", '{"state": "failed"}')
     job = {"id": "a", "state": "failed", "terminal": True, "error": {"code": "diverged", "detail": "the loss …"}}
     server.answers = [QUEUED, RUNNING, answers.stream(ended), answers.json(job)]
@@ -123,7 +145,7 @@ def test_train_raises_for_a_run_without_a_model(server: ScriptedServer, client: 
     assert caught.value.job == job
 
 
-def test_lists_go_through_all_pages(server: ScriptedServer, client: Client) -> None:
+def test_lists_go_through_all_pages(server: ScriptedServer, client: Any) -> None:
     server.answers = [
         answers.json({"data": [{"id": 1}, {"id": 2}], "next": "x y"}),
         answers.json({"data": [{"id": 3}], "next": None}),
@@ -135,24 +157,29 @@ def test_lists_go_through_all_pages(server: ScriptedServer, client: Client) -> N
 # ---- requests and errors
 
 
+def test_rows_go_as_json(server: ScriptedServer, client: Any) -> None:
+    for inputs in ([[1, None]], [[1, float("nan")]], np.array([[1, None]], dtype=object)):
+        server.answers = [answers.json({"predictions": []}), answers.json({"predictions": []})]
+        server.requests.clear()
+        client.predict("m", inputs)
+        client.predict("m", inputs, version="champion")
+        first, second = (orjson.loads(request.body) for request in server.requests)
+        assert first == {"model": "m", "inputs": [[1, None]]}
+        assert second == {"model": "m", "version": "champion", "inputs": [[1, None]]}
+        assert server.requests[0].headers["Authorization"] == "Bearer secret"
+
+
 @pytest.mark.parametrize(
-    ("inputs", "sent"),
+    ("value", "sent"),
     [
-        ([[1, None]], [[1, None]]),
-        (np.array([[1.5, np.nan]]), [[1.5, None]]),
+        (np.arange(6.0).reshape(2, 3)[:, ::2], [[0.0, 2.0], [3.0, 5.0]]),
         (pl.DataFrame({"a": [1, None], "b": ["x", "y"]}), [{"a": 1, "b": "x"}, {"a": None, "b": "y"}]),
+        (pl.Series([1, 2]), [1, 2]),
+        (Path("/somewhere"), "/somewhere"),
     ],
 )
-def test_predict_takes_lists_arrays_and_frames(
-    server: ScriptedServer, client: Client, inputs: object, sent: object
-) -> None:
-    server.answers = [answers.json({"predictions": []}), answers.json({"predictions": []})]
-    client.predict("m", inputs)
-    client.predict("m", inputs, version="champion")
-    first, second = (orjson.loads(request.body) for request in server.requests)
-    assert first == {"model": "m", "inputs": sent}
-    assert second == {"model": "m", "version": "champion", "inputs": sent}
-    assert server.requests[0].headers["Authorization"] == "Bearer secret"
+def test_specs_may_hold_arrays_and_frames(value: Any, sent: Any) -> None:
+    assert orjson.loads(json_body({"value": value})) == {"value": sent}
 
 
 @pytest.mark.parametrize(
@@ -160,9 +187,7 @@ def test_predict_takes_lists_arrays_and_frames(
     [(400, BadRequest), (422, BadRequest), (401, Unauthorized), (403, Unauthorized), (404, NotFound), (409, Conflict),
      (429, Overloaded), (503, Overloaded), (500, ApiError)],
 )  # fmt: skip
-def test_problems_become_typed_errors(
-    server: ScriptedServer, client: Client, status: int, error: type[ApiError]
-) -> None:
+def test_problems_become_typed_errors(server: ScriptedServer, client: Any, status: int, error: type[ApiError]) -> None:
     faults = [{"pointer": "/data/target", "detail": "there is no such column"}]
     content = {"code": "unknown_column", "detail": "no column", "errors": faults}
     server.answers = [answers.problem(status, content, X_Request_ID="r1", Retry_After="7")]
@@ -174,22 +199,55 @@ def test_problems_become_typed_errors(
     assert caught.value.retry_after_seconds == 7
 
 
-def test_an_answer_that_is_not_the_service_s_own(server: ScriptedServer, client: Client) -> None:
+def test_an_answer_that_is_not_the_service_s_own(server: ScriptedServer, client: Any) -> None:
     server.answers = [lambda handler: handler.send(502, b"<html>", Content_Type="text/html")]
     with pytest.raises(ApiError, match="502 Bad Gateway") as caught:
         client.info()
     assert caught.value.code == "http_error"
 
 
-def test_names_stay_one_part_of_the_address(server: ScriptedServer, client: Client) -> None:
+def test_names_stay_one_part_of_the_address(server: ScriptedServer, client: Any) -> None:
     server.answers = [answers.json({})]
     client.dataset("../jobs?x=1")
     assert server.requests[0].path == "/datasets/..%2Fjobs%3Fx%3D1"
 
 
-def test_ready_says_no_where_nobody_is() -> None:
-    with Client(f"http://127.0.0.1:{free_port()}") as client:
+def test_ready_says_no_where_nobody_is(kind: str) -> None:
+    with client_of(kind, f"http://127.0.0.1:{free_port()}") as client:
         assert not client.ready()
+
+
+def test_both_clients_have_every_call() -> None:
+    """Under one name each, with one signature and one docstring."""
+    calls = {name for name in dir(AsyncClient) if not name.startswith("_")}
+    assert calls == {name for name in dir(Client) if not name.startswith("_")}
+    for name in calls - {"base_url"}:
+        theirs = [getattr(client, name) for client in (AsyncClient, Client)]
+        assert len({(str(signature(method)), method.__doc__) for method in theirs}) == 1, name
+
+
+def test_an_iterator_that_is_left_early_lets_go_of_its_connection(server: ScriptedServer, client: Any) -> None:
+    server.answers = [RUNNING, answers.stream(sse(1, "metrics", "{}") + DONE), answers.json({})]
+    events = client.events("a")
+    assert next(events).id == "1"
+    events.close()
+    assert client.info() == {}
+
+
+def test_a_coroutine_can_only_be_awaited_where_there_is_a_loop(server: ScriptedServer) -> None:
+    async def watch(event: Event) -> None:
+        await asyncio.sleep(0)
+        seen.append(event.type)
+
+    seen: list[str] = []
+    script = [QUEUED, RUNNING, answers.stream(sse(2, "metrics", '{"epoch": 1}') + DONE), SUCCEEDED]
+    server.answers = list(script)
+    with client_of("asyncio", server.url) as client:
+        client.train(model="m", on_event=watch)
+    assert seen == ["metrics", "state"]
+    server.answers = list(script)
+    with Client(server.url) as client, pytest.raises(TypeError, match="a coroutine waits"):
+        client.train(model="m", on_event=watch)
 
 
 def test_importing_it_imports_nothing_heavy() -> None:

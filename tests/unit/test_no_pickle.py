@@ -22,7 +22,7 @@ FORBIDDEN = {
     "numpy's own files": r"np\.(?:load|save)\b|numpy\.load\b",
 }
 MENTIONED = {"app/storage/formats.py": '"a Python pickle"', "app/learning/library.py": "Nothing is pickled"}
-CLIENTS = {"app/client.py", "app/client_wire.py", "app/cli.py", "app/cli_resources.py", "app/predict_file.py"}
+CLIENTS = ("app/client/", "app/cli.py", "app/cli_resources.py", "app/predict_file.py")
 FETCHING = r"^\s*(?:import|from) (?:httpx|urllib|requests|aiohttp|http\.client|ftplib|smtplib|fsspec|s3fs)\b"
 SOURCES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "app").rglob("*.py"))}
 
@@ -40,8 +40,8 @@ def test_the_source_has_nothing_that_runs_what_it_reads(kind: str) -> None:
 
 
 def test_the_service_fetches_nothing() -> None:
-    found = {file for file, text in SOURCES.items() if re.search(FETCHING, text, re.MULTILINE)}
-    assert found - CLIENTS == set()
+    found = [file for file, text in SOURCES.items() if re.search(FETCHING, text, re.MULTILINE)]
+    assert [file for file in found if not file.startswith(CLIENTS)] == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What clients share: the errors they raise, and events of a job as they come over the wire.
+"""What can go wrong between a client and the service.
 
 ClientError
 ├── Unreachable           nobody answers at that address, or the connection broke
@@ -11,8 +11,7 @@ ClientError
     └── Overloaded        429, 503: full for now; `retry_after_seconds`
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import orjson
@@ -20,7 +19,6 @@ import orjson
 from app.errors import Fault
 
 Json = dict[str, Any]
-TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class ClientError(Exception):
@@ -86,46 +84,14 @@ ERRORS: dict[int, type[ApiError]] = {
 }
 
 
+def error_of(response: httpx.Response) -> ApiError:
+    """The error that an answer, which has been read, stands for."""
+    return ERRORS.get(response.status_code, ApiError)(response)
+
+
 def _problem(response: httpx.Response) -> Json:
     """The body of a problem; what stands between us and the service (a proxy) may answer in its own words."""
     if response.headers.get("Content-Type", "").startswith("application/problem+json"):
         problem: Json = orjson.loads(response.content)
         return problem
     return {"code": "http_error", "detail": f"{response.status_code} {response.reason_phrase} from {response.url}"}
-
-
-class Event(NamedTuple):
-    """What happened to a job: `type` is state, progress, metrics or warning; `id` counts up."""
-
-    id: str
-    type: str
-    data: Json
-
-    @property
-    def terminal(self) -> bool:
-        return self.type == "state" and self.data["state"] in TERMINAL_STATES
-
-
-def parse_events(chunks: Iterable[bytes]) -> Iterator[Event]:
-    """Server-sent events of a byte stream (WHATWG HTML §9.2.6); an unfinished one at its end is dropped."""
-    fields = {"id": "", "event": "message", "data": ""}
-    for line in _lines(chunks):
-        if line:
-            name, _, value = line.partition(":")
-            fields[name] = value.removeprefix(" ")
-        elif fields["data"]:
-            yield Event(fields["id"], fields["event"], orjson.loads(fields["data"]))
-            fields |= {"event": "message", "data": ""}
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    # httpx's iter_lines also splits at U+2028 and its like, which may stand inside JSON.
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from (line.decode().removesuffix("\r") for line in lines)
-
-
-def raise_for_status(response: httpx.Response) -> None:
-    if response.is_error:
-        raise ERRORS.get(response.status_code, ApiError)(response)

@@ -1,0 +1,49 @@
+"""What requests carry: JSON with arrays and frames in it, files, folders, frames."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from app.client.errors import Json
+from app.client.frames import ARROW, arrow_stream, is_frame, polars_frame
+
+BLOCK_BYTES = 2**20
+
+
+def json_body(value: Json) -> bytes:
+    return orjson.dumps(value, _plain, orjson.OPT_SERIALIZE_NUMPY)  # NaN becomes null: missing
+
+
+def _plain(value: Any) -> Any:
+    """What orjson doesn't know, as something that it does: frames, tensors, series, …"""
+    if is_frame(value):
+        return polars_frame(value).to_dicts()
+    for method in ("tolist", "to_list"):
+        if hasattr(value, method):
+            return getattr(value, method)()
+    return str(value)
+
+
+def body_of(source: Any) -> tuple[bytes | Iterable[bytes], dict[str, str]]:
+    """A file by its path, a version's folder as a tar, a frame, or bytes as they are; with what is known of them."""
+    if is_frame(source):
+        return arrow_stream(source), {"Content-Type": ARROW}
+    if not isinstance(source, str | Path):
+        content: bytes | Iterable[bytes] = source
+        return content, {}
+    path = Path(source)
+    num_bytes, blocks = _packed(path) if path.is_dir() else (path.stat().st_size, _blocks(path))
+    return blocks, {"Content-Length": str(num_bytes)}
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from iter(lambda: file.read(BLOCK_BYTES), b"")
+
+
+def _packed(folder: Path) -> tuple[int, Iterator[bytes]]:
+    from app.storage.version_archive import pack_folder
+
+    return pack_folder(folder, folder.resolve().name, folder.stat().st_mtime)

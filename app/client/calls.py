@@ -1,0 +1,313 @@
+"""Every call of the service, written once, as coroutines over a transport that awaits or blocks.
+
+Answers are the JSON objects that `GET /openapi.json` describes, as dicts; errors are those of `app.client.errors`.
+"""
+
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from inspect import isawaitable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import orjson
+
+from app.client.arrays import HEADER_LENGTH, infer_answer, infer_body, joined, numbers_of, parts_of
+from app.client.bodies import body_of, json_body
+from app.client.errors import JobFailed, Json, Overloaded, Unreachable, error_of
+from app.client.events import Event, EventParser
+from app.client.frames import ARROW, frame_like, is_frame
+from app.client.transport import Transport
+
+MAX_RECONNECTS = 8  # in a row without an event between them: about 15 seconds
+PATIENT = httpx.Timeout(None, connect=10.0)  # for what may take as long as it takes
+
+OnEvent = Callable[[Event], object]
+
+
+class Calls:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    @property
+    def base_url(self) -> str:
+        return self._transport.base_url
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    # ---- datasets
+
+    async def upload_dataset(self, name: str, source: Any) -> Json:
+        """Stores a table as dataset `name`, replacing what it was.
+
+        `source` is a polars or pandas frame, the path of a file (CSV, TSV, NDJSON, Parquet, Arrow IPC; gzip), or blocks
+        of one's bytes.
+        """
+        return await self._upload("PUT", _path("datasets", name), source)
+
+    def datasets(self) -> AsyncGenerator[Json]:
+        return self._pages("/datasets")
+
+    async def dataset(self, name: str) -> Json:
+        return await self._json("GET", _path("datasets", name))
+
+    async def dataset_rows(self, name: str, limit: int = 50) -> list[Json]:
+        """The first rows."""
+        return await self._data(_path("datasets", name, "rows"), limit=str(limit))
+
+    async def delete_dataset(self, name: str) -> None:
+        await self._request("DELETE", _path("datasets", name))
+
+    # ---- jobs
+
+    async def submit(self, spec: Json | None = None, /, *, idempotency_key: str | None = None, **fields: Any) -> Json:
+        """Queues a run, given as the body of `POST /train` or its fields, and returns its Job at once."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return await self._json("POST", "/train", json={**(spec or {}), **fields}, headers=headers)
+
+    async def train(self, spec: Json | None = None, /, *, on_event: OnEvent | None = None, **fields: Any) -> Json:
+        """Like `submit`, but follows the run to its end; `on_event` sees each event. Raises JobFailed."""
+        job = await self.submit(spec, **fields)
+        async for event in self.events(job["id"]):
+            if on_event and isawaitable(seen := on_event(event)):
+                await seen
+        job = await self.job(job["id"])
+        if job["state"] != "succeeded":
+            raise JobFailed(job)
+        return job
+
+    async def dry_run(self, spec: Json | None = None, /, **fields: Any) -> Json:
+        """The resolved spec, `num_parameters` and estimates of a run that is not started."""
+        return await self._json("POST", "/train", json={**(spec or {}), **fields}, params={"dry_run": "true"})
+
+    def jobs(self, state: str | None = None, model: str | None = None) -> AsyncGenerator[Json]:
+        return self._pages("/jobs", state=state, model=model)
+
+    async def job(self, job_id: str) -> Json:
+        return await self._json("GET", _path("jobs", job_id))
+
+    async def wait(self, job_id: str) -> Json:
+        """Returns the job once it has ended, whatever its end."""
+        async for _ in self.events(job_id):
+            pass
+        return await self.job(job_id)
+
+    async def cancel(self, job_id: str) -> Json:
+        return await self._json("POST", _path("jobs", job_id, "cancel"))
+
+    async def pause(self, job_id: str) -> Json:
+        return await self._json("POST", _path("jobs", job_id, "pause"))
+
+    async def resume(self, job_id: str) -> Json:
+        return await self._json("POST", _path("jobs", job_id, "resume"))
+
+    async def delete_job(self, job_id: str) -> None:
+        await self._request("DELETE", _path("jobs", job_id))
+
+    async def history(self, job_id: str) -> list[Json]:
+        """Metrics per epoch."""
+        return await self._data(_path("jobs", job_id, "history"))
+
+    async def events(self, job_id: str, after: str | None = None) -> AsyncGenerator[Event]:
+        """All events after the one with id `after`, live, up to the job's end, each once.
+
+        A broken connection is taken up again where it broke; Unreachable when the service stays away.
+        """
+        failures = 0
+        while True:
+            try:
+                ended = (await self.job(job_id))["terminal"]  # asked first: then the stream below holds everything
+                async for event in self._stream_of_events(job_id, after):
+                    yield event
+                    after, failures = event.id, 0
+                    if event.terminal:
+                        return
+                if ended:
+                    return
+            except (Unreachable, Overloaded):
+                failures += 1
+                if failures > MAX_RECONNECTS:
+                    raise
+                await self._transport.sleep(min(0.05 * 2**failures, 5.0))
+
+    async def _stream_of_events(self, job_id: str, after: str | None) -> AsyncIterator[Event]:
+        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+        parser = EventParser()
+        async with self._streaming("GET", _path("jobs", job_id, "events"), headers=headers) as response:
+            async for block in self._transport.blocks(response):
+                for event in parser.feed(block):
+                    yield event
+
+    # ---- models
+
+    def models(self) -> AsyncGenerator[Json]:
+        return self._pages("/models")
+
+    def versions(self, name: str) -> AsyncGenerator[Json]:
+        """All versions of a model, the newest first."""
+        return self._pages(_path("models", name, "versions"))
+
+    async def model(self, name: str, version: str | None = None) -> Json:
+        return await self._json("GET", _path("models", name, *(("versions", version) if version else ())))
+
+    async def delete_model(self, name: str, version: str | None = None) -> None:
+        """Deletes a version, or the model with all of them."""
+        await self._request("DELETE", _path("models", name, *(("versions", version) if version else ())))
+
+    async def set_alias(self, name: str, alias: str, version: str) -> Json:
+        return await self._json("PUT", _path("models", name, "aliases", alias), json={"version": version})
+
+    async def delete_alias(self, name: str, alias: str) -> None:
+        await self._request("DELETE", _path("models", name, "aliases", alias))
+
+    async def download(self, name: str, version: str, file: str, path: str | Path) -> None:
+        """Streams one file of a version (`model.safetensors`, `config.json`, …) into `path`."""
+        await self._save(path, _path("models", name, "versions", version, "files", file))
+
+    async def download_version(self, name: str, version: str, path: str | Path) -> None:
+        """All of a version into the file `path`, as the tar that `upload_version` takes."""
+        await self._save(path, _path("models", name, "versions", version, "archive"))
+
+    async def upload_version(self, name: str, archive: Any) -> Json:
+        """Publishes a version that was downloaded, here or elsewhere, as the newest one of model `name`.
+
+        `archive` is a tar, tar.gz or zip, or a version's folder.
+        """
+        return await self._upload("POST", _path("models", name, "versions"), archive)
+
+    async def export(self, name: str, version: str, path: str | Path, format: str = "onnx") -> None:  # noqa: A002
+        """A version in another program's format, into `path`."""
+        await self._save(path, _path("models", name, "versions", version, "export"), params={"format": format})
+
+    # ---- predictions
+
+    async def predict(self, model: str, inputs: Any, version: str | None = None) -> Any:
+        """Predictions for rows, in the form that the rows have.
+
+        Lists of values, and objects by column name, give the JSON of `POST /predict`. An array of numbers (of numpy,
+        torch, …) gives the same with arrays as `predictions` and `probabilities`. A polars or pandas frame gives a
+        frame with as many rows: a column `prediction`, or `prediction_<target>` for each of several, and
+        `probability_<class>` for classifiers.
+        """
+        if is_frame(inputs):
+            blocks = [block async for block in self.predict_table(model, inputs, ARROW, version=version)]
+            return await self._transport.run(frame_like, inputs, blocks)
+        if (array := numbers_of(inputs)) is not None:
+            return await self._predict_array(model, array, version)
+        return await self._json("POST", "/predict", json=_versioned(model, version) | {"inputs": inputs})
+
+    async def _predict_array(self, model: str, array: Any, version: str | None) -> Json:
+        answers: list[Json] = []
+        for part in parts_of(array):
+            path = _path("v2", "models", model, *(("versions", version) if version else ()), "infer")
+            body, headers = infer_body(part)
+            response = await self._request("POST", path, content=body, headers=headers)
+            answers.append(infer_answer(response.content, response.headers[HEADER_LENGTH]))
+            version = answers[0]["version"]  # a newer one may come while the rest is on its way
+        return joined(answers)
+
+    async def predict_table(
+        self, model: str, source: Any, media_type: str, *, version: str | None = None, accept: str | None = None
+    ) -> AsyncGenerator[bytes]:
+        """Predictions for a table of any size, block by block as they come: CSV or Arrow IPC, in and (`accept`) out."""
+        content, known = await self._transport.run(body_of, source)
+        headers = known | {"Content-Type": media_type, "Accept": accept or media_type}
+        options = {"content": content, "headers": headers, "params": _versioned(model, version), "timeout": PATIENT}
+        async with self._streaming("POST", "/predict", **options) as response:
+            async for block in self._transport.blocks(response):
+                yield block
+
+    async def evaluate(self, model: str, data: Json, version: str | None = None) -> Json:
+        """Loss and metrics of a model on `data`, given as in `POST /train`."""
+        return await self._json("POST", "/evaluate", json=_versioned(model, version) | {"data": data}, timeout=PATIENT)
+
+    # ---- operations
+
+    async def ready(self) -> bool:
+        """Whether the service is there and answers for its database, its disk and its warm-up."""
+        try:
+            await self._request("GET", "/readyz")
+        except (Unreachable, Overloaded):
+            return False
+        return True
+
+    async def info(self) -> Json:
+        """Versions, devices and limits of the service."""
+        return await self._json("GET", "/info")
+
+    # ---- how requests are made
+
+    async def _pages(self, path: str, **params: str | None) -> AsyncGenerator[Json]:
+        after: str | None = None
+        while True:
+            given = {key: value for key, value in (params | {"after": after}).items() if value is not None}
+            page = await self._json("GET", path, params=given)
+            for item in page["data"]:
+                yield item
+            after = page["next"]
+            if after is None:
+                return
+
+    async def _data(self, path: str, **params: str) -> list[Json]:
+        rows: list[Json] = (await self._json("GET", path, params=params))["data"]
+        return rows
+
+    async def _upload(self, method: str, path: str, source: Any) -> Json:
+        content, known = await self._transport.run(body_of, source)
+        headers = {"Content-Type": "application/octet-stream"} | known
+        return await self._json(method, path, content=content, headers=headers, timeout=PATIENT)
+
+    async def _json(self, method: str, path: str, *, json: Json | None = None, **options: Any) -> Json:
+        if json is not None:
+            options["content"] = json_body(json)
+            options["headers"] = {"Content-Type": "application/json"} | options.get("headers", {})
+        answer: Json = orjson.loads((await self._request(method, path, **options)).content)
+        return answer
+
+    async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async with self._streaming(method, path, **options) as response:
+            await self._transport.read(response)
+            return response
+
+    async def _save(self, path: str | Path, address: str, **options: Any) -> None:
+        """An answer into a file, which is there once it is whole."""
+        path = Path(path)
+        unfinished = path.with_name(f"{path.name}.part")
+        try:
+            with unfinished.open("wb") as file:
+                async with self._streaming("GET", address, timeout=PATIENT, **options) as response:
+                    async for block in self._transport.blocks(response):
+                        await self._transport.run(file.write, block)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def _streaming(
+        self, method: str, path: str, *, content: Any = None, **options: Any
+    ) -> AsyncIterator[httpx.Response]:
+        """An answer that is no error, whose body is still to come.
+
+        Raises:
+            ApiError, Unreachable
+        """
+        try:
+            async with self._transport.stream(method, path, content, **options) as response:
+                if response.is_error:
+                    await self._transport.read(response)
+                    raise error_of(response)
+                yield response
+        except httpx.TransportError as error:
+            url = self._transport.base_url
+            raise Unreachable(f"no answer from {url}: {error or type(error).__name__}") from error
+
+
+def _path(*parts: str) -> str:
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+def _versioned(model: str, version: str | None) -> dict[str, Any]:
+    return {"model": model} | ({"version": version} if version else {})
