@@ -169,6 +169,30 @@ def _make_key() -> str:
     return f"{key}:read+predict+train+admin"
 
 
+# ---- backup
+
+
+@app.command()
+def backup(folder: Annotated[Path, typer.Argument(help="A new folder for the copy.")]) -> None:
+    """Copy database, datasets and models into a folder, also while the service runs. Uses its settings."""
+    from app.storage.backup import back_up, places_of
+
+    settings = load_settings()
+    places = places_of(settings.data_dir, settings.models_dir, settings.database_url)
+    typer.echo(f"{back_up(places, folder)} files are in {folder}")
+
+
+@app.command()
+def restore(folder: Annotated[Path, typer.Argument(help="What `gradserve backup` made.")]) -> None:
+    """Put a backup where the settings say, if there is nothing yet; the service must not run."""
+    from app.storage.backup import places_of
+    from app.storage.backup import restore as put_back
+
+    settings = load_settings()
+    places = places_of(settings.data_dir, settings.models_dir, settings.database_url)
+    typer.echo(f"{put_back(folder, places)} files were restored")
+
+
 # ---- train
 
 

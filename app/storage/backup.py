@@ -1,0 +1,137 @@
+"""A copy of all that a service keeps, taken while it runs, and a service's folders out of one.
+
+The database comes first, as SQLite's online backup gives it: one state, whatever is written meanwhile. Stored tables
+and published versions never change, and those that this state names outlive it, so they are copied afterwards.
+Checkpoints stay behind: a job that was running starts again, and ends with the same weights. So do keys, which are
+secrets. The list of all files and their digests is written last; without it, it is no backup.
+"""
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from app.errors import Conflict, GradserveError
+from app.storage.files import digest_of, sync_folder, write_synced
+
+FORMAT_VERSION = 1
+MANIFEST = "backup.json"
+UNFINISHED = "SELECT id FROM jobs WHERE state NOT IN ('succeeded', 'failed', 'cancelled')"
+
+
+class Places(NamedTuple):
+    """Where a service keeps what it keeps."""
+
+    database: Path
+    datasets: Path
+    models: Path
+
+
+def places_of(data_dir: Path, models_dir: Path, database_url: str | None) -> Places:
+    """Raises GradserveError for a database that is no file."""
+    url = database_url or f"sqlite:///{data_dir / 'gradserve.db'}"
+    if not url.startswith("sqlite:///"):
+        raise GradserveError("only SQLite is backed up here; use the database's own tools, such as pg_dump")
+    return Places(Path(url.removeprefix("sqlite:///")), data_dir / "datasets", models_dir)
+
+
+def back_up(places: Places, target: Path) -> int:
+    """Copy everything into a new folder; returns the number of files.
+
+    Raises:
+        Conflict: there is something at the target.
+        GradserveError: there is no service's database.
+    """
+    if target.exists() and any(target.iterdir()):
+        raise Conflict(f"{target} is not empty; a backup takes a folder of its own")
+    if not places.database.is_file():
+        raise GradserveError(f"there is no database at {places.database}", code="no_database")
+    copy = Places(target / "gradserve.db", target / "datasets", target / "models")
+    copy.datasets.mkdir(parents=True)
+    copy.models.mkdir()
+    with closing(sqlite3.connect(places.database)) as source, closing(sqlite3.connect(copy.database)) as database:
+        source.backup(database)
+        database.execute("PRAGMA journal_mode=DELETE")  # one file
+        unfinished = {row[0] for row in database.execute(UNFINISHED)}
+    _copy_folders(places.datasets, copy.datasets)
+    for model in _folders(places.models):
+        _copy_model(model, copy.models / model.name, unfinished)
+    files = {path.relative_to(target).as_posix(): digest_of(path) for path in _files(target)}
+    manifest = {"format_version": FORMAT_VERSION, "files": files}
+    write_synced(target / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+    sync_folder(target)
+    return len(files)
+
+
+def restore(source: Path, places: Places) -> int:
+    """Put a backup into the places of a service that has nothing yet; returns the number of files.
+
+    Raises:
+        Conflict: there is something in one of the places.
+        GradserveError: it is no backup, a newer one, or one whose files are not those that were backed up.
+    """
+    files = _verified(source)
+    for place in places:
+        if place.exists() and (place.is_file() or any(entry.name != ".gitkeep" for entry in place.iterdir())):
+            raise Conflict(f"{place} is there already; a backup is restored into empty folders only")
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source / "datasets", places.datasets, dirs_exist_ok=True)
+    shutil.copytree(source / "models", places.models, dirs_exist_ok=True)
+    shutil.copyfile(source / "gradserve.db", places.database)  # last: without it, nothing was restored
+    return len(files)
+
+
+def _verified(source: Path) -> dict[str, str]:
+    """The files of a backup with their digests, each of which has been compared."""
+    try:
+        manifest = orjson.loads((source / MANIFEST).read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise GradserveError(f"{source} is no whole backup: {error}", code="no_backup") from error
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise GradserveError(
+            f"the backup has format {manifest['format_version']}; this Gradserve reads up to {FORMAT_VERSION}",
+            code="newer_format",
+        )
+    files: dict[str, str] = manifest["files"]
+    found = {path.relative_to(source).as_posix() for path in _files(source)} - {MANIFEST}
+    for name in sorted(found | files.keys()):
+        if name not in found or name not in files or digest_of(source / name) != files[name]:
+            raise GradserveError(f"{name} in the backup is not what was backed up", code="digest_mismatch")
+    return files
+
+
+def _copy_model(model: Path, target: Path, unfinished: set[str]) -> None:
+    """A model with the versions that the jobs of this state of the database have published."""
+    target.mkdir()
+    for entry in sorted(model.iterdir()):
+        if entry.is_file() and not entry.name.startswith("."):
+            shutil.copyfile(entry, target / entry.name)
+    _copy_folders(model, target, unfinished)
+
+
+def _copy_folders(source: Path, target: Path, unfinished: set[str] | None = None) -> None:
+    """Folders that never change; one that is deleted meanwhile is left out."""
+    for folder in _folders(source):
+        try:
+            if unfinished and orjson.loads((folder / "config.json").read_bytes()).get("job_id") in unfinished:
+                continue
+            shutil.copytree(folder, target / folder.name)
+        except (FileNotFoundError, shutil.Error):
+            if folder.exists():
+                raise
+            shutil.rmtree(target / folder.name, ignore_errors=True)
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """Those that are published; names of what is not yet, or no longer, begin with a dot."""
+    if folder.is_dir():
+        yield from (entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
