@@ -25,6 +25,7 @@ PROBLEMS = {
     422: "Well-formed, but wrong; `errors` says where",
     429: "Full for now: try again later",
     503: "A part of the service is not there yet, or any more",
+    507: "The disk is full",
 }
 _TEXT = {"type": "string"}
 _REQUEST_ID = {"X-Request-ID": {"$ref": "#/components/headers/RequestId"}}
@@ -167,4 +168,4 @@ def _problems_of(path: str, operation: Document) -> Iterator[int]:
     if takes_body or operation.get("parameters"):
         yield 422
     if path not in _ALWAYS_OPEN:
-        yield 503
+        yield from (503, 507)
