@@ -39,7 +39,8 @@ class TrainingProgress:
         match event.type:
             case "progress":
                 self._num_epochs = data["num_epochs"]
-                self._update(completed=data["fraction"], eta=_eta(data["eta_seconds"]))
+                eta, epochs = _eta(data["eta_seconds"]), self._epochs(data["epoch"])
+                self._update(completed=data["fraction"], eta=eta, epochs=epochs)
             case "metrics":
                 self._update(loss=_losses(data), epochs=self._epochs(data["epoch"]))
             case "warning":
