@@ -126,6 +126,8 @@ def test_a_queued_job_on_the_wire(client: httpx.Client, queue: JobQueue) -> None
         "terminal": False,
         "model": "penguins",
         "version": None,
+        "request_id": None,
+        "submitted_by": None,
         "spec": {"model": "penguins", "seed": 7},
         "progress": {"epoch": 0, "num_epochs": None, "step": 0, "fraction": 0.0, "eta_seconds": None},
         "metrics": {},
