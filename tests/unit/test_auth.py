@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import CapturingLogger
 
 from app.api.auth import ANYONE, Caller, Keys, authorize, caller_of, is_loopback
 from app.errors import Forbidden, InvalidInput, Unauthenticated
@@ -79,13 +80,15 @@ def test_to_revoke_the_last_key_lets_nobody_in(tmp_path: Path) -> None:
         authorize(request(), keys, "read")
 
 
-def test_a_file_of_keys_that_is_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_keys_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not let a service start; one that runs goes on with the keys that it knows."""
-    file, keys = KeyFile(tmp_path / "keys.json"), Keys("")
+    file, keys, log = KeyFile(tmp_path / "keys.json"), Keys(""), CapturingLogger()
+    monkeypatch.setattr("app.api.auth.log", log)
     _, text = file.create("me", ["read"])
     keys.watch(file)
     file.path.write_text('{"keys": [{"id": 1}]}')
-    until(lambda: keys.find(text.encode()) and "those of before hold on" in capsys.readouterr().out)
+    until(lambda: keys.find(text.encode()) and log.calls)
+    assert "those of before hold on" in log.calls[0].args[0]
     assert keys.find(text.encode())
     with pytest.raises(InvalidInput, match=r"keys\.json is no file of keys"):
         Keys("").watch(file)
