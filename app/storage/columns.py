@@ -60,12 +60,10 @@ def read_datetimes(text: pl.Expr) -> pl.Expr:
     return pl.when(text.str.contains(_ISO_DATETIME)).then(utc)
 
 
-def _read_pair(true: str, false: str) -> Reading:
-    def read(text: pl.Expr) -> pl.Expr:
-        word = text.str.to_lowercase()
-        return pl.when(word == true).then(True).when(word == false).then(False)
-
-    return read
+def _read_booleans(text: pl.Expr) -> pl.Expr:
+    """`true` and `false` in any case. Other pairs of words stay text, and come back as such in predictions."""
+    word = text.str.to_lowercase()
+    return pl.when(word == "true").then(True).when(word == "false").then(False)
 
 
 def finite(numbers: pl.Expr) -> pl.Expr:
@@ -78,8 +76,7 @@ TYPED_READINGS: dict[str, Reading] = {"datetime": read_datetimes}
 UNTYPED_READINGS: dict[str, Reading] = {
     "integer": lambda text: text.cast(pl.Int64, strict=False),
     "number": lambda text: text.cast(pl.Float64, strict=False),
-    "boolean": _read_pair("true", "false"),
-    "yes_no": _read_pair("yes", "no"),
+    "boolean": _read_booleans,
     **TYPED_READINGS,
 }
 """For text out of CSV, in order of preference."""

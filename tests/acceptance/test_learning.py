@@ -70,6 +70,17 @@ def test_defaults_do_well(service: Service, name: str, table: Any, target: str, 
     assert np.mean(scores) >= least, scores
 
 
+@pytest.mark.parametrize("words", [("no", "yes"), ("false", "true"), ("0", "1")])
+def test_labels_come_back_as_they_were_written(service: Service, words: tuple[str, str]) -> None:
+    rows = "".join(f"{x},{words[x > 20]}\n" for x in range(40))
+    httpx.put(f"{service.url}/datasets/answers", content=f"x,answer\n{rows}").raise_for_status()
+    body = {"model": "answers", "data": {"dataset": "answers", "target": "answer"}}
+    httpx.post(f"{service.url}/train", json=body, headers={"Prefer": "wait=60"}, timeout=90).raise_for_status()
+    answer = httpx.post(f"{service.url}/predict", json={"model": "answers", "inputs": [{"x": 0}, {"x": 39}]}).json()
+    typed = {"no": ["no", "yes"], "false": [False, True], "0": [0, 1]}[words[0]]
+    assert (answer["predictions"], answer["classes"]) == (typed, typed)
+
+
 def test_digits_as_images(service: Service) -> None:
     """A small convolutional net on 1 × 8 × 8 images."""
     frame = from_sklearn("digits")

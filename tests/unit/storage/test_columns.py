@@ -30,7 +30,7 @@ def parse(*cells: str) -> pl.Series:
         (["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?", "1"], pl.Int64, [None] * 10 + [1]),
         (["NA", "?", ""], pl.Float64, [None, None, None]),
         (["true", "FALSE", "True", "NA"], pl.Boolean, [True, False, True, None]),
-        (["yes", "No", "YES"], pl.Boolean, [True, False, True]),
+        (["yes", "No", "YES"], pl.String, ["yes", "No", "YES"]),
         (["true", "no"], pl.String, ["true", "no"]),
         (["1", "true"], pl.String, ["1", "true"]),
         (["1", "x", "NA"], pl.String, ["1", "x", None]),

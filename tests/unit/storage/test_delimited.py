@@ -45,7 +45,8 @@ def test_quotes() -> None:
 
 
 def test_spaces_around_values_do_not_count() -> None:
-    assert rows("a, b ,c\n 1, x ,yes\n2 ,? , no\n") == [{"a": 1, "b": "x", "c": True}, {"a": 2, "b": None, "c": False}]
+    expected = [{"a": 1, "b": "x", "c": True}, {"a": 2, "b": None, "c": False}]
+    assert rows("a, b ,c\n 1, x ,true\n2 ,? , False\n") == expected
 
 
 @pytest.mark.parametrize(
