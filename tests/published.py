@@ -35,12 +35,16 @@ COLUMNS = pl.DataFrame(
 FEATURES = ("size", "count", "kept", "color")
 
 
+DRAWN: dict[str, Any] = {"init": {}}
+"""Weights that are all drawn: an output layer that starts at zero would give the same answer to every row."""
+
+
 def numbers_model(**spec: Any) -> Model:
-    return untrained(NUMBERS, data={"positional": True}, **spec)
+    return untrained(NUMBERS, data={"positional": True}, **DRAWN | spec)
 
 
 def columns_model(target: str | list[str] = "species", **spec: Any) -> Model:
-    return untrained(COLUMNS, target, data={"features": list(FEATURES)}, **spec)
+    return untrained(COLUMNS, target, data={"features": list(FEATURES)}, **DRAWN | spec)
 
 
 def publish(models_dir: Path, name: str, model: Model) -> str:
