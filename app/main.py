@@ -171,7 +171,9 @@ def build_services(settings: Settings, database: Database, statistics: Statistic
     migrate(database)
     models = ModelStore(settings.models_dir)
     torch.set_num_threads(max(1, usable_cores() // 2))  # the other half is for training
-    cache = ModelCache(models, max_bytes=settings.cache_bytes, device=resolve_device(settings.device))
+    cache = ModelCache(
+        models, statistics.counters, max_bytes=settings.cache_bytes, device=resolve_device(settings.device)
+    )
     queue = JobQueue(
         database, max_queued_jobs=settings.max_queued_jobs, max_queued_jobs_per_key=settings.max_queued_jobs_per_key
     )

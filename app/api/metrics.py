@@ -36,6 +36,7 @@ COUNTED = (
     Family("gradserve_http_requests_total", "counter", "Requests by route and status", ("method", "route", "status")),
     Family("gradserve_http_request_seconds", "histogram", "Time to the end of the answer", ("route",)),
     Family("gradserve_inference_request_seconds", "histogram", "Time of a prediction that succeeded", VERSION),
+    Family("gradserve_load_failures_total", "counter", "Loads of a version whose files are broken", VERSION),
     Family(
         "gradserve_shadow_requests_total", "counter", "Requests that a shadow was to answer too", (*PAIR, "outcome")
     ),

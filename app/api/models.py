@@ -1,9 +1,9 @@
 """Models, their versions, aliases and files."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-import structlog
 from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
@@ -13,13 +13,12 @@ from app.api.examples import ALIAS
 from app.api.json_route import JsonRoute
 from app.api.paging import Limit, Page, page_of
 from app.api.services import Deps
-from app.errors import CorruptVersion
+from app.errors import CorruptVersion, ModelNotFound
 from app.specs.alias import Alias, Canary, Shadow
 from app.specs.base import Name
 from app.storage.models import Version
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=JsonRoute)
-log = structlog.get_logger()
 read, write = [Depends(require("read"))], [Depends(require("train"))]
 
 ModelName = Annotated[Name, Path()]
@@ -73,23 +72,24 @@ class AliasOut(BaseModel):
 def list_models(deps: Deps, limit: Limit = 50, after: str | None = None) -> Page[ModelOut]:
     """Models by name; one of which no version can be read is named in the log only."""
     names = [name for name in deps.models.names() if after is None or name > after]
-    found = [model for name in names[:limit] if (model := _model_out(deps, name)) is not None]
+    found = []
+    for name in names[:limit]:
+        with suppress(CorruptVersion, ModelNotFound):  # it can't be read, or was just deleted
+            found.append(_model_out(deps, name))
     return Page(data=found, next=names[limit - 1] if len(names) > limit else None)
 
 
 @router.get("/{name}", summary="One model", dependencies=read)
 def get_model(name: ModelName, deps: Deps) -> ModelOut:
-    found = _model_out(deps, name)
-    if found is None:
-        raise CorruptVersion(f"no version of model {name!r} can be read")
-    return found
+    return _model_out(deps, name)
 
 
 @router.get("/{name}/versions", summary="List versions, newest first", dependencies=read)
 def list_versions(name: ModelName, deps: Deps, limit: Limit = 50, after: VersionCursor = None) -> Page[VersionOut]:
+    """One that can't be read is named in the log only."""
     numbers = [number for number in reversed(deps.models.versions(name)) if after is None or int(number) < int(after)]
-    found = [version_out(deps, deps.models.get(name, number)) for number in numbers[:limit]]
-    return page_of(found, more=len(numbers) > limit, cursor=lambda version: version.version)
+    found = [version_out(deps, version) for version in deps.models.readable(name, numbers[:limit])]
+    return Page(data=found, next=numbers[limit - 1] if len(numbers) > limit else None)
 
 
 @router.get("/{name}/versions/{version}", summary="One version", dependencies=read)
@@ -176,18 +176,19 @@ def alias_out(name: str, alias: str, to: Alias) -> AliasOut:
     return AliasOut(model=name, alias=alias, version=to.version, canary=to.canary, shadow=to.shadow)
 
 
-def _model_out(deps: Deps, name: str) -> ModelOut | None:
-    """A model, or None where no version of it can be read."""
-    versions = deps.models.versions(name)
-    for number in reversed(versions):
-        try:
-            newest = version_out(deps, deps.models.get(name, number))
-        except CorruptVersion as error:
-            log.warning("a version can't be read", model=name, version=number, detail=error.detail)
-        else:
-            aliases = {alias: to.version for alias, to in deps.models.aliases(name).items()}
-            return ModelOut(name=name, versions=versions, aliases=aliases, newest=newest)
-    return None
+def _model_out(deps: Deps, name: str) -> ModelOut:
+    """Raises CorruptVersion where no version can be read."""
+    aliases = {alias: to.version for alias, to in _aliases_of(deps, name).items()}
+    newest = version_out(deps, deps.models.newest(name))
+    return ModelOut(name=name, versions=deps.models.versions(name), aliases=aliases, newest=newest)
+
+
+def _aliases_of(deps: Deps, name: str) -> dict[str, Alias]:
+    """To be shown beside versions, which can be looked at without them; the log has why there are none."""
+    try:
+        return deps.models.aliases(name)
+    except CorruptVersion:
+        return {}
 
 
 def version_out(deps: Deps, version: Version) -> VersionOut:
@@ -201,7 +202,7 @@ def version_out(deps: Deps, version: Version) -> VersionOut:
         num_bytes=(version.path / "model.safetensors").stat().st_size,
         signature=config["signature"],
         metrics=version.metrics,
-        aliases=[alias for alias, to in deps.models.aliases(version.model).items() if to.version == version.version],
+        aliases=[alias for alias, to in _aliases_of(deps, version.model).items() if to.version == version.version],
         spec=config["spec"],
         files={file: f"{base}/{file}" for file in (*config["digests"], "config.json")},
     )

@@ -158,7 +158,7 @@ def model_metadata(name: ModelName, deps: Deps, version: Selector | None = None)
 
 
 def _signature(deps: Services, name: str, version: str | None) -> Signature:
-    found = deps.models.get(name, deps.models.resolve(name, version))
+    found = deps.models.newest(name) if version is None else deps.models.get(name, version)
     return Signature.model_validate(found.config["signature"])
 
 
@@ -245,7 +245,7 @@ async def load_model(name: ModelName, request: Request, deps: Deps) -> dict[str,
             raise InvalidInput.at(
                 "/parameters", f"a model's {key} can't be replaced; POST /models/{name}/versions publishes a version"
             )
-    await deps.predictor.load(name, None)
+    await deps.predictor.load(name, deps.models.resolve(name, None))
     deps.unloaded.discard(name)
     return {}
 

@@ -1,34 +1,75 @@
-"""Which versions are in memory: loaded on first use, the least recently used leave when the bytes run out."""
+"""Which versions are in memory: loaded on first use, the least recently used leave when the bytes run out.
+
+Where no version is asked for, the newest that can be loaded answers: one whose files are broken hides no other.
+"""
 
 import threading
+import time
 from collections import OrderedDict
+from typing import NamedTuple
 
+import structlog
+
+from app.errors import CorruptVersion, VersionNotFound
 from app.serving.served_model import ServedModel
-from app.storage.models import ModelStore
+from app.storage.counters import Counters
+from app.storage.files import stamp_of
+from app.storage.models import FILES, ModelStore
 
+FAULT_SECONDS = 10.0  # before a broken version whose files look the same is read again
 Key = tuple[str, str]
+Stamp = tuple[object, ...]
+
+log = structlog.get_logger("gradserve.models")
+
+
+class Fault(NamedTuple):
+    """Why a version can't be loaded: found out at a great price, and remembered while its files look the same."""
+
+    stamp: Stamp
+    until: float
+    code: str
+    detail: str
 
 
 class ModelCache:
     """Safe to share between threads; a version is loaded by one of them while the others wait for it."""
 
-    def __init__(self, store: ModelStore, *, max_bytes: int, device: str) -> None:
-        self.store, self._max_bytes, self._device = store, max_bytes, device
+    def __init__(self, store: ModelStore, counters: Counters, *, max_bytes: int, device: str) -> None:
+        self.store, self._counters, self._max_bytes, self._device = store, counters, max_bytes, device
         self._loaded: OrderedDict[Key, ServedModel] = OrderedDict()
+        self._faults: dict[Key, Fault] = {}
         self._locks: dict[Key, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def peek(self, name: str, version: str | None) -> ServedModel | None:
         """The version that `get` would give, if it is in memory; costs a few stats of the file system."""
-        return self._touch((name, self.store.resolve(name, version)))
+        for key in self._keys(name, version):
+            if (found := self._touch(key)) or self._known_fault(key) is None:
+                return found
+        return None
 
     def get(self, name: str, version: str | None) -> ServedModel:
-        """A version by number, alias, or None for the newest; loads it if need be.
+        """A version by number, alias, or None for the newest that can be loaded; loads it if need be.
 
         Raises:
             ModelNotFound, VersionNotFound, CorruptVersion
         """
-        key = (name, self.store.resolve(name, version))
+        errors: list[CorruptVersion | VersionNotFound] = []
+        for key in self._keys(name, version):
+            try:
+                return self._get(key)
+            except (CorruptVersion, VersionNotFound) as error:  # not found: it was deleted just now
+                errors.append(error)
+        raise errors[0]
+
+    def _keys(self, name: str, version: str | None) -> list[Key]:
+        """What answers a request: the first of these that can be loaded."""
+        if version is None:
+            return [(name, number) for number in reversed(self.store.versions(name))]
+        return [(name, self.store.resolve(name, version))]
+
+    def _get(self, key: Key) -> ServedModel:
         if found := self._touch(key):
             return found
         with self._lock:
@@ -36,12 +77,45 @@ class ModelCache:
         with loading:
             if found := self._touch(key):
                 return found
-            loaded = ServedModel.load(self.store.get(*key), self._device)
+            loaded = self._load(key)
             with self._lock:
                 self._loaded[key] = loaded
                 self._locks.pop(key, None)
                 self._evict()
             return loaded
+
+    def _load(self, key: Key) -> ServedModel:
+        if fault := self._known_fault(key):
+            raise CorruptVersion(fault.detail, code=fault.code)
+        stamp = self._stamp(key)
+        try:
+            loaded = ServedModel.load(self.store.get(*key), self._device)
+        except CorruptVersion as error:
+            self.store.resolve(*key)  # raises where it is not broken, but was deleted under our hands
+            self._remember(key, Fault(stamp, time.monotonic() + FAULT_SECONDS, error.code, error.detail))
+            raise
+        self._faults.pop(key, None)
+        return loaded
+
+    # ---- what can't be loaded
+
+    def _known_fault(self, key: Key) -> Fault | None:
+        fault = self._faults.get(key)
+        if fault is None or time.monotonic() > fault.until or fault.stamp != self._stamp(key):
+            return None
+        return fault
+
+    def _remember(self, key: Key, fault: Fault) -> None:
+        before = self._faults.get(key)
+        self._faults[key] = fault
+        with self._lock:  # so that one thread at a time counts
+            self._counters.values[self._counters.cell("gradserve_load_failures_total", *key)] += 1
+        if before is None or before.stamp != fault.stamp:
+            log.error("a version can't be loaded", model=key[0], version=key[1], code=fault.code, detail=fault.detail)
+
+    def _stamp(self, key: Key) -> Stamp:
+        """Another one where a file is another."""
+        return tuple(stamp_of(self.store.root / key[0] / key[1] / file) for file in FILES)
 
     def unload(self, name: str, version: str | None = None) -> None:
         """Forget a version, or all of a model's; requests in flight keep theirs until they are answered."""

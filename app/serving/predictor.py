@@ -48,7 +48,8 @@ class Predictor:
             return Request(await self.load(name, chosen.instead))
 
     async def load(self, name: str, version: str | None) -> ServedModel:
-        """A version, from memory or from disk; of an alias, the one that it points to.
+        """A version, from memory or from disk: by number, of an alias the one that it points to, or None for the
+        newest that can be loaded.
 
         Raises:
             ModelNotFound, VersionNotFound, CorruptVersion

@@ -4,13 +4,15 @@ import os
 from hashlib import blake2b
 from typing import NamedTuple
 
-from app.storage.models import ModelStore
+from app.storage.models import VERSION, ModelStore
 
 
 class Route(NamedTuple):
-    """`shadow` is not the version that answers; `instead` answers where that can't be loaded."""
+    """`version`: None for the newest that can be loaded. `shadow` is not the version that answers; `instead` answers
+    where that can't be loaded.
+    """
 
-    version: str
+    version: str | None
     shadow: str | None = None
     instead: str | None = None
 
@@ -23,8 +25,11 @@ def route(store: ModelStore, name: str, selector: str | None, key: str | None = 
 
     Raises:
         ModelNotFound, VersionNotFound
+        CorruptVersion: by alias only, where the file of aliases is broken.
     """
-    alias = None if selector is None else store.aliases(name).get(selector)
+    if selector is None:
+        return Route(None)
+    alias = None if VERSION.fullmatch(selector) else store.aliases(name).get(selector)
     if alias is None or not (alias.canary or alias.shadow):
         return Route(store.resolve(name, selector))
     drawn = os.urandom(8) if key is None else key.encode()

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import structlog
 
+from app.errors import CorruptVersion
 from app.specs.alias import Alias
-from app.storage.files import write_atomically
+from app.storage.files import stamp_of, write_atomically
 
 FILE = "aliases.json"
-Stamp = tuple[int, int, int]
+
+log = structlog.get_logger("gradserve.models")
 
 
 class Aliases:
@@ -21,19 +24,27 @@ class Aliases:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._read: dict[str, tuple[Stamp, dict[str, Alias]]] = {}
+        self._read: dict[str, tuple[object, dict[str, Alias] | None]] = {}
 
     def of(self, name: str) -> dict[str, Alias]:
-        """A model's aliases, which the caller does not change."""
+        """A model's aliases, which the caller does not change.
+
+        Raises:
+            CorruptVersion: `corrupt_aliases`, the file is not as it was written. Versions serve on by their numbers.
+        """
         path = self._root / name / FILE
-        try:
-            status = path.stat()
-        except FileNotFoundError:
+        stamp = stamp_of(path)
+        if stamp is None:
             return {}
-        stamp = (status.st_ino, status.st_mtime_ns, status.st_size)  # a rename brings another file: another inode
         known = self._read.get(name)
         if known is None or known[0] != stamp:
-            known = self._read[name] = (stamp, _parse(path.read_bytes()))
+            known = self._read[name] = (stamp, _parse(path))
+        if known[1] is None:
+            raise CorruptVersion(
+                f"the {FILE} of model {name!r} is not as it was written and must be repaired or removed; "
+                "until then its versions are served by their numbers, and the newest",
+                code="corrupt_aliases",
+            )
         return known[1]
 
     @contextmanager
@@ -50,11 +61,16 @@ class Aliases:
             os.close(folder)
 
 
-def _parse(text: bytes) -> dict[str, Alias]:
-    return {
-        alias: Alias(version=value) if isinstance(value, str) else Alias.model_validate(value)
-        for alias, value in orjson.loads(text).items()
-    }
+def _parse(path: Path) -> dict[str, Alias] | None:
+    """None for what is no JSON, or of another form."""
+    try:
+        return {
+            alias: Alias(version=value) if isinstance(value, str) else Alias.model_validate(value)
+            for alias, value in orjson.loads(path.read_bytes()).items()
+        }
+    except (ValueError, AttributeError) as error:
+        log.error("aliases can't be read", model=path.parent.name, file=str(path), error=str(error))
+        return None
 
 
 def _plain(alias: Alias) -> Any:

@@ -10,6 +10,10 @@ def digest_of(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
+def digest_of_bytes(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
 def write_synced(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Write a file, whose `mode` (less the umask) it has from the start."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
@@ -27,6 +31,15 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def stamp_of(path: Path) -> tuple[int, int, int] | None:
+    """Another one whenever the file is another; None while there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def changed_at(folder: Path) -> float:

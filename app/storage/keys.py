@@ -17,7 +17,7 @@ from pathlib import Path
 import orjson
 
 from app.errors import InvalidInput, NotFound
-from app.storage.files import write_atomically
+from app.storage.files import stamp_of, write_atomically
 
 PREFIX = "gs"
 MODE = 0o600
@@ -45,11 +45,7 @@ class KeyFile:
 
     def stamp(self) -> object:
         """Another one whenever the file is another; None while there is none."""
-        try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
+        return stamp_of(self.path)
 
     def read(self) -> list[StoredKey]:
         """All keys, oldest first; none where there is no file.

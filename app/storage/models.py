@@ -4,21 +4,30 @@ A version is written in `.staging` and renamed into place; it is deleted by a re
 followed: what one leads to is no model, no version and no file of one.
 """
 
-import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
+import structlog
 
-from app.errors import Conflict, CorruptVersion, FileNotInVersion, InvalidInput, ModelNotFound, VersionNotFound
+from app.errors import (
+    Conflict,
+    CorruptVersion,
+    FileNotInVersion,
+    InvalidInput,
+    ModelNotFound,
+    StorageFailed,
+    VersionNotFound,
+)
 from app.specs.alias import Alias
 from app.storage.aliases import Aliases
-from app.storage.files import changed_at, digest_of, sync_folder, write_atomically, write_synced
+from app.storage.files import changed_at, digest_of, digest_of_bytes, sync_folder, write_atomically, write_synced
 from app.storage.tensors import read_tensors
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -26,6 +35,9 @@ VERSION = re.compile(r"[1-9][0-9]{0,18}")
 FILES = ("model.safetensors", "config.json", "metrics.json", "history.jsonl")
 FORMAT_VERSION = 1
 UPLOAD = "upload-"  # how names of staged versions begin that no job has made
+CONFIG_DIGEST = "config_digest"
+
+log = structlog.get_logger("gradserve.models")
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,30 @@ class Version:
         Raises:
             CorruptVersion: a file is not the one that was published.
         """
-        for file, digest in self.config["digests"].items():
-            if not is_file(self.path / file) or digest_of(self.path / file) != digest:
-                raise CorruptVersion(
-                    f"{file} of version {self.version} of model {self.model!r} is not what was published"
-                )
-        return read_tensors(self.path / "model.safetensors")[0]
+        try:
+            for file, digest in self.config["digests"].items():
+                if not is_file(self.path / file) or digest_of(self.path / file) != digest:
+                    raise self._is_not_what_was_published(file)
+            return read_tensors(self.path / "model.safetensors")[0]
+        except OSError as error:
+            if not StorageFailed.of(error):
+                raise
+            raise CorruptVersion(f"version {self.version} of model {self.model!r} can't be read: {error}") from error
+
+    def check_small_files(self, metrics: bytes) -> None:
+        """`config.json` against the digest that it has of itself (those of old have none), and the metrics.
+
+        Raises:
+            CorruptVersion: a file is not the one that was published.
+        """
+        if self.config.get(CONFIG_DIGEST, digest_of_config(self.config)) != digest_of_config(self.config):
+            raise self._is_not_what_was_published("config.json")
+        digests = self.config["digests"]
+        if digests.get("metrics.json", digest_of_bytes(metrics)) != digest_of_bytes(metrics):
+            raise self._is_not_what_was_published("metrics.json")
+
+    def _is_not_what_was_published(self, file: str) -> CorruptVersion:
+        return CorruptVersion(f"{file} of version {self.version} of model {self.model!r} is not what was published")
 
 
 class ModelStore:
@@ -74,17 +104,15 @@ class ModelStore:
         """One more than the highest that was ever published here."""
         folder = self.root / name
         highest = max((int(version) for version in self._versions(name)), default=0)
-        last = folder / "last_version"
-        highest = max(highest, int(last.read_text()) if last.exists() else 0)
-        return str(highest + 1)
+        return str(max(highest, _number_in(folder / "last_version")) + 1)
 
     def published(self, job_id: str, name: str, version: str) -> bool:
         """Whether this job's version is in place."""
         try:
-            config = json.loads((self.root / name / version / "config.json").read_bytes())
-        except FileNotFoundError:
+            config = orjson.loads((self.root / name / version / "config.json").read_bytes())
+        except (FileNotFoundError, orjson.JSONDecodeError):
             return False
-        return bool(config.get("job_id") == job_id)
+        return isinstance(config, dict) and bool(config.get("job_id") == job_id)
 
     def publish(self, job_id: str, name: str, version: str) -> None:
         """Make the staged folder visible by one rename; nothing happens where that was done before.
@@ -148,7 +176,7 @@ class ModelStore:
         versions = self.versions(name)
         if version is None:
             return versions[-1]
-        alias = None if version in versions else self.aliases(name).get(version)
+        alias = None if VERSION.fullmatch(version) else self.aliases(name).get(version)
         found = alias.version if alias else version
         if found not in versions:
             raise VersionNotFound(
@@ -167,18 +195,44 @@ class ModelStore:
             raise CorruptVersion(f"{other[0]} of version {path.name} of model {name!r} is a link or no file at all")
         try:
             config = orjson.loads((path / "config.json").read_bytes())
-            metrics = orjson.loads((path / "metrics.json").read_bytes())
+            metrics_text = (path / "metrics.json").read_bytes()
+            metrics = orjson.loads(metrics_text)
         except (OSError, orjson.JSONDecodeError) as error:
             raise CorruptVersion(f"version {path.name} of model {name!r} can't be read: {error}") from error
-        if not isinstance(config, dict) or not _has_digests(config):
+        if not isinstance(config, dict) or not isinstance(metrics, dict) or not _has_digests(config):
             raise CorruptVersion(f"config.json of version {path.name} of model {name!r} has no digests of its files")
-        if config.get("format_version", 0) > FORMAT_VERSION:
+        format_version = config.get("format_version", 0)
+        if isinstance(format_version, int) and format_version > FORMAT_VERSION:
             raise CorruptVersion(
-                f"version {path.name} of model {name!r} has format {config['format_version']}; "
+                f"version {path.name} of model {name!r} has format {format_version}; "
                 f"this service reads formats up to {FORMAT_VERSION}: upgrade it",
                 code="newer_format",
             )
-        return Version(name, path.name, path, config, metrics)
+        found = Version(name, path.name, path, config, metrics)
+        found.check_small_files(metrics_text)
+        return found
+
+    def newest(self, name: str) -> Version:
+        """The newest version that can be read.
+
+        Raises:
+            ModelNotFound
+            CorruptVersion: none can.
+        """
+        found = next(self.readable(name, reversed(self.versions(name))), None)
+        if found is None:
+            raise CorruptVersion(f"no version of model {name!r} can be read")
+        return found
+
+    def readable(self, name: str, versions: Iterable[str]) -> Iterator[Version]:
+        """Those of a model's versions that can be read; the log has the others."""
+        for version in versions:
+            try:
+                yield self.get(name, version)
+            except CorruptVersion as error:
+                log.warning("a version can't be read", model=name, version=version, detail=error.detail)
+            except VersionNotFound:
+                continue  # it was just deleted
 
     def file(self, name: str, version: str, file: str) -> Path:
         """One of a version's files.
@@ -271,6 +325,23 @@ def is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
+def digest_of_config(config: dict[str, Any]) -> str:
+    """Of what `config.json` says, whatever the order in which it does, but for this digest itself."""
+    said = {key: value for key, value in config.items() if key != CONFIG_DIGEST}
+    return digest_of_bytes(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))
+
+
+def _number_in(marker: Path) -> int:
+    """The number of the last version, 0 where there is none. A broken marker is written anew with the next version."""
+    try:
+        return int(marker.read_bytes())
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        log.warning("a marker is broken; the next version follows the highest that is there", file=str(marker))
+        return 0
+
+
 def _has_digests(config: dict[str, Any]) -> bool:
     digests = config.get("digests")
     return isinstance(digests, dict) and "model.safetensors" in digests and digests.keys() <= set(FILES)
@@ -286,5 +357,7 @@ def write_version(path: Path, config: dict[str, Any], metrics: dict[str, Any]) -
     """Complete a staged folder that holds `model.safetensors` and `history.jsonl`; all of it is on disk then."""
     write_synced(path / "metrics.json", orjson.dumps(metrics, option=orjson.OPT_INDENT_2))
     digests = {file: digest_of(path / file) for file in FILES if file != "config.json"}
-    write_synced(path / "config.json", orjson.dumps({**config, "digests": digests}, option=orjson.OPT_INDENT_2))
+    said = orjson.loads(orjson.dumps({**config, "digests": digests}))  # as whoever reads it will find it
+    whole = said | {CONFIG_DIGEST: digest_of_config(said)}
+    write_synced(path / "config.json", orjson.dumps(whole, option=orjson.OPT_INDENT_2))
     sync_folder(path)

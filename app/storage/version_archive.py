@@ -19,7 +19,7 @@ import orjson
 from app.errors import InvalidInput, TooLarge, Unparseable
 from app.storage.files import digest_of, sync_folder
 from app.storage.formats import gunzip
-from app.storage.models import FILES, FORMAT_VERSION, Version
+from app.storage.models import CONFIG_DIGEST, FILES, FORMAT_VERSION, Version, digest_of_config
 
 MAX_ENTRIES = 16
 MAX_GULP_BYTES = 2**20  # the most that an entry's header may make us read at once
@@ -200,6 +200,11 @@ def read_unpacked(folder: Path, model: str) -> Version:
         raise InvalidInput(f"config.json has format {version!r}; this service reads formats up to {FORMAT_VERSION}")
     if not isinstance(config.get("job_id"), str) or type(config.get("created_at")) not in (int, float):
         raise InvalidInput("config.json must have a job_id and the time created_at")
+    if config.get(CONFIG_DIGEST, digest_of_config(config)) != digest_of_config(config):
+        raise InvalidInput(
+            f"config.json does not say what its {CONFIG_DIGEST} is of; whoever changes it leaves that out",
+            code="digest_mismatch",
+        )
     sync_folder(folder)
     return Version(model, "uploaded", folder, config, metrics)
 

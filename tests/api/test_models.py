@@ -222,8 +222,13 @@ def test_a_damaged_version_is_refused_and_others_serve_on(tmp_path: Path, publis
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with service(tmp_path) as client:
         body = {"model": "m", "inputs": [[1, 2]]}
-        assert "version 2" in problem(client.post("/predict", json=body), 503, "corrupt_version")["detail"]
+        asked = client.post("/predict", json=body | {"version": "2"})
+        assert "version 2" in problem(asked, 503, "corrupt_version")["detail"]
+        assert client.post("/predict", json=body).json()["version"] == "1"
         assert client.post("/predict", json=body | {"version": "1"}).status_code == 200
+        problem(client.post("/v2/repository/models/m/load"), 503, "corrupt_version")
+        assert client.get("/v2/models/m/ready").json()["ready"]
+        assert 'gradserve_load_failures_total{model="m",version="2"} 1' in client.get("/metrics").text
         path.write_bytes(content)
         assert client.post("/predict", json=body).json()["version"] == "2"
 
@@ -234,6 +239,8 @@ def test_a_version_that_can_not_be_read_hides_no_other(tmp_path: Path, published
         found = client.get("/models").json()["data"]
         assert [(model["name"], model["newest"]["version"]) for model in found] == [("m", "1"), ("n", "1")]
         assert client.get("/models/m").json()["versions"] == ["1", "2"]
+        assert [version["version"] for version in client.get("/models/m/versions").json()["data"]] == ["1"]
+        assert client.get("/v2/models/m").json()["versions"] == ["1", "2"]
         problem(client.get("/models/m/versions/2"), 503, "corrupt_version")
         (published.root / "m" / "1" / "config.json").write_bytes(b"")
         assert [model["name"] for model in client.get("/models").json()["data"]] == ["n"]

@@ -7,12 +7,14 @@ from pathlib import Path
 import orjson
 import polars as pl
 import pytest
+import structlog
 import torch
 
 from app.errors import CorruptVersion, ModelNotFound, VersionNotFound
 from app.serving.cache import ModelCache
 from app.serving.served_model import ServedModel
 from app.specs.alias import Alias
+from app.storage.counters import Counters
 from app.storage.models import ModelStore, Version
 from tests.samples import publish, untrained
 
@@ -22,13 +24,14 @@ MODEL = untrained(FRAME, network={"hidden_features": [8]}, init={"weight": "norm
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path)
+    return ModelStore(tmp_path / "models")
 
 
 def cache_of(store: ModelStore, max_models: float = 100) -> ModelCache:
     publish(store, MODEL, "measure")
     num_bytes = ServedModel.load(store.get("measure", "1"), "cpu").num_bytes
-    return ModelCache(store, max_bytes=int(num_bytes * max_models), device="cpu")
+    counters = Counters(store.root.parent / "counters")
+    return ModelCache(store, counters, max_bytes=int(num_bytes * max_models), device="cpu")
 
 
 def tamper(store: ModelStore, name: str, version: str) -> None:
@@ -117,7 +120,13 @@ def test_unloading_forgets_one_version_or_all(store: ModelStore) -> None:
     assert cache.get("m", "1") is not kept[0]
 
 
-def test_a_corrupt_version_is_refused_and_others_serve_on(store: ModelStore) -> None:
+def failures(cache: ModelCache) -> dict[str, float]:
+    """How often versions could not be loaded, by number."""
+    counts = cache._counters.read().counts
+    return {key[2]: count for key, count in counts.items() if key[0] == "gradserve_load_failures_total"}
+
+
+def test_a_corrupt_version_is_refused_and_the_one_before_answers_for_the_newest(store: ModelStore) -> None:
     cache = cache_of(store)
     publish(store, MODEL)
     old = cache.get("m", None)
@@ -125,9 +134,61 @@ def test_a_corrupt_version_is_refused_and_others_serve_on(store: ModelStore) -> 
     tamper(store, "m", "2")
     for _ in range(2):
         with pytest.raises(CorruptVersion, match=r"model\.safetensors of version 2"):
-            cache.get("m", None)
+            cache.get("m", "2")
+        assert cache.get("m", None) is cache.peek("m", None) is old
     assert cache.peek("m", "2") is None
     assert cache.get("m", "1") is old
+
+
+def test_what_is_broken_is_read_and_told_of_once_while_it_looks_the_same(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = cache_of(store)
+    for _ in range(3):
+        publish(store, MODEL)
+    for version in "23":
+        tamper(store, "m", version)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(5):
+            assert cache.get("m", None).version == "1"
+    assert [(line["log_level"], line["version"]) for line in logs] == [("error", "3"), ("error", "2")]
+    assert all("model.safetensors" in line["detail"] for line in logs)
+    assert failures(cache) == {"2": 1, "3": 1}
+    monkeypatch.setattr("app.serving.cache.FAULT_SECONDS", -1.0)  # and is looked at again after a while, as disks err
+    tamper(store, "m", "3")
+    assert cache.get("m", None).version == "3"
+    tamper(store, "m", "3")
+    assert cache.get("m", "3").version == "3", "what is in memory serves on"
+
+
+def test_the_error_is_that_of_the_newest_where_none_can_be_loaded(store: ModelStore) -> None:
+    cache = cache_of(store)
+    for version in "12":
+        publish(store, MODEL)
+        tamper(store, "m", version)
+    with pytest.raises(CorruptVersion, match="version 2"):
+        cache.get("m", None)
+    assert cache.peek("m", None) is None
+
+
+def test_a_version_that_is_deleted_while_it_is_loaded_is_not_found(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = cache_of(store)
+    for _ in range(2):
+        publish(store, MODEL)
+    load = Version.load_tensors
+
+    def deleted_first(version: Version) -> dict[str, object]:
+        if version.version == "2":
+            store.delete("m", "2")
+        return load(version)
+
+    monkeypatch.setattr(Version, "load_tensors", deleted_first)
+    assert cache.get("m", None).version == "1"
+    with pytest.raises(VersionNotFound):
+        cache.get("m", "2")
+    assert failures(cache) == {}
 
 
 @pytest.mark.parametrize("missing", ["signature", "features", "targets", "spec", "digests", "everything"])

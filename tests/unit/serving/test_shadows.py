@@ -82,11 +82,11 @@ def counters(tmp_path: Path) -> Counters:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> ModelCache:
+def cache(tmp_path: Path, counters: Counters) -> ModelCache:
     store = ModelStore(tmp_path / "models")
     for _ in range(2):
         publish(store, untrained(NUMBERS, data={"features": ["x"]}))
-    return ModelCache(store, max_bytes=2**30, device="cpu")
+    return ModelCache(store, counters, max_bytes=2**30, device="cpu")
 
 
 @pytest.fixture

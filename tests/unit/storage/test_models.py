@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 import torch
 
 from app.errors import (
@@ -199,6 +200,87 @@ def test_a_config_that_can_not_be_read_is_corrupt(store: ModelStore) -> None:
         (store.root / "m" / "1" / "config.json").write_bytes(content)
         with pytest.raises(CorruptVersion, match="version 1 of model 'm'"):
             store.get("m", "1")
+
+
+def test_a_config_that_says_something_else_than_was_published_is_corrupt(store: ModelStore) -> None:
+    """Also where it is still JSON; of any one byte but those of the digest's own name, which says nothing."""
+    publish(store, classes=["Adelie"], shift=0.5)
+    path = store.root / "m" / "1" / "config.json"
+    content = path.read_bytes()
+    name = content.index(b"config_digest")
+    for place in {*range(len(content))} - {*range(name, name + len("config_digest"))}:
+        flipped = bytes([*content[:place], content[place] ^ 1, *content[place + 1 :]])
+        path.write_bytes(flipped)
+        with pytest.raises(CorruptVersion, match="version 1 of model 'm'"):
+            store.get("m", "1").load_tensors()
+    path.write_bytes(content)
+    assert store.get("m", "1").load_tensors()
+
+
+def test_a_config_of_before_it_had_a_digest_is_read(store: ModelStore) -> None:
+    publish(store)
+    path = store.root / "m" / "1" / "config.json"
+    config = orjson.loads(path.read_bytes())
+    del config["config_digest"]
+    path.write_bytes(orjson.dumps(config))
+    assert store.get("m", "1").load_tensors()
+
+
+def test_the_newest_is_the_newest_that_can_be_read(store: ModelStore) -> None:
+    for _ in range(3):
+        publish(store)
+    (store.root / "m" / "3" / "config.json").write_bytes(b"torn")
+    assert store.newest("m").version == "2"
+    assert [version.version for version in store.readable("m", "321")] == ["2", "1"]
+    for version in "12":
+        (store.root / "m" / version / "metrics.json").unlink()
+    with pytest.raises(CorruptVersion, match="no version of model 'm'"):
+        store.newest("m")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"two", "²".encode()])
+def test_a_broken_marker_of_the_last_version_is_rebuilt(store: ModelStore, content: bytes) -> None:
+    for _ in range(2):
+        publish(store)
+    (store.root / "m" / "last_version").write_bytes(content)
+    with structlog.testing.capture_logs() as logs:
+        assert publish(store) == "3"
+    assert logs[0]["file"].endswith("m/last_version")
+    assert (store.root / "m" / "last_version").read_bytes() == b"3"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"champion": 3}', b'{"champion": {"version": "1", "x": 1}}'])
+def test_broken_aliases_are_refused_and_versions_serve_on(store: ModelStore, content: bytes) -> None:
+    publish(store)
+    store.set_alias("m", "champion", Alias(version="1"))
+    path = store.root / "m" / "aliases.json"
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    with structlog.testing.capture_logs() as logs:
+        for call in (
+            lambda: store.resolve("m", "champion"),
+            lambda: store.set_alias("m", "other", Alias(version="1")),
+            lambda: store.delete("m", "1"),
+        ):
+            with pytest.raises(CorruptVersion, match="'m'") as caught:
+                call()
+            assert caught.value.code == "corrupt_aliases"
+    assert [line["model"] for line in logs] == ["m"]
+    assert store.resolve("m", "1") == store.resolve("m", None) == "1"
+    with pytest.raises(VersionNotFound):
+        store.resolve("m", "9")
+    assert path.read_bytes() == content
+    path.write_bytes(whole)
+    assert store.resolve("m", "champion") == "1"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{"])
+def test_a_place_whose_config_is_broken_is_not_taken(store: ModelStore, content: bytes) -> None:
+    publish(store)
+    (store.root / "m" / "1" / "config.json").write_bytes(content)
+    stage(store, "other")
+    with pytest.raises(Conflict):
+        store.publish("other", "m", "1")
 
 
 def test_a_newer_format_is_refused_in_a_sentence(store: ModelStore) -> None:

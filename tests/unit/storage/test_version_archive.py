@@ -206,6 +206,7 @@ def test_a_version_in_order(folder: Path) -> None:
         (lambda folder: change(folder, format_version=99), "invalid_input"),
         (lambda folder: change(folder, job_id=5), "invalid_input"),
         (lambda folder: change(folder, created_at="now"), "invalid_input"),
+        (lambda folder: change(folder, note="added"), "digest_mismatch"),
         (lambda folder: (folder / "config.json").write_bytes(b"[]"), "invalid_input"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "invalid_input"),
     ],
