@@ -47,12 +47,14 @@ from app.api.services import Services
 from app.errors import GradserveError
 from app.jobs.feed import EventFeed, ended_by_signals
 from app.jobs.queue import JobQueue
-from app.jobs.supervisor import Rules, Supervisor
+from app.jobs.retention import Keep, Retention
+from app.jobs.supervisor import ELECTION_SECONDS, Rules, Supervisor
 from app.learning.plan import resolve_device, usable_cores
 from app.serving.cache import ModelCache
 from app.serving.predictor import Predictor
 from app.serving.statistics import Statistics
 from app.settings import Settings, listed
+from app.storage.clock import Clock
 from app.storage.counters import Counters
 from app.storage.database import Database
 from app.storage.datasets import DatasetStore
@@ -60,7 +62,7 @@ from app.storage.keys import KeyFile
 from app.storage.migrations import migrate
 from app.storage.models import ModelStore
 
-HOUSEKEEPING_SECONDS = 3600.0
+GRACE_SECONDS = 3600.0  # for tables and uploads that nobody names yet
 ROOMS = {
     "datasets": "Tables that stay, under names",
     "train": "From a table to a job",
@@ -127,8 +129,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     supervisor.start()
     with ended_by_signals(services.feed):
         log.info("ready", version=__version__, models_dir=str(settings.models_dir), data_dir=str(settings.data_dir))
-        housekeeping = asyncio.create_task(keep_house(services))
+        retention = Retention(database, _keep(settings))
+        housekeeping = asyncio.create_task(keep_house(services, retention, supervisor))
         yield
+        retention.stop()
         housekeeping.cancel()
     services.feed.close()
     await to_thread.run_sync(supervisor.stop)
@@ -149,19 +153,24 @@ def _end_after(parent: BaseProcess) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def keep_house(services: Services) -> None:
-    """From time to time remove tables that nobody names any more, and deletions that a crash cut short."""
+async def keep_house(services: Services, retention: Retention, supervisor: Supervisor) -> None:
+    """From time to time, in the process that supervises, remove what nobody names any more and what is not kept."""
+    clock, interval = Clock(services.settings.data_dir / "clock"), services.settings.housekeeping_interval_seconds
     while True:
+        leading = supervisor.leading
         try:
-            await to_thread.run_sync(_sweep, services)
+            if leading:
+                await to_thread.run_sync(_sweep, services, retention, clock)
         except (OSError, GradserveError):
             log.exception("housekeeping failed and is tried again later")
-        await asyncio.sleep(HOUSEKEEPING_SECONDS)
+        await asyncio.sleep(interval if leading else min(interval, ELECTION_SECONDS))
 
 
-def _sweep(services: Services) -> None:
-    services.models.sweep(grace_seconds=HOUSEKEEPING_SECONDS)
-    services.datasets.sweep(services.jobs.digests_in_use(), grace_seconds=HOUSEKEEPING_SECONDS)
+def _sweep(services: Services, retention: Retention, clock: Clock) -> None:
+    now = clock.now()
+    retention.run(now)
+    services.models.sweep(now - GRACE_SECONDS)
+    services.datasets.sweep(services.jobs.digests_in_use(), now - GRACE_SECONDS)
 
 
 def build_services(settings: Settings, database: Database, statistics: Statistics) -> Services:
@@ -186,6 +195,15 @@ def build_services(settings: Settings, database: Database, statistics: Statistic
         ),
         models=models,
         predictor=Predictor(cache, statistics),
+    )
+
+
+def _keep(settings: Settings) -> Keep:
+    return Keep(
+        jobs_days=settings.keep_jobs_days,
+        num_jobs=settings.max_finished_jobs,
+        events_days=settings.keep_events_days,
+        events_per_job=settings.max_events_per_job,
     )
 
 

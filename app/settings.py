@@ -96,6 +96,27 @@ class Settings(BaseSettings):
     worker_timeout_seconds: float = Field(
         300.0, gt=0, description="a worker that gives no sign of life for this long is ended and its job resumed"
     )
+    keep_jobs_days: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="finished jobs are forgotten this long after their end; 0: never"
+    )
+    max_finished_jobs: int = Field(
+        0, ge=0, description="finished jobs that are kept; of more, the oldest are forgotten; 0: all"
+    )
+    keep_events_days: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="events of a finished job, but for its last, are removed this long after its end; 0: never",
+    )
+    max_events_per_job: int = Field(
+        20_000,
+        ge=0,
+        description="events that are kept of a job; of more, the oldest progress is removed, and once the job has "
+        "ended the oldest of all; 0: all",
+    )
+    housekeeping_interval_seconds: float = Field(
+        600.0, gt=0, allow_inf_nan=False, description="how often what is not kept any more is removed"
+    )
     cache_bytes: int = Field(4 * 2**30, ge=1, description="weights of loaded versions kept in memory")
     log_format: str = Field(
         "auto", pattern=r"^(auto|json|console)$", description="json, console, or console on a terminal only"

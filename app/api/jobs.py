@@ -4,7 +4,7 @@ import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.auth import require
 from app.api.paging import Limit, Page, page_of
-from app.api.services import Deps
-from app.errors import InvalidInput
+from app.api.services import Deps, Services
+from app.errors import InvalidInput, NotFound
 from app.jobs.feed import EventFeed
 from app.jobs.queue import TERMINAL, JobQueue, State
 from app.storage import jobs as rows
@@ -254,10 +254,20 @@ def _event_id(text: str) -> int:
 )
 def get_history(request: Request, job_id: JobId, deps: Deps) -> Response:
     """The metrics of each epoch so far, as JSON or, with `Accept: text/csv`, as a table."""
-    history = deps.jobs.history(job_id)
+    history = _history(deps, job_id)
     if "text/csv" in request.headers.get("accept", ""):
         return Response(_csv(history), media_type="text/csv")
     return _json(History(data=history))
+
+
+def _history(deps: Services, job_id: str) -> list[dict[str, Any]]:
+    """From the job's events, or, where the first of these are not kept any more, from the version that it published."""
+    history, job = deps.jobs.history(job_id), deps.jobs.get(job_id)
+    if job.state == "succeeded" and job.version and (not history or history[0]["epoch"] > 1):
+        with suppress(NotFound):
+            lines = deps.models.file(job.model, job.version, "history.jsonl").read_bytes().splitlines()
+            return [orjson.loads(line) for line in lines]
+    return history
 
 
 def _csv(history: list[dict[str, Any]]) -> str:

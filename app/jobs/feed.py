@@ -60,9 +60,12 @@ class EventFeed:
     async def follow(self, job_id: str, *, after: int = 0) -> AsyncGenerator[list[Event], None]:
         """A job's events above `after`, each once and in order, until its terminal `state` or the feed's end.
 
+        Where some have been removed since, the oldest that are left come next; where `after` is above all that there
+        are, because the database is an older one, those that are yet to come.
         An empty list comes every `KEEP_ALIVE_SECONDS` in which nothing happens.
         """
         async with self._listening(job_id) as listener:
+            after = min(after, await asyncio.to_thread(self._queue.last_event_id)) if after else 0
             while not (self._closed or listener.lost):
                 if listener.behind:
                     events = await self._catch_up(job_id, listener, after)

@@ -6,7 +6,7 @@ SQLite runs in WAL mode: readers never wait; writers take turns, in a process by
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app.errors import StorageFailed, StorageFull
 
 POSTGRESQL_FULL = "53100"
+MAX_JOURNAL_BYTES = 2**24
 
 metadata = MetaData()
 
@@ -122,6 +123,31 @@ class Database:
             with connection.begin():
                 yield connection
 
+    def allow_to_shrink(self) -> None:
+        """Have SQLite keep track of pages that hold nothing, which takes a copy of a file that was made without."""
+        if not self.is_sqlite:
+            return
+        with _explained(), closing(self.engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+            if cursor.execute("PRAGMA auto_vacuum").fetchone()[0] == 0:
+                cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
+                cursor.execute("VACUUM")
+
+    def give_back(self, max_pages: int, *, spare: int) -> bool:
+        """Give pages that hold nothing back to the disk; False where there are no more than are to spare.
+
+        PostgreSQL sees to that itself.
+        """
+        if not self.is_sqlite:
+            return False
+        with self.read() as connection:
+            num_free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+        if num_free <= spare:
+            return False
+        with self.write(durable=False) as connection:
+            for _ in range(min(max_pages, num_free - spare)):
+                connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")  # of more, the driver takes one step only
+        return True
+
     def close(self) -> None:
         self.engine.dispose()
 
@@ -172,7 +198,13 @@ def _to_json(value: Any) -> str:
 
 def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
     dbapi_connection.isolation_level = None  # the driver begins nothing by itself; _begin_sqlite does
-    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "foreign_keys=ON"):
+    for pragma in (
+        "busy_timeout=30000",
+        "auto_vacuum=INCREMENTAL",  # of a new file, before anything is in it
+        "journal_mode=WAL",
+        f"journal_size_limit={MAX_JOURNAL_BYTES}",  # to which the journal is cut when all of it is in the database
+        "foreign_keys=ON",
+    ):
         dbapi_connection.execute(f"PRAGMA {pragma}").close()
 
 

@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,7 +154,7 @@ class DatasetStore:
         return read_facts(self.root, digest)
 
     def table(self, digest: str) -> Table:
-        """A stored table's facts; asking for them keeps the table for the grace period of `sweep`.
+        """A stored table's facts; asking for them keeps the table until after the deadline of `sweep`.
 
         Raises DatasetNotFound.
         """
@@ -166,12 +165,11 @@ class DatasetStore:
     def path(self, digest: str) -> Path:
         return table_path(self.root, digest)
 
-    def sweep(self, digests_in_use: Iterable[str], grace_seconds: float) -> None:
-        """Remove the tables that no dataset names, that are not in use, and that nobody asked for in the grace period.
+    def sweep(self, digests_in_use: Iterable[str], deadline: float) -> None:
+        """Remove the tables that no dataset names, that are not in use, and that nobody has asked for since.
 
         What crashed uploads left behind goes too.
         """
-        deadline = time.time() - grace_seconds
         with self._database.read() as connection:
             named = set(connection.execute(select(datasets.c.digest)).scalars())
         kept = {digest.removeprefix("sha256:") for digest in named | set(digests_in_use)}

@@ -125,6 +125,31 @@ def delete_job(connection: Connection, job_id: str) -> None:
     connection.execute(delete(jobs).where(jobs.c.id == job_id))
 
 
+class Ended(NamedTuple):
+    """`finished_at` is None for a job that has not ended."""
+
+    number: int
+    id: str
+    created_at: float
+    finished_at: float | None
+
+
+def ends_of_jobs(connection: Connection, *, after: int, limit: int) -> list[Ended]:
+    """All jobs with a number above `after`, in the order of submission, and when they ended."""
+    query = select(jobs.c.number, jobs.c.id, jobs.c.created_at, jobs.c.finished_at)
+    rows = connection.execute(query.where(jobs.c.number > after).order_by(jobs.c.number).limit(limit))
+    return [Ended(*row) for row in rows]
+
+
+def jobs_before_newest(connection: Connection, states: Iterable[str], num_newest: int, limit: int) -> list[str]:
+    """Ids of jobs in these states, the oldest first, without the newest ones."""
+    inside = jobs.c.state.in_(list(states))
+    newest = select(jobs.c.number).where(inside).order_by(jobs.c.number.desc()).limit(1).offset(num_newest)
+    last = connection.execute(newest).scalar() or 0
+    query = select(jobs.c.id).where(inside, jobs.c.number <= last).order_by(jobs.c.number).limit(limit)
+    return list(connection.execute(query).scalars())
+
+
 # ---- events
 
 
@@ -144,8 +169,12 @@ def events_of_all(connection: Connection, *, after: int, limit: int) -> list[Eve
     return [Event(**row._mapping) for row in connection.execute(query)]
 
 
-def last_event_id(connection: Connection) -> int:
-    return connection.execute(select(func.max(events.c.id))).scalar() or 0
+def last_event_id(connection: Connection, job_id: str | None = None) -> int:
+    """Of all events or of one job's; 0 where there is none."""
+    query = select(func.max(events.c.id))
+    if job_id is not None:
+        query = query.where(events.c.job_id == job_id)
+    return connection.execute(query).scalar() or 0
 
 
 def metrics_of_job(connection: Connection, job_id: str) -> list[dict[str, Any]]:
@@ -157,3 +186,28 @@ def metrics_of_job(connection: Connection, job_id: str) -> list[dict[str, Any]]:
 def last_metrics_of_job(connection: Connection, job_id: str) -> dict[str, Any] | None:
     query = select(events.c.data).where(events.c.job_id == job_id, events.c.type == "metrics")
     return connection.execute(query.order_by(events.c.id.desc()).limit(1)).scalar_one_or_none()
+
+
+def count_events(connection: Connection, job_id: str) -> int:
+    return connection.execute(select(func.count()).where(events.c.job_id == job_id)).scalar_one()
+
+
+def jobs_with_events(connection: Connection, *, after: int) -> list[str]:
+    """Ids of all jobs with an event above `after`."""
+    return list(connection.execute(select(events.c.job_id).where(events.c.id > after).distinct()).scalars())
+
+
+def oldest_events(
+    connection: Connection, job_id: str, *, type_: str | None = None, below: int | None = None, limit: int
+) -> list[int]:
+    """Ids of a job's oldest events: of all, of a type, of those under an id."""
+    query = select(events.c.id).where(events.c.job_id == job_id).order_by(events.c.id).limit(limit)
+    if type_ is not None:
+        query = query.where(events.c.type == type_)
+    if below is not None:
+        query = query.where(events.c.id < below)
+    return list(connection.execute(query).scalars())
+
+
+def delete_events(connection: Connection, ids: Sequence[int]) -> None:
+    connection.execute(delete(events).where(events.c.id.in_(ids)))

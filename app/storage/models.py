@@ -7,7 +7,6 @@ followed: what one leads to is no model, no version and no file of one.
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,10 +305,9 @@ class ModelStore:
             return  # someone else was quicker
         shutil.rmtree(trash, ignore_errors=True)  # what is left, as when a sweep takes it away meanwhile, is swept
 
-    def sweep(self, grace_seconds: float) -> None:
-        """Finish deletions that a crash cut short, and remove uploads at which nobody has written for so long."""
+    def sweep(self, deadline: float) -> None:
+        """Finish deletions that a crash cut short, and remove uploads at which nobody has written since."""
         shutil.rmtree(self.root / ".trash", ignore_errors=True)
-        deadline = time.time() - grace_seconds
         for folder in (self.root / ".staging").glob(f"{UPLOAD}*"):
             if changed_at(folder) < deadline:
                 shutil.rmtree(folder, ignore_errors=True)

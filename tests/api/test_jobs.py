@@ -27,6 +27,7 @@ from app.api.auth import Keys
 from app.jobs import feed as feed_module
 from app.jobs.feed import EventFeed
 from app.jobs.queue import Batch, JobQueue
+from app.storage import jobs as rows
 from app.storage.database import Database
 from app.storage.jobs import NewEvent
 from tests.databases import new_database
@@ -282,6 +283,29 @@ def test_last_event_id_goes_on_from_any_event(client: httpx.Client, queue: JobQu
     last = STREAM | {"Last-Event-ID": str(stored[-1])}
     assert client.get(f"/jobs/{job_id}/events", headers=last).status_code == 204
     assert client.get(f"/jobs/{job_id}/events", headers=STREAM | {"Last-Event-ID": "x"}).status_code == 422
+
+
+def test_a_stream_goes_on_with_what_is_left_of_the_events(
+    client: httpx.Client, queue: JobQueue, database: Database
+) -> None:
+    job_id = run(queue)
+    stored = [each.id for each in queue.events(job_id)]
+    with database.write() as connection:
+        rows.delete_events(connection, stored[1:-1])
+    answer = client.get(f"/jobs/{job_id}/events", headers=STREAM | {"Last-Event-ID": str(stored[0])})
+    assert [number for number, _, _ in parse(answer.text)] == stored[-1:]
+
+
+def test_an_id_that_is_yet_to_come_does_not_hide_what_comes(client: httpx.Client, queue: JobQueue) -> None:
+    """As after a restore from a backup: the client has seen events that the database knows nothing of."""
+    job = queue.submit({}, "m")
+    queue.claim(1)
+    headers = STREAM | {"Last-Event-ID": str(10**6)}
+    with client.stream("GET", f"/jobs/{job.id}/events", headers=headers) as answer:
+        chunks = answer.iter_text()
+        assert parse(next(chunks)) == []
+        queue.finish(job.id, "failed")
+        assert [data["state"] for _, _, data in parse("".join(chunks))] == ["failed"]
 
 
 @pytest.mark.parametrize("local", [True, False], ids=["same process", "another process"])

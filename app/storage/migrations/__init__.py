@@ -5,12 +5,15 @@ Each file in versions/ is named after its revision, `NNNN_what.py`, and follows 
 
 from pathlib import Path
 
+import structlog
 from sqlalchemy import Connection, inspect, text
 
-from app.errors import GradserveError
+from app.errors import GradserveError, StorageFailed
 from app.storage.database import Database
 
 _HERE = Path(__file__).parent
+
+log = structlog.get_logger()
 
 
 def head() -> str:
@@ -25,11 +28,15 @@ def migrate(database: Database) -> None:
         GradserveError: `database_too_new`, a later Gradserve has written to it.
     """
     with database.read() as connection:
-        if _is_current(connection):
-            return
-    with database.write() as connection:
-        if not _is_current(connection):
-            _upgrade(connection)
+        is_current = _is_current(connection)
+    if not is_current:
+        with database.write() as connection:
+            if not _is_current(connection):
+                _upgrade(connection)
+    try:
+        database.allow_to_shrink()
+    except StorageFailed as error:
+        log.warning("the database keeps its size on disk, whatever is removed from it", reason=error.detail)
 
 
 def _is_current(connection: Connection) -> bool:

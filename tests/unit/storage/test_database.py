@@ -1,9 +1,11 @@
 """The database: transactions, migrations, and seeing what others write."""
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import insert, select, text
+from sqlalchemy import delete, insert, select, text
 
 from app.errors import GradserveError, StorageFailed, StorageFull
 from app.storage import migrations
@@ -154,3 +156,36 @@ def test_a_database_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
     with pytest.raises(StorageFailed, match="unable to open"), database.read():
         pass
     database.close()
+
+
+def test_a_database_that_could_not_shrink_can_after_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE kept (x)")
+        connection.execute("INSERT INTO kept VALUES (7)")
+        connection.commit()
+    database = Database(f"sqlite:///{path}")
+    migrate(database)
+    with database.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA auto_vacuum").scalar_one() == 2
+        assert connection.exec_driver_sql("SELECT x FROM kept").scalar_one() == 7
+    database.close()
+
+
+def test_pages_that_hold_nothing_are_given_back_but_for_those_to_spare(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(insert(datasets), [ROW | {"name": f"n{i}", "digest": "d" * 80} for i in range(5000)])
+    with database.write() as connection:
+        connection.execute(delete(datasets))
+
+    def pragma(name: str) -> int:
+        with database.read() as connection:
+            return int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+
+    free, pages = pragma("freelist_count"), pragma("page_count")
+    assert free > 50
+    assert database.give_back(7, spare=20)
+    assert (pragma("freelist_count"), pragma("page_count")) == (free - 7, pages - 7)
+    while database.give_back(1000, spare=20):
+        pass
+    assert pragma("freelist_count") == 20

@@ -161,10 +161,10 @@ def test_sweep_removes_what_nobody_needs(store: DatasetStore) -> None:
     for digest in (named.digest, used, unused, asked):
         age(store, digest)
     assert store.table(asked).num_rows == 1
-    store.sweep({used}, grace_seconds=60)
+    store.sweep({used}, time.time() - 60)
     assert tables(store) == {digest.removeprefix("sha256:") for digest in (named.digest, used, recent, asked)}
     store.delete("named")
-    store.sweep(set(), grace_seconds=60)
+    store.sweep(set(), time.time() - 60)
     assert tables(store) == {digest.removeprefix("sha256:") for digest in (recent, asked)}
     assert nothing_left_over(store)
 
@@ -178,7 +178,7 @@ def test_sweep_removes_what_a_crash_left_and_nothing_that_still_grows(store: Dat
         os.utime(folder / "body", (LONG_AGO, LONG_AGO))
         os.utime(folder, (LONG_AGO, LONG_AGO))
     os.utime(growing / "body")
-    store.sweep(set(), grace_seconds=60)
+    store.sweep(set(), time.time() - 60)
     assert not crashed.exists()
     assert growing.exists()
 
@@ -197,7 +197,7 @@ def test_a_table_used_while_it_is_swept_comes_back(store: DatasetStore, monkeypa
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", late)
-    store.sweep(set(), grace_seconds=60)
+    store.sweep(set(), time.time() - 60)
     assert store.table(digest).num_rows == 1
 
 
