@@ -84,6 +84,7 @@ def serve(
     if not _is_loopback(host) and not _has_keys(settings):
         os.environ["GRADSERVE_API_KEYS"] = _make_key()
     _check_tls(settings)
+    _check_data(settings)
     if sys.stderr.isatty():
         scheme = "https" if settings.tls_certificate else "http"
         typer.echo(f"Gradserve is starting; try it at {scheme}://{host}:{port}/docs, stop it with Ctrl-C.", err=True)
@@ -134,6 +135,18 @@ def _check_tls(settings: "Settings") -> None:
         raise typer.Exit(1) from error
 
 
+def _check_data(settings: "Settings") -> None:
+    """Bring the database up to date. What is wrong with it or with the keys is said now, in a line, as above."""
+    from app.storage.database import Database
+    from app.storage.keys import KeyFile
+    from app.storage.migrations import migrate
+
+    KeyFile(settings.key_file).read()
+    database = Database(settings.database)
+    migrate(database)
+    database.close()
+
+
 def _is_taken(host: str, port: int) -> bool:
     import errno
     import socket
@@ -178,7 +191,7 @@ def backup(folder: Annotated[Path, typer.Argument(help="A new folder for the cop
     from app.storage.backup import back_up, places_of
 
     settings = load_settings()
-    places = places_of(settings.data_dir, settings.models_dir, settings.database_url)
+    places = places_of(settings.data_dir, settings.models_dir, settings.database)
     typer.echo(f"{back_up(places, folder)} files are in {folder}")
 
 
@@ -189,7 +202,7 @@ def restore(folder: Annotated[Path, typer.Argument(help="What `gradserve backup`
     from app.storage.backup import restore as put_back
 
     settings = load_settings()
-    places = places_of(settings.data_dir, settings.models_dir, settings.database_url)
+    places = places_of(settings.data_dir, settings.models_dir, settings.database)
     typer.echo(f"{put_back(folder, places)} files were restored")
 
 

@@ -118,7 +118,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     logs.configure(settings.log_format, settings.log_level)
     app.state.keys.watch(KeyFile(settings.key_file))
-    database = Database(settings.database_url or f"sqlite:///{settings.data_dir / 'gradserve.db'}")
+    database = Database(settings.database)
     counters = Counters(settings.data_dir / "counters")
     traces: tracing.Tracing | None = app.state.tracing
     statistics = Statistics(counters, traces.record if traces else None)

@@ -126,6 +126,11 @@ class Settings(BaseSettings):
     )
 
     @property
+    def database(self) -> str:
+        """The URL of the database, whether it was given or is a file in the data folder."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'gradserve.db'}"
+
+    @property
     def key_file(self) -> Path:
         """Where `gradserve keys` keeps what it has made."""
         return self.data_dir / "keys.json"

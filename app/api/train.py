@@ -15,7 +15,7 @@ from app.api.services import Deps, Services
 from app.errors import InvalidInput, TooLarge
 from app.learning.plan import Plan, plan
 from app.specs.resolve import resolve, signature_of
-from app.specs.table import InputsData, RecordsData, StoredData, Table
+from app.specs.table import InputsData, RecordsData, Signature, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationDataset
 from app.storage.tables import frame_from_inputs, frame_from_records
 
@@ -156,8 +156,8 @@ def _resolve_warm_start(deps: Services, spec: TrainingSpec, table: Table) -> Tra
         return spec
     version = deps.models.get(start.model, deps.models.resolve(start.model, start.version))
     which = f"version {version.version} of {start.model!r}"
-    if version.config["spec"]["network"] != spec.network.model_dump(mode="json"):
+    if TrainingSpec.model_validate(version.config["spec"]).network != spec.network:
         raise InvalidInput.at("/warm_start", f"{which} has another network; its weights don't fit")
-    if version.config["signature"]["inputs"] != [column.model_dump() for column in signature_of(spec, table).inputs]:
+    if Signature.model_validate(version.config["signature"]).inputs != signature_of(spec, table).inputs:
         raise InvalidInput.at("/warm_start", f"{which} has other input columns; its weights don't fit")
     return spec.model_copy(update={"warm_start": start.model_copy(update={"version": version.version})})

@@ -32,6 +32,8 @@ class Journal:
         """What a session goes on from, or None where the job begins."""
         found = self.checkpoints.load()
         if found is None:
+            if self.checkpoints.path.exists():
+                self.warn("another release wrote the checkpoint of this run, so it begins anew")
             return None
         tensors, position = found
         self.folds = position["folds"]

@@ -13,7 +13,7 @@ from app.specs.network import LayeredNetwork
 from app.specs.table import Signature
 from app.specs.training import TrainingSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # in 1, weights could have other names: see `_current`
 WEIGHTS = "network."
 
 
@@ -49,13 +49,15 @@ class Model:
 
     @classmethod
     def load(cls, tensors: dict[str, Tensor], config: dict[str, Any]) -> "Model":
-        """The model of `export`. The network's parameters are the given tensors themselves, not copies."""
+        """The model of `export`, in this format or an older one. Its parameters are the given tensors, not copies."""
         spec = TrainingSpec.model_validate(config["spec"])
         signature = Signature.model_validate(config["signature"])
         features = Features.load(tensors, config["features"])
         targets = Targets.load(tensors, config["targets"], signature)
         network = assemble(spec, features, targets.num_outputs)
-        weights = {name.removeprefix(WEIGHTS): value for name, value in tensors.items() if name.startswith(WEIGHTS)}
+        weights = {
+            _current(name.removeprefix(WEIGHTS)): value for name, value in tensors.items() if name.startswith(WEIGHTS)
+        }
         network.load_state_dict(weights, assign=True)
         return cls(spec, features, targets, network.eval().requires_grad_(False))
 
@@ -68,3 +70,11 @@ def assemble(spec: TrainingSpec, features: Features, num_outputs: int) -> nn.Seq
     """
     assert isinstance(spec.network, LayeredNetwork)
     return build_network(spec.network, features.front(), features.num_inputs, num_outputs)
+
+
+def _current(name: str) -> str:
+    """A weight's name as it is now. In format 1 it could begin with a number: 0 for the input, 1 for layer 0."""
+    part, _, rest = name.partition(".")
+    if not part.isdecimal():
+        return name
+    return f"layers.{int(part) - 1}.{rest}" if int(part) else f"input.{rest}"

@@ -31,12 +31,11 @@ class Places(NamedTuple):
     models: Path
 
 
-def places_of(data_dir: Path, models_dir: Path, database_url: str | None) -> Places:
+def places_of(data_dir: Path, models_dir: Path, database_url: str) -> Places:
     """Raises GradserveError for a database that is no file."""
-    url = database_url or f"sqlite:///{data_dir / 'gradserve.db'}"
-    if not url.startswith("sqlite:///"):
+    if not database_url.startswith("sqlite:///"):
         raise GradserveError("only SQLite is backed up here; use the database's own tools, such as pg_dump")
-    return Places(Path(url.removeprefix("sqlite:///")), data_dir / "datasets", models_dir)
+    return Places(Path(database_url.removeprefix("sqlite:///")), data_dir / "datasets", models_dir)
 
 
 def back_up(places: Places, target: Path) -> int:
@@ -92,12 +91,13 @@ def _verified(source: Path) -> dict[str, str]:
         manifest = orjson.loads((source / MANIFEST).read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
         raise GradserveError(f"{source} is no whole backup: {error}", code="no_backup") from error
-    if manifest["format_version"] > FORMAT_VERSION:
+    version, files = (manifest.get(key) if isinstance(manifest, dict) else None for key in ("format_version", "files"))
+    if type(version) is not int or not isinstance(files, dict):
+        raise GradserveError(f"{source} is no whole backup: {MANIFEST} does not list its files", code="no_backup")
+    if version > FORMAT_VERSION:
         raise GradserveError(
-            f"the backup has format {manifest['format_version']}; this Gradserve reads up to {FORMAT_VERSION}",
-            code="newer_format",
+            f"the backup has format {version}; this Gradserve reads up to {FORMAT_VERSION}", code="newer_format"
         )
-    files: dict[str, str] = manifest["files"]
     found = {path.relative_to(source).as_posix() for path in _files(source)} - {MANIFEST}
     for name in sorted(found | files.keys()):
         if name not in found or name not in files or digest_of(source / name) != files[name]:

@@ -11,6 +11,7 @@ from app.storage.files import write_atomically
 from app.storage.tensors import read_tensors, write_tensors
 
 ROWS = "rows-"  # how the names of mapped rows begin
+FORMAT = "1"  # another one whenever a checkpoint of before could not be gone on from
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,15 @@ class Checkpoints:
                 path.unlink()
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Tensors and position of the last checkpoint, or None where there is none."""
+        """Tensors and position of the last checkpoint.
+
+        None where there is none, or one that a release has written whose checkpoints are others (`path` is there then).
+        """
         if not self.path.exists():
             return None
         tensors, metadata = read_tensors(self.path)
+        if metadata.get("format") != FORMAT:
+            return None
         position: dict[str, Any] = orjson.loads(metadata["position"])
         return tensors, position
 
@@ -53,7 +59,7 @@ class Checkpoints:
     ) -> None:
         """The history goes first: what the checkpoint counts is never missing from it. Of `keep`, one file remains."""
         self.write_history(self.history_path, history)
-        write_tensors(self.path, tensors, {"position": orjson.dumps(position).decode()})
+        write_tensors(self.path, tensors, {"format": FORMAT, "position": orjson.dumps(position).decode()})
         self._forget_others(kept_file)
 
     def keep(self, weights: dict[str, Any]) -> OnDisk:

@@ -32,7 +32,7 @@ from app.storage.tensors import read_tensors
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,18}")
 FILES = ("model.safetensors", "config.json", "metrics.json", "history.jsonl")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest that `app.learning.model` reads
 UPLOAD = "upload-"  # how names of staged versions begin that no job has made
 CONFIG_DIGEST = "config_digest"
 
@@ -200,13 +200,7 @@ class ModelStore:
             raise CorruptVersion(f"version {path.name} of model {name!r} can't be read: {error}") from error
         if not isinstance(config, dict) or not isinstance(metrics, dict) or not _has_digests(config):
             raise CorruptVersion(f"config.json of version {path.name} of model {name!r} has no digests of its files")
-        format_version = config.get("format_version", 0)
-        if isinstance(format_version, int) and format_version > FORMAT_VERSION:
-            raise CorruptVersion(
-                f"version {path.name} of model {name!r} has format {format_version}; "
-                f"this service reads formats up to {FORMAT_VERSION}: upgrade it",
-                code="newer_format",
-            )
+        check_format(config, f"version {path.name} of model {name!r}")
         found = Version(name, path.name, path, config, metrics)
         found.check_small_files(metrics_text)
         return found
@@ -338,6 +332,20 @@ def _number_in(marker: Path) -> int:
     except ValueError:
         log.warning("a marker is broken; the next version follows the highest that is there", file=str(marker))
         return 0
+
+
+def check_format(config: dict[str, Any], what: str) -> None:
+    """Raise CorruptVersion where a `config.json` is of a later release, or of none."""
+    found = config.get("format_version")
+    if type(found) is not int or found < 1:
+        raise CorruptVersion(
+            f"config.json of {what} has no whole number as its format_version, as all releases write it"
+        )
+    if found > FORMAT_VERSION:
+        raise CorruptVersion(
+            f"{what} has format {found}; this service reads formats up to {FORMAT_VERSION}: upgrade it",
+            code="newer_format",
+        )
 
 
 def _has_digests(config: dict[str, Any]) -> bool:

@@ -16,10 +16,10 @@ from typing import IO, Any
 
 import orjson
 
-from app.errors import InvalidInput, TooLarge, Unparseable
+from app.errors import CorruptVersion, InvalidInput, TooLarge, Unparseable
 from app.storage.files import digest_of, sync_folder
 from app.storage.formats import gunzip
-from app.storage.models import CONFIG_DIGEST, FILES, FORMAT_VERSION, Version, digest_of_config
+from app.storage.models import CONFIG_DIGEST, FILES, Version, check_format, digest_of_config
 
 MAX_ENTRIES = 16
 MAX_GULP_BYTES = 2**20  # the most that an entry's header may make us read at once
@@ -195,9 +195,10 @@ def read_unpacked(folder: Path, model: str) -> Version:
     for file in sorted(known):
         if digest_of(folder / file) != digests[file]:
             raise InvalidInput(f"{file} is not the one whose digest config.json has", code="digest_mismatch")
-    version = config.get("format_version")
-    if type(version) is not int or version > FORMAT_VERSION:
-        raise InvalidInput(f"config.json has format {version!r}; this service reads formats up to {FORMAT_VERSION}")
+    try:
+        check_format(config, "the version")
+    except CorruptVersion as error:
+        raise InvalidInput(error.detail) from error
     if not isinstance(config.get("job_id"), str) or type(config.get("created_at")) not in (int, float):
         raise InvalidInput("config.json must have a job_id and the time created_at")
     if config.get(CONFIG_DIGEST, digest_of_config(config)) != digest_of_config(config):

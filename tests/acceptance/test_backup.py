@@ -1,5 +1,6 @@
 """A backup that is taken while jobs train is a service that predicts the same and goes on with its queue."""
 
+import json
 import os
 import subprocess
 import sys
@@ -79,6 +80,12 @@ def test_what_is_no_whole_backup_is_refused(
     flipped = gradserve(root, "restore", str(copy))
     assert flipped.returncode == 1
     assert "is not what was backed up" in flipped.stderr
+    manifest = json.loads((copy / "backup.json").read_text())
+    for version, words in ((99, "has format 99"), ("1", "no whole backup"), (None, "no whole backup")):
+        (copy / "backup.json").write_text(json.dumps(manifest | {"format_version": version}))
+        other = gradserve(root, "restore", str(copy))
+        assert other.returncode == 1
+        assert words in other.stderr
     (copy / "backup.json").unlink()
     cut_off = gradserve(root, "restore", str(copy))
     assert cut_off.returncode == 1

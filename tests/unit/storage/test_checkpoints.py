@@ -9,6 +9,7 @@ import torch
 
 from app.storage.checkpoints import Checkpoints
 from app.storage.files import write_atomically
+from app.storage.tensors import write_tensors
 
 HISTORY = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": None} for epoch in range(1, 6)]
 
@@ -36,6 +37,14 @@ def test_the_last_one_counts(tmp_path: Path) -> None:
     for step in (1, 3, 2):
         save(Checkpoints(tmp_path), step)
         assert loaded_step(Checkpoints(tmp_path)) == step
+
+
+@pytest.mark.parametrize("metadata", [{}, {"format": "0"}, {"format": "99"}])
+def test_another_releases_checkpoint_is_there_and_none(tmp_path: Path, metadata: dict[str, str]) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    write_tensors(checkpoints.path, {"a": torch.zeros(3)}, {**metadata, "position": "[]"})
+    assert checkpoints.path.exists()
+    assert checkpoints.load() is None
 
 
 def test_the_history_is_that_of_the_checkpoint(tmp_path: Path) -> None:

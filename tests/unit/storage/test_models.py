@@ -291,6 +291,32 @@ def test_a_newer_format_is_refused_in_a_sentence(store: ModelStore) -> None:
     assert caught.value.code == "newer_format"
 
 
+@pytest.mark.parametrize("found", [None, "1", 1.0, True, [1], {}, 0, -1])
+def test_a_format_that_no_release_wrote_is_corrupt(store: ModelStore, found: Any) -> None:
+    publish(store, format_version=found)
+    with pytest.raises(CorruptVersion, match="version 1 of model 'm' has no whole number as its format_version"):
+        store.get("m", "1")
+
+
+@pytest.mark.parametrize("text", ["9223372036854775807", "18446744073709551615", "1e3", "99999999999999999999999"])
+def test_a_huge_format_is_refused(store: ModelStore, text: str) -> None:
+    publish(store)
+    config = store.root / "m" / "1" / "config.json"
+    found = config.read_text()
+    assert f'"format_version": {FORMAT_VERSION}' in found
+    config.write_text(found.replace(f'"format_version": {FORMAT_VERSION}', f'"format_version": {text}'))
+    with pytest.raises(CorruptVersion, match="format"):
+        store.get("m", "1")
+
+
+def test_no_format_at_all_is_corrupt(store: ModelStore) -> None:
+    publish(store)
+    config = store.root / "m" / "1" / "config.json"
+    config.write_text(config.read_text().replace("format_version", "format_vers1on"))
+    with pytest.raises(CorruptVersion, match="format_version"):
+        store.get("m", "1")
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_files_of_a_version(store: ModelStore, file: str) -> None:
     publish(store)
