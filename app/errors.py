@@ -15,6 +15,7 @@ GradserveError
 │   └── FileNotInVersion
 ├── Conflict              the state of the thing does not allow it
 ├── Overloaded            full for now; try again later
+├── ClientGone            nobody waits for the answer any more
 ├── Unavailable           a part of the service that is not there yet, or any more
 │   └── StorageFailed     the disk or the database does not take or give what it should
 │       └── StorageFull
@@ -120,6 +121,10 @@ class Overloaded(GradserveError):
     def __init__(self, detail: str, *, retry_after_seconds: int = 1, code: str | None = None) -> None:
         super().__init__(detail, code=code)
         self.retry_after_seconds = retry_after_seconds
+
+
+class ClientGone(GradserveError):
+    code = "client_gone"
 
 
 class Unavailable(GradserveError):

@@ -50,6 +50,7 @@ from app.jobs.queue import JobQueue
 from app.jobs.retention import Keep, Retention
 from app.jobs.supervisor import ELECTION_SECONDS, Rules, Supervisor
 from app.learning.plan import resolve_device, usable_cores
+from app.serving.batcher import Limits
 from app.serving.cache import ModelCache
 from app.serving.predictor import Predictor
 from app.serving.statistics import Statistics
@@ -194,7 +195,11 @@ def build_services(settings: Settings, database: Database, statistics: Statistic
             settings.data_dir / "datasets", database, settings.max_dataset_bytes, settings.max_columns
         ),
         models=models,
-        predictor=Predictor(cache, statistics),
+        predictor=Predictor(
+            cache,
+            statistics,
+            limits=Limits(settings.max_batch_rows, settings.max_queued_rows, settings.max_queued_bytes),
+        ),
     )
 
 

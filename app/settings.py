@@ -118,6 +118,18 @@ class Settings(BaseSettings):
         600.0, gt=0, allow_inf_nan=False, description="how often what is not kept any more is removed"
     )
     cache_bytes: int = Field(4 * 2**30, ge=1, description="weights of loaded versions kept in memory")
+    max_batch_rows: int = Field(
+        8192, ge=1, description="most rows in one forward pass; a request of more goes through in parts"
+    )
+    max_queued_rows: int = Field(
+        1_000_000,
+        ge=1,
+        description="rows under way for a version at once; a request that makes them more is answered 429",
+    )
+    max_queued_bytes: int = Field(2**30, ge=1, description="the same in bytes of encoded rows")
+    max_held_bytes: int = Field(
+        2**30, ge=1, description="bytes of JSON bodies of predictions under way at once; one more is answered 429"
+    )
     log_format: str = Field(
         "auto", pattern=r"^(auto|json|console)$", description="json, console, or console on a terminal only"
     )

@@ -85,7 +85,7 @@ async def invoke(
 def _encode(deps: Services, model: ServedModel, body: Invocation) -> Any:
     pointer, rows = rows_of(body, positional=model.model.signature.positional)
     if len(rows) > deps.settings.max_rows:
-        raise TooLarge(f"{len(rows)} rows are more than the {deps.settings.max_rows} that one request may have")
+        raise TooLarge(f"there are more than the {deps.settings.max_rows} rows that one request may have")
     return encode_rows(model.model.features, model.model.signature, rows, pointer)
 
 

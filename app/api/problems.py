@@ -30,6 +30,7 @@ STATUS: dict[type[errors.GradserveError], int] = {
     errors.Conflict: 409,
     errors.Overloaded: 429,
     errors.StorageFull: 507,
+    errors.ClientGone: 400,  # for the log; there is nobody who could read it
     errors.Unavailable: 503,
     errors.CorruptVersion: 503,
 }
@@ -101,6 +102,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(OSError, _of_system)
     app.add_exception_handler(Exception, _unexpected)
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """The problem of an error that FastAPI does not see."""
+    if isinstance(error, errors.GradserveError):
+        return await _expected(request, error)
+    return await (_invalid if isinstance(error, RequestValidationError) else _unexpected)(request, error)
 
 
 async def _expected(request: Request, error: Exception) -> Response:

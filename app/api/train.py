@@ -136,7 +136,7 @@ def store_data(deps: Services, data: StoredData | RecordsData | InputsData) -> t
 
 def check_num_rows(deps: Services, num_rows: int) -> None:
     if num_rows > deps.settings.max_rows:
-        raise TooLarge(f"{num_rows} rows are more than the {deps.settings.max_rows} that one request may have")
+        raise TooLarge(f"there are more than the {deps.settings.max_rows} rows that one request may have")
 
 
 def _resolve_validation(deps: Services, spec: TrainingSpec) -> Any:

@@ -3,15 +3,13 @@
 https://github.com/kserve/open-inference-protocol, with those of Triton's extensions that `EXTENSIONS` lists.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Path, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 
 from app import __version__
@@ -19,9 +17,11 @@ from app.api import operations
 from app.api.auth import require
 from app.api.encodings import accepted_encoding, compress, decompress
 from app.api.examples import INFER
-from app.api.json_route import parse_json
+from app.api.json_route import parse_json, validated
+from app.api.patience import unless_gone
 from app.api.services import Deps, RoutingKey, Services
-from app.errors import Conflict, InvalidInput, Overloaded, Unparseable
+from app.errors import Conflict, InvalidInput, Unparseable
+from app.serving.predictor import in_time
 from app.serving.served_model import ServedModel
 from app.serving.signature import TensorType, input_types, output_types
 from app.serving.statistics import facts_of, last_inference_of, triton_statistics
@@ -324,18 +324,11 @@ async def infer(
         predicting = deps.predictor.predict_encoded(
             asked, call.inputs, lambda other: _read_call(deps, other, body, request.headers).inputs
         )
-        values = await _in_time(call.timeout_seconds, predicting)
+        async with in_time(call.timeout_seconds):
+            values = await unless_gone(request.receive, predicting)
         with asked.part("compute_output"):
             answer = await _run(values.nbytes, encode_response, model, call, values)
             return await _run(values.nbytes, _response, *answer, request.headers.get("accept-encoding", ""))
-
-
-async def _in_time(seconds: float | None, answer: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(seconds):
-            return await answer
-    except TimeoutError as error:
-        raise Overloaded(f"there was no answer within the timeout of {seconds} s", code="deadline_exceeded") from error
 
 
 async def _run(num_bytes: int, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
@@ -379,8 +372,4 @@ def _validated(body_type: type[Body], body: bytes) -> Body:
     """
     optional = not any(field.is_required() for field in body_type.model_fields.values())
     value = {} if optional and not body.strip() else parse_json(body)
-    try:
-        return body_type.model_validate(value)
-    except ValidationError as error:
-        found = [{**item, "loc": ("body", *item["loc"])} for item in error.errors(include_url=False)]
-        raise RequestValidationError(found, body=value) from error
+    return validated(body_type, value)

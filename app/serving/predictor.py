@@ -1,36 +1,58 @@
 """The one way from rows to predictions, whatever protocol they came by."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import polars as pl
 import structlog
 import torch
 from torch import Tensor
 
-from app.errors import CorruptVersion
+from app.errors import CorruptVersion, Overloaded
 from app.learning.rows import Rows
-from app.serving.batcher import Batcher
+from app.serving.batcher import Batcher, Limits
 from app.serving.cache import ModelCache
 from app.serving.encode import encode_rows
 from app.serving.routing import route
 from app.serving.served_model import ServedModel
 from app.serving.shadows import Encode, Shadows
+from app.serving.small import SmallRequests
 from app.serving.statistics import Request, Statistics
+
+T = TypeVar("T")
 
 MAX_CELLS_ON_LOOP = 5_000  # smaller inputs are encoded at once, which takes less than handing them to a thread
 
 log = structlog.get_logger("gradserve.predictor")
 
 
+@asynccontextmanager
+async def in_time(seconds: float | None) -> AsyncIterator[None]:
+    """Ends what is waited for within it after so many seconds; None: never.
+
+    Raises:
+        Overloaded
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise Overloaded(f"there was no answer within the timeout of {seconds} s", code="deadline_exceeded") from error
+
+
 class Predictor:
-    def __init__(self, cache: ModelCache, statistics: Statistics, *, num_threads: int = 4) -> None:
+    def __init__(
+        self, cache: ModelCache, statistics: Statistics, *, limits: Limits | None = None, num_threads: int = 4
+    ) -> None:
         self.cache = cache
         self.statistics = statistics
         self._shadows = Shadows(cache, statistics.counters)
+        self.small = SmallRequests(statistics)
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
-        self._batcher = Batcher(self._executor, statistics.executed)
+        self._batcher = Batcher(self._executor, statistics.executed, limits)
 
     async def request(self, name: str, selector: str | None, key: str | None) -> Request:
         """A request for a version by number, by alias (which may have a canary), or None for the newest.
@@ -54,26 +76,32 @@ class Predictor:
         Raises:
             ModelNotFound, VersionNotFound, CorruptVersion
         """
-        return self.cache.peek(name, version) or await self._in_thread(self.cache.get, name, version)
+        if found := self.cache.peek(name, version):
+            return found
+        return await self.in_thread(self.cache.get, name, version)
 
     async def predict(self, request: Request, inputs: list[Any]) -> Tensor:
         """Values in the target's units `[N, T]`, or probabilities `[N, L]`.
 
         Raises:
-            ShapeMismatch, UnknownColumn, InvalidInput
+            ShapeMismatch, UnknownColumn, InvalidInput, Overloaded
         """
         features, signature = request.model.model.features, request.model.model.signature
         with request.part("compute_input"):
             if len(inputs) * len(signature.inputs) <= MAX_CELLS_ON_LOOP:
                 encoded = encode_rows(features, signature, inputs)
             else:
-                encoded = await self._in_thread(encode_rows, features, signature, inputs)
+                encoded = await self.in_thread(encode_rows, features, signature, inputs)
         return await self.predict_encoded(
             request, encoded, lambda other: encode_rows(other.model.features, other.model.signature, inputs)
         )
 
     async def predict_encoded(self, request: Request, inputs: Tensor, encode: Encode) -> Tensor:
-        """As `predict`, of rows that are encoded already `[N, F]`; `encode` does that for a shadow of the version."""
+        """As `predict`, of rows that are encoded already `[N, F]`; `encode` does that for a shadow of the version.
+
+        Raises:
+            Overloaded
+        """
         request.num_rows += len(inputs)
         values = await self._batcher.predict(request, inputs)
         self._shadows.offer(request, values, encode)
@@ -92,7 +120,7 @@ class Predictor:
         rows = Rows(model.model.features.transform(inputs), known.transform(targets), weights_N)
         return model.evaluate(rows, known.truth(targets))
 
-    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     def close(self) -> None:

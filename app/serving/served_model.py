@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from app.errors import CorruptVersion
@@ -12,7 +14,10 @@ from app.learning.losses import build_loss
 from app.learning.metrics import measure
 from app.learning.model import Model
 from app.learning.rows import Rows
+from app.serving.dense import Dense
 from app.storage.models import Version
+
+Answer = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +26,8 @@ class ServedModel:
     version: str
     model: Model
     num_bytes: int
+    dense: Dense | None = None
+    """Where there is one, small requests take it."""
 
     @classmethod
     def load(cls, version: Version, device: str) -> "ServedModel":
@@ -40,22 +47,21 @@ class ServedModel:
         model.network.to(device)
         model.predict(torch.zeros(1, model.features.num_inputs))
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        return cls(version.model, version.version, model, num_bytes)
+        return cls(version.model, version.version, model, num_bytes, Dense.of(model))
 
-    def answer(self, values: Tensor) -> dict[str, Any]:
+    def answer(self, values: Tensor | NDArray[np.float64]) -> Answer:
         """What `/predict` says of values or probabilities `[N, ·]`: numbers, or labels in their own type."""
-        signature = self.model.signature
-        said: dict[str, Any] = {"model": self.name, "version": self.version}
+        signature, values = self.model.signature, np.asarray(values)
+        said: Answer = {"model": self.name, "version": self.version}
         if signature.task == "regression":
-            array = values.numpy()
-            return said | {"predictions": array[:, 0] if array.shape[1] == 1 else array}
+            return said | {"predictions": values[:, 0] if values.shape[1] == 1 else values}
         assert signature.classes is not None
         classes = list(signature.classes)
         if signature.task == "multilabel":
             predictions: list[Any] = (values >= 0.5).tolist()
         else:
             predictions = [classes[index] for index in values.argmax(1).tolist()]
-        return said | {"predictions": predictions, "classes": classes, "probabilities": values.numpy()}
+        return said | {"predictions": predictions, "classes": classes, "probabilities": values}
 
     def evaluate(self, rows: Rows, truth: Tensor) -> dict[str, Any]:
         """Loss (as in training) and the task's metrics (in the target's units) of encoded rows."""

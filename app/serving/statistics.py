@@ -115,6 +115,26 @@ class Statistics:
             values[count] += 1
             values[sum_ns] += part_ns
 
+    @property
+    def traces_requests(self) -> bool:
+        """Whether each request is told of by itself."""
+        return self._trace is not None
+
+    def answered_together(self, model: ServedModel, num_rows: int, took_ns: list[int], parts: dict[Part, int]) -> None:
+        """Requests that shared one pass have succeeded: how long each took, and the sums of their parts."""
+        cells, values, num_requests = self._of(model), self.counters.values, len(took_ns)
+        values[cells.success] += num_requests
+        values[cells.success_ns] += sum(took_ns)
+        values[cells.count] += num_rows
+        values[cells.exec_count] += 1
+        values[cells.last_inference] = time.time_ns() // 1_000_000
+        for ns in took_ns:
+            cells.seconds.observe(ns / 1e9)
+        for part, ns in parts.items():
+            count, sum_ns = cells.parts[part]
+            values[count] += num_requests
+            values[sum_ns] += ns
+
     def executed(self, model: ServedModel) -> None:
         """A forward pass has been done."""
         self.counters.values[self._of(model).exec_count] += 1

@@ -117,7 +117,7 @@ def read_tensors(request: InferRequest, binary: memoryview, max_rows: int) -> li
         pointer = f"/inputs/{index}"
         check_datatype(item.datatype, f"{pointer}/datatype")
         if item.shape[0] > max_rows:
-            raise TooLarge(f"{item.shape[0]} rows are more than the {max_rows} that one request may have")
+            raise TooLarge(f"there are more than the {max_rows} rows that one request may have")
         size = _binary_size(item, len(binary) - offset, pointer)
         if size is None:
             values = from_json(item.datatype, item.shape, item.data, f"{pointer}/data")

@@ -7,6 +7,7 @@ followed: what one leads to is no model, no version and no file of one.
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ FILES = ("model.safetensors", "config.json", "metrics.json", "history.jsonl")
 FORMAT_VERSION = 2  # the newest that `app.learning.model` reads
 UPLOAD = "upload-"  # how names of staged versions begin that no job has made
 CONFIG_DIGEST = "config_digest"
+CLOCK_TICK_NS = 50_000_000  # changes that lie closer together may leave a folder with the same time
 
 log = structlog.get_logger("gradserve.models")
 
@@ -85,6 +87,8 @@ class ModelStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._aliases = Aliases(root)
+        self._folder = str(root)
+        self._listings: dict[str, tuple[tuple[int, int], list[str]]] = {}
 
     # ---- publishing
 
@@ -156,8 +160,25 @@ class ModelStore:
         return versions
 
     def _versions(self, name: str) -> list[str]:
+        """Published versions, oldest first, which the caller does not change; a stat while nothing has changed."""
+        known = self._listings.get(name)
+        if known is None and not NAME.fullmatch(name):
+            return []
+        try:
+            status = os.lstat(f"{self._folder}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
+            self._listings.pop(name, None)
+            return []
+        if known and known[0] == (status.st_ino, status.st_mtime_ns):
+            return known[1]
+        found = self._list_versions(name)
+        if found and time.time_ns() - status.st_mtime_ns > CLOCK_TICK_NS:
+            self._listings[name] = ((status.st_ino, status.st_mtime_ns), found)
+        return found
+
+    def _list_versions(self, name: str) -> list[str]:
         folder = self.root / name
-        if not NAME.fullmatch(name) or not is_folder(folder):
+        if not is_folder(folder):
             return []
         found = [
             entry.name

@@ -18,6 +18,7 @@ from tests.published import columns_model, numbers_model, publish
 
 NUMBERS, COLUMNS = "triton-numbers", "triton-columns"
 ROWS = np.array([[0.5, 1.0], [2.0, 3.0], [7.5, 0.0]])
+ROUNDING = {"rtol": 1e-6, "atol": 1e-6}  # of float32, relative to the largest term of a sum, whatever is left of it
 Call = Callable[..., Any]
 
 
@@ -116,7 +117,7 @@ def test_infer_numbers(call: Call, service: Service, binary: bool, compression: 
         response_compression_algorithm=compression,
     )
     expected = predictions(service, NUMBERS, ROWS.tolist())["predictions"]
-    np.testing.assert_allclose(result.as_numpy("predictions").ravel(), expected, rtol=1e-6)
+    np.testing.assert_allclose(result.as_numpy("predictions").ravel(), expected, **ROUNDING)
     response = result.get_response()
     assert (response["id"], response["model_name"], response["model_version"]) == ("seven", NUMBERS, "2")
     assert response["parameters"]["mine"] == "5"
@@ -129,7 +130,7 @@ def test_whole_numbers(call: Call, service: Service, datatype: str, binary: bool
     rows = np.array([[1, 0], [0, 1]])
     result = call("infer", NUMBERS, [tensor(rows.astype(datatype), binary=binary)])
     expected = predictions(service, NUMBERS, rows.tolist())["predictions"]
-    np.testing.assert_allclose(result.as_numpy("predictions").ravel(), expected, rtol=1e-6)
+    np.testing.assert_allclose(result.as_numpy("predictions").ravel(), expected, **ROUNDING)
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -162,7 +163,7 @@ def test_columns_and_labels(call: Call, service: Service, binary: bool) -> None:
 def test_half_precision(call: Call, service: Service) -> None:
     result = call("infer", NUMBERS, [tensor(ROWS.astype(np.float16))])
     expected = predictions(service, NUMBERS, ROWS.tolist())["predictions"]
-    np.testing.assert_allclose(result.as_numpy("predictions").ravel(), expected, rtol=1e-6)
+    np.testing.assert_allclose(result.as_numpy("predictions").ravel(), expected, **ROUNDING)
 
 
 def test_requests_in_flight(service: Service) -> None:

@@ -536,3 +536,19 @@ def test_a_config_that_tells_of_other_files_is_corrupt(store: ModelStore, tmp_pa
     path.write_bytes(orjson.dumps(config))
     with pytest.raises(CorruptVersion, match="has no digests"):
         store.get("m", "1")
+
+
+def test_versions_that_come_and_go_are_seen_at_once_by_those_who_have_looked_before(store: ModelStore) -> None:
+    other = ModelStore(store.root)
+    for number in range(1, 30):
+        publish(store)
+        assert other.resolve("m", None) == str(number)
+    os.utime(store.root / "m", (1, 1))  # from now on, a look at the folder's time is enough
+    assert other.resolve("m", None) == "29"
+    store.delete("m", "29")
+    assert other.resolve("m", None) == "28"
+    with pytest.raises(VersionNotFound):
+        other.resolve("m", "29")
+    store.delete("m")
+    with pytest.raises(ModelNotFound):
+        other.resolve("m", None)
