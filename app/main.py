@@ -63,6 +63,7 @@ from app.storage.keys import KeyFile
 from app.storage.migrations import migrate
 from app.storage.models import ModelStore
 
+REFRESH_SECONDS = 0.5
 GRACE_SECONDS = 3600.0  # for tables and uploads that nobody names yet
 ROOMS = {
     "datasets": "Tables that stay, under names",
@@ -132,9 +133,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log.info("ready", version=__version__, models_dir=str(settings.models_dir), data_dir=str(settings.data_dir))
         retention = Retention(database, _keep(settings))
         housekeeping = asyncio.create_task(keep_house(services, retention, supervisor))
+        refreshing = asyncio.create_task(keep_memory(services.predictor.cache))
         yield
         retention.stop()
         housekeeping.cancel()
+        refreshing.cancel()
     services.feed.close()
     await to_thread.run_sync(supervisor.stop)
     services.predictor.close()
@@ -152,6 +155,16 @@ def end_with_parent() -> None:
 def _end_after(parent: BaseProcess) -> None:
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def keep_memory(cache: ModelCache) -> None:
+    """Let go of versions that were deleted or unloaded, whichever process was told."""
+    while True:
+        try:
+            await to_thread.run_sync(cache.refresh)
+        except OSError:
+            log.exception("it can't be seen which versions are to leave the memory; that is tried again")
+        await asyncio.sleep(REFRESH_SECONDS)
 
 
 async def keep_house(services: Services, retention: Retention, supervisor: Supervisor) -> None:

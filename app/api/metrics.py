@@ -12,6 +12,8 @@ from fastapi import APIRouter, Depends, Response
 
 from app.api.auth import require
 from app.api.services import Deps, Services
+from app.learning.plan import memory_of_cards
+from app.serving.cache import MEMORY
 from app.serving.statistics import facts_of
 from app.storage.counters import BOUNDS, Key, Snapshot
 
@@ -60,6 +62,9 @@ TRITON = {
     "compute_output_ns": ("compute_output_duration_us", "Time from tensors to answers"),
 }
 """What Triton calls nv_inference_…, by the fact that is counted; durations add up, in microseconds."""
+MODELS = Family(MEMORY, "gauge", "Weights in memory; on a cpu, processes share them", (*VERSION, "device", "process"))
+CARD_USED = Family("gradserve_gpu_memory_used_bytes", "gauge", "Memory of a card that is taken, by whomever", ("gpu",))
+CARD_TOTAL = Family("gradserve_gpu_memory_total_bytes", "gauge", "Memory of a card", ("gpu",))
 JOBS = Family("gradserve_jobs", "gauge", "Jobs by state", ("state",))
 PROCESSES = Family("gradserve_processes", "gauge", "Processes that answer requests")
 RESIDENT = Family("gradserve_resident_memory_bytes", "gauge", "Memory of a process, shared parts too", ("process",))
@@ -86,6 +91,11 @@ def exposed(deps: Services) -> Iterator[str]:
         yield from _text(family, _counted(family, counted.counts))
     yield from _inference(counted)
     yield from _text(JOBS, [((state,), count) for state, count in deps.jobs.counts().items()])
+    yield from _text(MODELS, _held(counted.gauges))
+    cards = [(str(index), *memory) for index, memory in enumerate(memory_of_cards())]
+    if cards:
+        yield from _text(CARD_USED, [((card,), total - free) for card, free, total in cards])
+        yield from _text(CARD_TOTAL, [((card,), total) for card, _, total in cards])
     yield from _text(PROCESSES, [((), len(counted.gauges))])
     yield from _text(RESIDENT, _memory(counted.gauges, "VmRSS", "status"))
     yield from _text(PROPORTIONAL, _memory(counted.gauges, "Pss", "smaps_rollup"))
@@ -101,6 +111,12 @@ def _inference(counted: Snapshot) -> Iterator[str]:
 
 def _counted(family: Family, counts: Mapping[Key, float]) -> Samples:
     return [(key[1:], value) for key, value in counts.items() if key[0] == family.name]
+
+
+def _held(gauges: Mapping[int, Mapping[Key, float]]) -> Samples:
+    """Versions that are in memory, in each process."""
+    for pid, found in gauges.items():
+        yield from (((*key[1:], str(pid)), value) for key, value in found.items() if key[0] == MEMORY and value)
 
 
 def _memory(pids: Iterable[int], fact: str, file: str) -> Samples:

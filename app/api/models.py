@@ -157,7 +157,7 @@ def delete_alias(name: ModelName, alias: AliasName, deps: Deps) -> Response:
 def delete_model(name: ModelName, deps: Deps) -> Response:
     """All versions; 409 while an alias points at one."""
     deps.models.delete(name)
-    deps.predictor.cache.unload(name)
+    deps.predictor.cache.refresh()
     return Response(status_code=204)
 
 
@@ -168,7 +168,7 @@ def delete_version(name: ModelName, version: Selector, deps: Deps) -> Response:
     """409 while an alias points at it, or has it as its canary or its shadow."""
     number = deps.models.resolve(name, version)
     deps.models.delete(name, number)
-    deps.predictor.cache.unload(name, number)
+    deps.predictor.cache.refresh()
     return Response(status_code=204)
 
 

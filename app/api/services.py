@@ -1,6 +1,6 @@
 """What handlers work with: built once by `app.main`, reached through `Depends`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -21,8 +21,6 @@ class Services:
     datasets: DatasetStore
     models: ModelStore
     predictor: Predictor
-    unloaded: set[str] = field(default_factory=set)
-    """Models that a client has unloaded and nobody has used since."""
 
 
 def services(request: Request) -> Services:

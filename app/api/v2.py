@@ -172,7 +172,7 @@ def _metadata(tensor: TensorType) -> TensorMetadata:
 )
 async def model_ready(name: ModelName, deps: Deps, version: Selector | None = None) -> dict[str, Any]:
     """Loads it, so that a yes is one."""
-    if _is_unloaded(deps, name, version):
+    if deps.models.is_unloaded(name):
         raise Conflict(f"the model {name!r} was unloaded; it loads again at its next use", code="model_unloaded")
     await deps.predictor.load(name, version)
     return {"name": name, "ready": True}
@@ -226,8 +226,7 @@ async def repository_index(request: Request, deps: Deps) -> list[IndexEntry]:
 def _index(deps: Services) -> list[IndexEntry]:
     entries = []
     for name in deps.models.names():
-        unloaded = _is_unloaded(deps, name, None)
-        state, reason = ("UNAVAILABLE", "unloaded") if unloaded else ("READY", "")
+        state, reason = ("UNAVAILABLE", "unloaded") if deps.models.is_unloaded(name) else ("READY", "")
         entries += [
             IndexEntry(name=name, version=version, state=state, reason=reason) for version in deps.models.versions(name)
         ]
@@ -246,7 +245,7 @@ async def load_model(name: ModelName, request: Request, deps: Deps) -> dict[str,
                 "/parameters", f"a model's {key} can't be replaced; POST /models/{name}/versions publishes a version"
             )
     await deps.predictor.load(name, deps.models.resolve(name, None))
-    deps.unloaded.discard(name)
+    deps.models.mark_unloaded(name, False)
     return {}
 
 
@@ -254,16 +253,11 @@ async def load_model(name: ModelName, request: Request, deps: Deps) -> dict[str,
     "/repository/models/{name}/unload", summary="Free a model's memory", dependencies=write, openapi_extra=_TOLD
 )
 async def unload_model(name: ModelName, request: Request, deps: Deps) -> dict[str, Any]:
-    """All versions, in the process that answers. It is loaded again when it is used again."""
+    """All versions, in all processes within a second. It is loaded again when it is used again."""
     _validated(RepositoryRequest, await request.body())
     deps.models.versions(name)
-    deps.predictor.cache.unload(name)
-    deps.unloaded.add(name)
+    await to_thread.run_sync(deps.predictor.cache.unload, name)
     return {}
-
-
-def _is_unloaded(deps: Services, name: str, version: str | None) -> bool:
-    return name in deps.unloaded and deps.predictor.cache.peek(name, version) is None
 
 
 # ---- inference

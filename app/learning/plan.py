@@ -186,3 +186,8 @@ def devices() -> list[dict[str, str | int]]:
         {"device": f"cuda:{index}", "name": card.name, "memory_bytes": card.total_memory}
         for index, card in enumerate(cards)
     ]
+
+
+def memory_of_cards() -> list[tuple[int, int]]:
+    """Bytes of each CUDA device that are free, and all of them."""
+    return [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())]

@@ -6,6 +6,7 @@ Where no version is asked for, the newest that can be loaded answers: one whose 
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import structlog
@@ -16,6 +17,7 @@ from app.storage.counters import Counters
 from app.storage.files import stamp_of
 from app.storage.models import FILES, ModelStore
 
+MEMORY = "gradserve_model_memory_bytes"
 FAULT_SECONDS = 10.0  # before a broken version whose files look the same is read again
 Key = tuple[str, str]
 Stamp = tuple[object, ...]
@@ -80,8 +82,10 @@ class ModelCache:
             loaded = self._load(key)
             with self._lock:
                 self._loaded[key] = loaded
+                self._tell(loaded, loaded.num_bytes)
                 self._locks.pop(key, None)
                 self._evict()
+            self.store.mark_unloaded(key[0], False)
             return loaded
 
     def _load(self, key: Key) -> ServedModel:
@@ -117,18 +121,38 @@ class ModelCache:
         """Another one where a file is another."""
         return tuple(stamp_of(self.store.root / key[0] / key[1] / file) for file in FILES)
 
-    def unload(self, name: str, version: str | None = None) -> None:
-        """Forget a version, or all of a model's; requests in flight keep theirs until they are answered."""
+    # ---- what leaves the memory; requests in flight keep theirs until they are answered
+
+    def unload(self, name: str) -> None:
+        """Forget a model's versions, in all processes."""
+        self.store.mark_unloaded(name, True)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forget what was deleted, or unloaded by another process. Is called from time to time."""
         with self._lock:
-            for key in [key for key in self._loaded if key[0] == name and version in (None, key[1])]:
-                del self._loaded[key]
+            keys = list(self._loaded)
+        unloaded = {name for name in {name for name, _ in keys} if self.store.is_unloaded(name)}
+        self._forget(key for key in keys if key[0] in unloaded or not self.store.has(*key))
+
+    def _forget(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            with self._lock:
+                if found := self._loaded.pop(key, None):
+                    self._tell(found, 0)
+
+    def _evict(self) -> None:
+        while len(self._loaded) > 1 and sum(model.num_bytes for model in self._loaded.values()) > self._max_bytes:
+            _, oldest = self._loaded.popitem(last=False)
+            self._tell(oldest, 0)
+
+    def _tell(self, model: ServedModel, num_bytes: int) -> None:
+        self._counters.values[self._counters.cell(MEMORY, model.name, model.version, model.device, gauge=True)] = (
+            num_bytes
+        )
 
     def _touch(self, key: Key) -> ServedModel | None:
         with self._lock:
             if found := self._loaded.get(key):
                 self._loaded.move_to_end(key)
             return found
-
-    def _evict(self) -> None:
-        while len(self._loaded) > 1 and sum(model.num_bytes for model in self._loaded.values()) > self._max_bytes:
-            self._loaded.popitem(last=False)

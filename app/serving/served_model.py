@@ -49,6 +49,10 @@ class ServedModel:
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
         return cls(version.model, version.version, model, num_bytes, Dense.of(model))
 
+    @property
+    def device(self) -> str:
+        return next(self.model.network.parameters()).device.type
+
     def answer(self, values: Tensor | NDArray[np.float64]) -> Answer:
         """What `/predict` says of values or probabilities `[N, ·]`: numbers, or labels in their own type."""
         signature, values = self.model.signature, np.asarray(values)

@@ -33,6 +33,7 @@ from app.storage.tensors import read_tensors
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,18}")
 FILES = ("model.safetensors", "config.json", "metrics.json", "history.jsonl")
+UNLOADED = "unloaded"
 FORMAT_VERSION = 2  # the newest that `app.learning.model` reads
 UPLOAD = "upload-"  # how names of staged versions begin that no job has made
 CONFIG_DIGEST = "config_digest"
@@ -183,9 +184,12 @@ class ModelStore:
         found = [
             entry.name
             for entry in folder.iterdir()
-            if VERSION.fullmatch(entry.name) and is_folder(entry) and is_file(entry / "config.json")
+            if VERSION.fullmatch(entry.name) and is_folder(entry) and self.has(name, entry.name)
         ]
         return sorted(found, key=int)
+
+    def has(self, name: str, version: str) -> bool:
+        return is_file(self.root / name / version / "config.json")
 
     def resolve(self, name: str, version: str | None) -> str:
         """A version number from a number, an alias or None for the newest.
@@ -259,6 +263,19 @@ class ModelStore:
             raise FileNotInVersion(f"a version has the files {', '.join(FILES)}; there is no {file!r}")
         return path
 
+    # ---- what is wanted out of memory
+
+    def mark_unloaded(self, name: str, unloaded: bool) -> None:
+        """Let all processes know that a model is to leave their memory, or is in use again."""
+        mark = self.root / name / UNLOADED
+        if unloaded:
+            mark.touch()
+        elif mark.exists():
+            mark.unlink(missing_ok=True)
+
+    def is_unloaded(self, name: str) -> bool:
+        return (self.root / name / UNLOADED).exists()
+
     # ---- aliases
 
     def aliases(self, name: str) -> dict[str, Alias]:
@@ -310,6 +327,8 @@ class ModelStore:
                     raise Conflict(f"version {other} is the {role} of the alias {name_of_alias!r}; end that first")
         for number in versions:
             self._trash(self.root / name / number)
+        if version is None:
+            self.mark_unloaded(name, False)
 
     def _trash(self, path: Path) -> None:
         trash = self.root / ".trash" / f"{path.parent.name}-{path.name}-{os.urandom(8).hex()}"

@@ -34,7 +34,7 @@ def serving_app(root: Path, *routers: APIRouter, keys: str = "", **settings: Any
     app.state.keys = Keys(keys)
     statistics = Statistics(Counters(root / "counters"))
     predictor = Predictor(ModelCache(models, statistics.counters, max_bytes=2**30, device="cpu"), statistics)
-    app.state.services = SimpleNamespace(settings=chosen, models=models, predictor=predictor, unloaded=set())
+    app.state.services = SimpleNamespace(settings=chosen, models=models, predictor=predictor)
     return app
 
 

@@ -117,6 +117,27 @@ def test_memory_and_processes(client: httpx.Client) -> None:
     assert 2**24 < proportional.value <= resident.value
 
 
+def test_memory_of_models(client: httpx.Client) -> None:
+    ask(client, "json")
+    families = {found.name: found for found in text_string_to_metric_families(client.get("/metrics").text)}
+    (process,) = (found.labels["process"] for found in families["gradserve_resident_memory_bytes"].samples)
+    labels = {"model": "json", "version": "1", "device": "cpu", "process": process}
+    num_bytes = sum(tensor.nbytes for tensor in MODEL.export()[0].values())
+    assert sample(client, "gradserve_model_memory_bytes", **labels) == num_bytes
+    assert client.post("/v2/repository/models/json/unload").status_code == 200
+    assert 'gradserve_model_memory_bytes{model="json"' not in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("cards", [[], [(2**30, 2**33)]])
+def test_memory_of_cards(client: httpx.Client, monkeypatch: pytest.MonkeyPatch, cards: list[tuple[int, int]]) -> None:
+    """There are none where these tests run; what there is shows only on a machine with one."""
+    monkeypatch.setattr("app.api.metrics.memory_of_cards", lambda: cards)
+    assert ("gradserve_gpu" in client.get("/metrics").text) == bool(cards)
+    if cards:
+        assert sample(client, "gradserve_gpu_memory_used_bytes", gpu="0") == 2**33 - 2**30
+        assert sample(client, "gradserve_gpu_memory_total_bytes", gpu="0") == 2**33
+
+
 def test_every_family_is_described_once(client: httpx.Client) -> None:
     lines = client.get("/metrics").text.splitlines()
     typed = [line.split()[2] for line in lines if line.startswith("# TYPE")]

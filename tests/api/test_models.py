@@ -228,6 +228,7 @@ def test_a_damaged_version_is_refused_and_others_serve_on(tmp_path: Path, publis
         assert client.post("/predict", json=body | {"version": "1"}).status_code == 200
         problem(client.post("/v2/repository/models/m/load"), 503, "corrupt_version")
         assert client.get("/v2/models/m/ready").json()["ready"]
+        assert client.get("/v2/models/m/versions/2/ready").status_code == 503
         assert 'gradserve_load_failures_total{model="m",version="2"} 1' in client.get("/metrics").text
         path.write_bytes(content)
         assert client.post("/predict", json=body).json()["version"] == "2"

@@ -1,6 +1,8 @@
 """Which versions are in memory: loaded once, bounded in bytes, never one that is not what was published."""
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import structlog
 import torch
 
 from app.errors import CorruptVersion, ModelNotFound, VersionNotFound
-from app.serving.cache import ModelCache
+from app.serving.cache import MEMORY, ModelCache
 from app.serving.served_model import ServedModel
 from app.specs.alias import Alias
 from app.storage.counters import Counters
@@ -32,6 +34,12 @@ def cache_of(store: ModelStore, max_models: float = 100) -> ModelCache:
     num_bytes = ServedModel.load(store.get("measure", "1"), "cpu").num_bytes
     counters = Counters(store.root.parent / "counters")
     return ModelCache(store, counters, max_bytes=int(num_bytes * max_models), device="cpu")
+
+
+def memory_of(store: ModelStore) -> dict[str, float]:
+    """What all processes say that they hold, by the model's name."""
+    gauges = Counters(store.root.parent / "counters").read().gauges
+    return {key[1]: value for found in gauges.values() for key, value in found.items() if key[0] == MEMORY}
 
 
 def tamper(store: ModelStore, name: str, version: str) -> None:
@@ -108,22 +116,42 @@ def test_a_model_larger_than_the_cache_is_served_alone(store: ModelStore) -> Non
     assert cache.peek("b", None) is not None
 
 
-def test_unloading_forgets_one_version_or_all(store: ModelStore) -> None:
-    cache = cache_of(store)
-    for _ in range(3):
+def test_unloading_is_seen_by_all_processes(store: ModelStore) -> None:
+    cache, other = cache_of(store), cache_of(store)
+    for _ in range(2):
         publish(store, MODEL)
-    kept = [cache.get("m", version) for version in ("1", "2", "3")]
-    cache.unload("m", "2")
-    assert [cache.peek("m", version) for version in ("1", "2", "3")] == [kept[0], None, kept[2]]
+    kept = [each.get("m", version) for each in (cache, other) for version in ("1", "2")]
+    stays = other.get("measure", "1")
     cache.unload("m")
-    assert [cache.peek("m", version) for version in ("1", "2", "3")] == [None] * 3
-    assert cache.get("m", "1") is not kept[0]
+    assert store.is_unloaded("m")
+    other.refresh()
+    for each in (cache, other):
+        assert [each.peek("m", version) for version in ("1", "2")] == [None] * 2
+    assert other.peek("measure", "1") is stays
+    assert cache.get("m", "1") not in kept
+    assert not store.is_unloaded("m")
 
 
-def failures(cache: ModelCache) -> dict[str, float]:
-    """How often versions could not be loaded, by number."""
-    counts = cache._counters.read().counts
-    return {key[2]: count for key, count in counts.items() if key[0] == "gradserve_load_failures_total"}
+def test_what_was_deleted_leaves_the_memory(store: ModelStore) -> None:
+    publish(store, MODEL, "stays")
+    publish(store, MODEL, "goes")
+    cache = cache_of(store)
+    for name in ("stays", "goes"):
+        cache.get(name, None)
+    assert {name for name, num_bytes in memory_of(store).items() if num_bytes} == {"stays", "goes"}
+    store.delete("goes")
+    cache.refresh()
+    assert {name for name, num_bytes in memory_of(store).items() if num_bytes} == {"stays"}
+
+
+def test_memory_is_given_back(store: ModelStore) -> None:
+    """Nobody holds on to a version that has left."""
+    cache = cache_of(store)
+    publish(store, MODEL)
+    gone = weakref.ref(cache.get("m", None).model.network)
+    cache.unload("m")
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_corrupt_version_is_refused_and_the_one_before_answers_for_the_newest(store: ModelStore) -> None:
@@ -138,6 +166,12 @@ def test_a_corrupt_version_is_refused_and_the_one_before_answers_for_the_newest(
         assert cache.get("m", None) is cache.peek("m", None) is old
     assert cache.peek("m", "2") is None
     assert cache.get("m", "1") is old
+
+
+def failures(cache: ModelCache) -> dict[str, float]:
+    """How often versions could not be loaded, by number."""
+    counts = cache._counters.read().counts
+    return {key[2]: count for key, count in counts.items() if key[0] == "gradserve_load_failures_total"}
 
 
 def test_what_is_broken_is_read_and_told_of_once_while_it_looks_the_same(

@@ -1,0 +1,71 @@
+"""Weights in memory: one copy for all processes, given back when they are not wanted any more."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from scripts.service import Service
+from tests.published import numbers_model, publish
+from tests.waiting import until
+
+WIDTH = 4000  # 64 MB of weights
+ROW = {"inputs": [[1, 2]]}
+
+
+def metric(service: Service, name: str, **labels: str) -> list[float]:
+    """The values of all processes."""
+    families = text_string_to_metric_families(httpx.get(f"{service.url}/metrics").text)
+    (family,) = (found for found in families if found.name == name)
+    return [found.value for found in family.samples if labels.items() <= found.labels.items()]
+
+
+def ask(service: Service, model: str) -> str:
+    """The version that answers, on a connection of its own, which any process may take."""
+    answer = httpx.post(f"{service.url}/predict", json={"model": model, **ROW}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["version"])
+
+
+def held(service: Service, model: str, version: str = "1") -> list[float]:
+    return metric(service, "gradserve_model_memory_bytes", model=model, version=version)
+
+
+@pytest.fixture
+def service(start_service: Callable[..., Service]) -> Service:
+    """Two processes, both of which have answered before."""
+    service = start_service(workers=2)
+    publish(service.root / "models", "small", numbers_model())
+    until(lambda: ask(service, "small") and len(held(service, "small")) == 2, 60)
+    return service
+
+
+def test_processes_share_weights_and_give_them_back(service: Service) -> None:
+    def proportional() -> float:
+        return sum(metric(service, "gradserve_proportional_memory_bytes"))
+
+    before = proportional()
+    publish(service.root / "models", "large", numbers_model(network={"hidden_features": [WIDTH, WIDTH]}))
+    until(lambda: ask(service, "large") and len(held(service, "large")) == 2, 60)
+    (weights, _) = held(service, "large")
+    assert weights > 4 * WIDTH**2
+    assert 0.9 * weights < proportional() - before < 1.5 * weights
+    assert httpx.post(f"{service.url}/v2/repository/models/large/unload").status_code == 200
+    until(lambda: not held(service, "large"))
+    until(lambda: proportional() - before < 0.5 * weights)
+    assert ask(service, "large") == "1"
+
+
+def test_all_processes_see_a_new_version_at_once(service: Service) -> None:
+    publish(service.root / "models", "small", numbers_model())
+    assert {ask(service, "small") for _ in range(20)} == {"2"}
+    until(lambda: ask(service, "small") and len(held(service, "small", "2")) == 2)
+
+
+def test_a_new_version_that_can_not_be_loaded_leaves_the_old_one_serving(service: Service) -> None:
+    publish(service.root / "models", "small", numbers_model())
+    (service.root / "models" / "small" / "2" / "model.safetensors").write_bytes(b"\0" * 1000)
+    assert {ask(service, "small") for _ in range(20)} == {"1"}
+    answer = httpx.post(f"{service.url}/predict", json={"model": "small", "version": "2", **ROW})
+    assert (answer.status_code, answer.json()["code"]) == (503, "corrupt_version")
