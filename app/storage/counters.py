@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import orjson
-
-from app.errors import DISK_FULL
+import structlog
 
 RECORD_BYTES = 256  # a number, and its key as JSON, ended by zeros
 NUMBERS_PER_RECORD = RECORD_BYTES // 8
 MAX_CELLS = 2**17  # the file is sparse: what is not used takes no room
+NOWHERE = MAX_CELLS - 1  # the record of which nobody reads
+CHUNK_CELLS = 512  # whose room is taken at once, so that what is first seen on a full disk is counted, too
 RECORD = struct.Struct(f"=d{RECORD_BYTES - 8}s")
+
+log = structlog.get_logger("gradserve.counters")
 
 Key = tuple[str, ...]
 """A metric's name and the values of its labels."""
@@ -42,6 +45,7 @@ class Counters:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._cells: dict[Key, int] = {}
+        self._num_cells = self._num_with_room = 0
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
@@ -58,9 +62,10 @@ class Counters:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         os.truncate(self._file, MAX_CELLS * RECORD_BYTES)
-        os.posix_fallocate(self._file, (MAX_CELLS - 1) * RECORD_BYTES, RECORD_BYTES)  # the place of which nobody reads
+        os.pwrite(self._file, bytes(RECORD_BYTES), NOWHERE * RECORD_BYTES)
         self._map = mmap.mmap(self._file, MAX_CELLS * RECORD_BYTES)
         self.values = memoryview(self._map).cast("d")
+        self._take_room()
 
     def cell(self, *key: str, gauge: bool = False) -> int:
         """Where in `values` a number is: one that is added to, or a gauge, which is set. It begins as 0.
@@ -70,30 +75,34 @@ class Counters:
         cell = self._cells.get(key)
         if cell is None:
             with self._lock:
-                cell = self._cells.get(key)
-                if cell is None:
-                    cell = self._cells[key] = self._write_key(key, gauge)
+                number = self._cells[key] // NUMBERS_PER_RECORD if key in self._cells else self._write_key(key, gauge)
+                cell = number * NUMBERS_PER_RECORD
+                if number != NOWHERE:
+                    self._cells[key] = cell
         return cell
 
     def _write_key(self, key: Key, gauge: bool) -> int:
-        text = (b"=" if gauge else b"+") + orjson.dumps(key)
-        number = min(len(self._cells), MAX_CELLS - 1)
-        if number < MAX_CELLS - 1 and (len(text) >= RECORD_BYTES - 8 or not self._has_room(number)):
-            return (MAX_CELLS - 1) * NUMBERS_PER_RECORD
-        if number < MAX_CELLS - 1:
-            start = number * RECORD_BYTES + 8
-            self._map[start : start + len(text)] = text
-        return number * NUMBERS_PER_RECORD
+        """The number of the record, whose first byte is written last: it shows that all is there."""
+        text, number = (b"=" if gauge else b"+") + orjson.dumps(key), self._num_cells
+        if number + CHUNK_CELLS // 2 >= self._num_with_room:
+            self._take_room()
+        if len(text) >= RECORD_BYTES - 8 or number >= self._num_with_room:
+            return NOWHERE
+        start = number * RECORD_BYTES + 8
+        self._map[start + 1 : start + len(text)] = text[1:]
+        self._map[start] = text[0]
+        self._num_cells += 1
+        return number
 
-    def _has_room(self, number: int) -> bool:
-        """Whether the disk holds a record; to write to a page of a mapped file that it can't hold kills the process."""
+    def _take_room(self) -> None:
+        """Have the disk hold the next records: to write to a page of a mapped file that it can't hold kills us."""
+        wanted = min(CHUNK_CELLS, NOWHERE - self._num_with_room) * RECORD_BYTES
         try:
-            os.posix_fallocate(self._file, number * RECORD_BYTES, RECORD_BYTES)
+            written = os.pwrite(self._file, bytes(wanted), self._num_with_room * RECORD_BYTES)
         except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            return False
-        return True
+            written = 0
+            log.warning("there may be no room for what is to be counted", error=str(error))
+        self._num_with_room += written // RECORD_BYTES
 
     def _take_over(self, path: Path) -> None:
         for key, gauge, value in _read(path):
@@ -149,9 +158,9 @@ def _read(path: Path) -> Iterator[tuple[Key, bool, float]]:
     with path.open("rb") as file:
         while record := file.read(RECORD_BYTES):
             value, text = RECORD.unpack(record)
-            text = text.rstrip(b"\0")
-            if not text:
+            if not text[0]:
                 return
+            text = text.rstrip(b"\0")
             yield tuple(orjson.loads(text[1:])), text[:1] == b"=", value
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.storage.counters import BOUNDS, Counters, Histogram
+from app.storage.counters import BOUNDS, CHUNK_CELLS, Counters, Histogram
+from tests.disks import small_disk
 
 KEY = ("gradserve_things_total", "model", "1")
 
@@ -83,11 +84,36 @@ def test_a_process_that_is_killed_has_counted_up_to_then(tmp_path: Path) -> None
 
 def test_what_has_no_room_is_not_counted_and_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.storage.counters.MAX_CELLS", 4)
+    monkeypatch.setattr("app.storage.counters.NOWHERE", 3)
     counters = Counters(tmp_path)
+    add(counters, 1, "x" * 300)
     for number in range(10):
         add(counters, 1, "things", str(number))
-    add(counters, 1, "x" * 300)
     assert counters.read().counts == {("things", str(number)): 1 for number in range(3)}
+
+
+def test_what_is_first_seen_on_a_full_disk_is_counted(tmp_path: Path) -> None:
+    """From the room that was taken before; what comes when that is used up is not, and is once there is space."""
+    with small_disk(tmp_path / "disk", 1) as disk:
+        counters = Counters(disk.path / "counters")
+        disk.fill()
+        for number in range(2 * CHUNK_CELLS):
+            add(counters, 1, "things", str(number))
+        assert counters.read().counts == {("things", str(number)): 1 for number in range(CHUNK_CELLS)}
+        disk.free()
+        for number in range(2 * CHUNK_CELLS):
+            add(counters, 1, "things", str(number))
+        counts = counters.read().counts
+        assert len(counts) == 2 * CHUNK_CELLS
+        assert [counts["things", str(number)] for number in (0, 2 * CHUNK_CELLS - 1)] == [2, 1]
+        counters.close()
+
+
+def test_many_are_counted(tmp_path: Path) -> None:
+    counters = Counters(tmp_path)
+    for number in range(3 * CHUNK_CELLS):
+        add(counters, number, "things", str(number))
+    assert Counters(tmp_path).read().counts == {("things", str(number)): number for number in range(3 * CHUNK_CELLS)}
 
 
 @given(st.lists(st.floats(0, 100), max_size=20))
