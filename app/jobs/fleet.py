@@ -44,6 +44,13 @@ class Run:
     hung: bool = False
     killed_at: float | None = None
 
+    def excuse(self, seconds: float, now: float) -> None:
+        """So much time up to now does not count: nobody listened."""
+        self.last_sign = min(now, self.last_sign + seconds)
+        self.told_at = min(now, self.told_at + seconds)
+        if self.killed_at is not None:
+            self.killed_at = min(now, self.killed_at + seconds)
+
 
 class Fleet:
     """Belongs to one thread; `bell` is a socket on which others can end a `poll` early."""
@@ -113,7 +120,11 @@ class Fleet:
         if self._process is not None:
             if not was_ready:
                 self._process.kill()  # it still imports, has no workers, and would hear of the end only afterwards
-            self._process.wait()
+            try:
+                self._process.wait(ANSWER_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._kill_server()
+                self._process.wait()
             self._process = None
 
     def _say(self, message: dict[str, Any], fds: list[int] | None = None) -> None:

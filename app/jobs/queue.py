@@ -245,7 +245,7 @@ class JobQueue:
                 return []
         with self._database.write(durable=False) as connection:
             queued = rows.jobs_in(connection, ["queued"], limit)
-            claimed = [_move(connection, job, "running", started_at=job.started_at or time.time()) for job in queued]
+            claimed = [_move(connection, job, "running", started_at=job.started_at or _now(job)) for job in queued]
         self._notify()
         return claimed
 
@@ -288,7 +288,8 @@ class JobQueue:
             job = _get(connection, job_id)
             if job.state == "cancelling" and to != "succeeded":
                 to, error = "cancelled", None
-            job = _move(connection, job, to, error=error)
+            version = job.version if to == "succeeded" else None  # one that was reserved, and is not there
+            job = _move(connection, job, to, error=error, version=version)
         self._notify()
         return job
 
@@ -296,7 +297,7 @@ class JobQueue:
 def _move(connection: Any, job: Job, to: str, **columns: Any) -> Job:
     """Change the state, which the caller has read in the same transaction, and write the event."""
     assert to in TRANSITIONS[job.state], f"{job.state} -> {to}"
-    now = time.time()
+    now = _now(job)
     if to in TERMINAL:
         columns["finished_at"] = now
     rows.update_job(connection, job.id, state=to, **columns)
@@ -305,6 +306,11 @@ def _move(connection: Any, job: Job, to: str, **columns: Any) -> Job:
     data = {"state": to} | ({key: fact for key, fact in facts.items() if fact is not None} if to in TERMINAL else {})
     rows.insert_events(connection, [NewEvent(job.id, "state", data, now)])
     return moved
+
+
+def _now(job: Job) -> float:
+    """Not before what has happened to the job, though the clock be set back."""
+    return max(time.time(), job.created_at, job.started_at or 0.0)
 
 
 def _record(connection: Any, told: Told) -> None:

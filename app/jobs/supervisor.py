@@ -36,6 +36,7 @@ RECONCILE_SECONDS = 1.0
 RETRY_SECONDS = 1.0  # after an error of the database or the disk
 CANCEL_SECONDS = 5.0  # from asking a worker to stop to ending it
 EXIT_SECONDS = 10.0  # from a worker's last word to ending it
+DEAF_SECONDS = 1.0  # a turn that took longer, as where the machine slept or the disk hung, is not the workers' silence
 MAX_DEATHS = 3
 REQUESTS = {"pausing": "pause", "cancelling": "cancel"}
 
@@ -156,6 +157,7 @@ class Reign:
         self._logs: dict[str, Any] = {}
         self._heard: deque[tuple[Run, dict[str, Any]]] = deque()
         self._reconcile_at = 0.0
+        self._listened_at = time.monotonic()
         self._ending = False
 
     def sweep(self) -> None:
@@ -196,14 +198,21 @@ class Reign:
     def reconcile(self) -> None:
         workers = {run.job_id: run for run in self._working()}
         for job in self._queue.active():
-            run = workers.get(job.id)
-            if run is None:
-                self._go_on(job)
-            elif job.state in REQUESTS and run.told != REQUESTS[job.state]:
-                self._fleet.tell(run, REQUESTS[job.state])
+            try:
+                self._attend(job, workers.get(job.id))
+            except StorageFailed:
+                raise  # it fails for all jobs alike
+            except Exception:  # noqa: BLE001 (whatever it is, it is this job's alone)
+                _log_of(job).exception("a job could not be attended to; the others are, and it is tried again")
         if self._num_free > 0:
             for job in self._queue.claim(self._num_free):
                 self._start(job)
+
+    def _attend(self, job: Job, run: Run | None) -> None:
+        if run is None:
+            self._go_on(job)
+        elif job.state in REQUESTS and run.told != REQUESTS[job.state]:
+            self._fleet.tell(run, REQUESTS[job.state])
 
     def _working(self) -> list[Run]:
         return [run for run in self._fleet.runs.values() if not run.done]
@@ -263,7 +272,11 @@ class Reign:
     def _conclude(self, job_id: str, outcome: dict[str, Any]) -> None:
         job = self._queue.get(job_id)
         if outcome["state"] == "succeeded":
-            version = self._models.next_version(job.model)
+            try:
+                version = self._models.next_version(job.model)
+            except OSError as error:
+                self._fail_to_store(job_id, error)
+                return
             with self._recorder.pending() as told:
                 reserved = self._queue.reserve(job_id, version, outcome["metrics"], outcome["stop_reason"], told)
             if reserved:
@@ -283,11 +296,13 @@ class Reign:
             self._queue.reserve(job.id, self._models.next_version(job.model), job.metrics or {}, job.stop_reason)
             self._reconcile_at = 0.0
         except OSError as error:
-            code = (StorageFailed.of(error) or StorageFailed).code
-            detail = f"the trained version could not be stored: {error}"
-            self._finish(job.id, "failed", {"code": code, "detail": detail})
+            self._fail_to_store(job.id, error)
         else:
             self._finish(job.id, "succeeded")
+
+    def _fail_to_store(self, job_id: str, error: OSError) -> None:
+        code = (StorageFailed.of(error) or StorageFailed).code
+        self._finish(job_id, "failed", {"code": code, "detail": f"the trained version could not be stored: {error}"})
 
     def _finish(self, job_id: str, to: State, error: dict[str, Any] | None = None) -> None:
         with self._recorder.pending() as told:
@@ -324,7 +339,10 @@ class Reign:
 
     def _end_the_stuck(self) -> None:
         now = time.monotonic()
+        deaf, self._listened_at = now - self._listened_at, now
         for run in self._fleet.runs.values():
+            if deaf > DEAF_SECONDS:
+                run.excuse(deaf - DEAF_SECONDS, now)
             silent = now - run.last_sign
             run.hung = run.hung or silent > self._rules.worker_timeout_seconds
             cancelled = run.told == "cancel" and now - run.told_at > CANCEL_SECONDS

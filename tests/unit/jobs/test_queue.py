@@ -215,6 +215,35 @@ def test_a_cancelled_job_gets_no_version_but_one_that_has_its_version_keeps_it(q
     assert last == {"state": "succeeded", "version": "1", "metrics": {"val_loss": 0.5}, "stop_reason": "patience"}
 
 
+def test_a_reserved_version_that_was_not_published_is_no_version_of_the_job(queue: JobQueue) -> None:
+    job = queue.submit({}, "m")
+    queue.claim(1)
+    queue.reserve(job.id, "1", {"loss": 0.5}, "max_epochs")
+    failed = queue.finish(job.id, "failed", error={"code": "storage_full", "detail": "…"})
+    assert failed.version is None
+    assert "version" not in queue.events(job.id)[-1].data
+
+
+def test_a_clock_that_goes_back_turns_no_order_round(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [2e9]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    jobs = []
+    for _ in range(4):
+        jobs.append(queue.submit({}, "m"))
+        now[0] -= 3600
+    assert [job.id for job in queue.page()[0]] == [job.id for job in reversed(jobs)]
+    assert [job.id for job in queue.claim(4)] == [job.id for job in jobs]
+    for job in jobs:
+        now[0] -= 3600
+        done = queue.finish(job.id, "succeeded")
+        assert done.started_at is not None
+        assert done.finished_at is not None
+        assert done.created_at <= done.started_at <= done.finished_at
+        events = queue.events(job.id)
+        assert [event.data["state"] for event in events] == ["queued", "running", "succeeded"]
+        assert [event.created_at for event in events] == sorted(event.created_at for event in events)
+
+
 def test_deaths_are_counted_in_a_row(queue: JobQueue) -> None:
     job = queue.submit({}, "m")
     counts = [queue.count_death(job.id, progressed=far) for far in (False, False, True, False)]

@@ -1,10 +1,13 @@
 """Real jobs in real worker processes, with a stand-in for the training itself, and every process killed in turn."""
 
+import errno
 import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -328,6 +331,49 @@ def test_a_stopped_fork_server_is_noticed_and_ended(
     until(lambda: not is_alive(pid))
 
 
+def test_a_worker_is_not_blamed_for_time_in_which_nobody_listened(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a container is paused, or a disk hangs, for longer than a worker may be silent."""
+    monkeypatch.setattr(supervisor_module, "DEAF_SECONDS", 0.1)
+    start(worker_timeout_seconds=3)
+    job = queue.submit({"epochs": 2, "gate": str(gate.path)}, "m")
+    gate.open(1)
+    at_epoch(queue, job, 1)
+    ((pid, _),) = starts(tmp_path, job)
+    active, goes_on, waits = queue.active, threading.Event(), threading.Event()
+
+    def slow() -> list[Job]:
+        waits.set()
+        goes_on.wait(20)
+        return active()
+
+    monkeypatch.setattr(queue, "active", slow)
+    assert waits.wait(20)
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + 4
+    until(lambda: time.monotonic() > end)
+    os.kill(pid, signal.SIGCONT)
+    goes_on.set()
+    gate.open(2)
+    done = ended(queue, job)
+    assert (done.state, done.warnings) == ("succeeded", [])
+    assert len(starts(tmp_path, job)) == 1
+
+
+def test_a_stopped_fork_server_holds_up_no_end(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "ANSWER_SECONDS", 0.1)
+    supervisor = start()
+    job = queue.submit({"gate": str(gate.path)}, "m")
+    ((pid, _),) = until(lambda: starts(tmp_path, job))
+    os.kill(forkserver_of(pid), signal.SIGSTOP)
+    supervisor.stop(grace_seconds=0)
+    until(lambda: not is_alive(pid))
+    assert queue.get(job.id).state == "running"
+
+
 def test_workers_whose_end_could_not_be_dealt_with_at_once_are_not_forgotten(
     queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -518,6 +564,46 @@ def test_a_version_that_cannot_be_stored_fails_its_job(queue: JobQueue, models: 
     failed = ended(queue, job)
     assert failed.error is not None
     assert failed.error["code"] == "storage_failed"
+    assert failed.version is None, "the number that was meant for it"
+
+
+def test_a_model_whose_folder_cannot_be_read_fails_its_job_once(
+    queue: JobQueue, models: ModelStore, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than to train it again and again."""
+
+    def unreadable(_name: str) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(models, "next_version", unreadable)
+    start()
+    job = ended(queue, queue.submit({}, "m"))
+    assert job.error is not None
+    assert job.error["code"] == "storage_failed"
+    assert len(starts(tmp_path, job)) == 1
+
+
+def test_a_job_that_cannot_be_attended_to_holds_up_no_other(
+    queue: JobQueue, models: ModelStore, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = queue.submit({}, "first"), queue.submit({}, "second")
+    queue.claim(2)
+    for job in (first, second):
+        queue.reserve(job.id, "1", {}, None)
+        (models.staging(job.id) / "config.json").write_text(f'{{"job_id": "{job.id}"}}')
+    publish, failures = models.publish, []
+
+    def fails_at_first(job_id: str, name: str, version: str) -> None:
+        if job_id == first.id and queue.get(third.id).state != "succeeded":
+            failures.append(job_id)
+            raise ValueError("nobody thought of this")
+        publish(job_id, name, version)
+
+    third = queue.submit({}, "third")
+    monkeypatch.setattr(models, "publish", fails_at_first)
+    start()
+    assert {ended(queue, job).state for job in (first, second, third)} == {"succeeded"}
+    assert failures
 
 
 def test_folders_that_no_job_needs_are_swept(queue: JobQueue, start: Start, tmp_path: Path) -> None:
