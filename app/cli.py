@@ -95,6 +95,8 @@ def serve(
         host=host,
         port=port,
         workers=workers,
+        http="app.api.connections:Connection",
+        ws="none",
         log_config=None,
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_worker_healthcheck=HANG_SECONDS,

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import structlog
 import torch
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp
 
 from app import __version__, logs
 from app.api import (
+    connections,
     datasets,
     evaluate,
     export,
@@ -115,7 +117,7 @@ def _guard(settings: Settings, keys: Keys, inner: ASGIApp) -> Guard:
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """Open the stores, start the supervisor; at the end let running jobs write a checkpoint."""
     settings: Settings = app.state.settings
     logs.configure(settings.log_format, settings.log_level)
@@ -134,7 +136,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         retention = Retention(database, _keep(settings))
         housekeeping = asyncio.create_task(keep_house(services, retention, supervisor))
         refreshing = asyncio.create_task(keep_memory(services.predictor.cache))
-        yield
+        yield {"connection_limits": _connection_limits(settings)}
         retention.stop()
         housekeeping.cancel()
         refreshing.cancel()
@@ -213,6 +215,15 @@ def build_services(settings: Settings, database: Database, statistics: Statistic
             statistics,
             limits=Limits(settings.max_batch_rows, settings.max_queued_rows, settings.max_queued_bytes),
         ),
+    )
+
+
+def _connection_limits(settings: Settings) -> connections.Limits:
+    return connections.Limits(
+        header_seconds=settings.max_header_seconds,
+        stall_seconds=settings.max_stall_seconds,
+        min_bytes_per_second=settings.min_bytes_per_second,
+        max_connections=connections.max_connections(settings.max_connections),
     )
 
 

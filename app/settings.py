@@ -91,6 +91,25 @@ class Settings(BaseSettings):
         description="requests of one key to one API process, with bursts of twice as many; more are answered 429; "
         "0: no limit",
     )
+    max_connections: int = Field(
+        10_000,
+        ge=1,
+        description="connections to one API process; more are answered 503. Where the system allows fewer open files, "
+        "so many less 256",
+    )
+    max_header_seconds: float = Field(
+        20.0, gt=0, allow_inf_nan=False, description="longest wait for a request's headers, from their first byte on"
+    )
+    max_stall_seconds: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="in any such time, a body must come and an answer must be taken at `min_bytes_per_second`, or the "
+        "connection is closed; 0: for ever",
+    )
+    min_bytes_per_second: float = Field(
+        500.0, gt=0, allow_inf_nan=False, description="the slowest that a body comes or an answer is taken"
+    )
     max_wait_seconds: float = Field(60.0, ge=0, description="longest `Prefer: wait`")
     checkpoint_interval_seconds: float = Field(30.0, gt=0, description="a running job can lose at most this much work")
     worker_timeout_seconds: float = Field(

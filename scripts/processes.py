@@ -81,3 +81,20 @@ def _children(pid: int) -> list[int]:
 def _stat(pid: int) -> list[str]:
     """From the state on: fields 3 and up of proc(5)."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def memory_of(pid: int) -> int:
+    """Bytes in memory, of which those shared with others count in part (PSS); 0 where the process has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def num_descriptors(pid: int) -> int:
+    """Open files and connections; 0 where the process has gone."""
+    try:
+        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return 0

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app import errors
 from app.serving.encode import escape
@@ -100,6 +101,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(errors.GradserveError, _expected)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _cut_short)
     app.add_exception_handler(OSError, _of_system)
     app.add_exception_handler(Exception, _unexpected)
 
@@ -176,6 +178,11 @@ async def _http(request: Request, error: Exception) -> Response:
         413: "the body is larger than this service allows",
     }.get(error.status_code, str(error.detail))
     return problem_response(request, error.status_code, code, detail, headers=dict(error.headers or {}))
+
+
+async def _cut_short(request: Request, _: Exception) -> Response:
+    """For the log; whoever sent half a body does not read this."""
+    return problem_response(request, 400, "unparseable", "the body ended before it was complete")
 
 
 async def _of_system(request: Request, error: Exception) -> Response:

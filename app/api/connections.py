@@ -1,0 +1,167 @@
+"""Connections, beneath every route: whoever keeps one waiting, or open for nothing, is let go.
+
+uvicorn waits for ever for headers, for bodies and for readers of its answers, and holds as many headers as come. What a
+connection waits for is looked at a few times in each of the limits; a client that is slow but lives loses nothing.
+"""
+
+import asyncio
+import resource
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Literal, NamedTuple
+
+import structlog
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.api.guard import ON_ALL
+from app.api.problems import MEDIA_TYPE, Problem
+
+LOOKS = 4  # in the shortest of the limits
+MAX_HEADER_BYTES = 2**16
+BYTES_PER_BODY_BYTE = 8  # a body in chunks of a byte each needs six
+RESERVED_FILES = 256  # for the database, the disk and the workers
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`stall_seconds`: in any such time, a body or an answer must get on at `min_bytes_per_second`; 0: it need not."""
+
+    header_seconds: float
+    stall_seconds: float
+    min_bytes_per_second: float
+    max_connections: int
+
+    @property
+    def look_seconds(self) -> float:
+        return min(self.header_seconds, self.stall_seconds or self.header_seconds) / LOOKS
+
+
+def max_connections(wanted: int) -> int:
+    """As many as are wanted, if the system lets this process open so many files."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_FILES
+    if allowed < wanted:
+        log.warning("the limit of open files (ulimit -n) allows fewer connections", allowed=allowed, wanted=wanted)
+    return min(wanted, max(1, allowed))
+
+
+Awaited = Literal["headers", "body", "reader"]
+
+
+class Wait(NamedTuple):
+    """`step` is that of the connection; `amount` grows as the client gets on."""
+
+    what: Awaited
+    step: int
+    amount: int
+    since: float
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, with limits, which the application's lifespan has put into its state."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._limits: Limits = self.app_state["connection_limits"]
+        self._wait: Wait | None = None
+        self._step = 0  # goes on with each request, its headers' end, and each time its reader falls behind
+        self._in_headers = False
+        self._num_body_bytes = 0
+        self._num_other_bytes = 0  # that have come since the request's first ones, and are none of its body
+
+    # ---- what uvicorn is told
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self._limits.look_seconds, self._look)
+        if len(self.connections) > self._limits.max_connections:
+            self._answer(503, "overloaded", "the service has as many connections as it may; try again")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._num_other_bytes += len(data)
+        super().data_received(data)
+        if self._num_other_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self._refuse(431, "headers_too_large", f"a request's headers may have {MAX_HEADER_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._step += 1
+        self._in_headers = True
+        self._num_body_bytes = self._num_other_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        self._step += 1
+        self._in_headers = False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_body_bytes += len(body)
+        self._num_other_bytes = max(0, self._num_other_bytes - BYTES_PER_BODY_BYTE * len(body))
+        super().on_body(body)
+
+    def pause_writing(self) -> None:
+        self._step += 1
+        super().pause_writing()
+
+    # ---- what it waits for
+
+    def _look(self) -> None:
+        self._timer = self.loop.call_later(self._limits.look_seconds, self._look)
+        before, self._wait = self._wait, self._waits_for()
+        now = self._wait
+        if now is None or before is None or (before.what, before.step) != (now.what, now.step):
+            return
+        seconds = self._limits.header_seconds if now.what == "headers" else self._limits.stall_seconds
+        passed = now.since - before.since
+        if passed < seconds:
+            self._wait = before
+        elif now.what == "headers" or now.amount - before.amount < passed * self._limits.min_bytes_per_second:
+            log.info("a client that took too long was let go", client=self.client, awaited=now.what)
+            self._refuse(408, "request_timeout", f"the {now.what} took too long to come")
+
+    def _waits_for(self) -> Wait | None:
+        what, amount = self._awaited()
+        return None if what is None else Wait(what, self._step, amount, self.loop.time())
+
+    def _awaited(self) -> tuple[Awaited | None, int]:
+        """What the client owes, if it does, and how far it has come with it."""
+        cycle, can_stall = self.cycle, bool(self._limits.stall_seconds)
+        if self.transport.is_closing() or self.flow.write_paused:
+            return "reader" if can_stall else None, -self.transport.get_write_buffer_size()
+        if cycle is None or cycle.response_complete:
+            return None if self.timeout_keep_alive_task else "headers", 0
+        owes_body = cycle.more_body and not (self.flow.read_paused or cycle.waiting_for_100_continue)
+        return "body" if owes_body and can_stall else None, self._num_body_bytes
+
+    # ---- the end
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        """Say why, where something was asked that is not being answered yet, and close."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        is_unanswered = self._in_headers if is_idle else not self.cycle.response_started
+        if not is_unanswered or self.transport.is_closing():
+            self.transport.abort()
+            return
+        if not is_idle:  # whoever reads the body hears of it now
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._answer(status, code, detail)
+
+    def _answer(self, status: int, code: str, detail: str) -> None:
+        title = HTTPStatus(status).phrase
+        problem = Problem(title=title, status=status, detail=detail, code=code).model_dump_json(exclude_none=True)
+        headers = [
+            *self.server_state.default_headers,
+            *ON_ALL,
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", b"%d" % len(problem)),
+            (b"connection", b"close"),
+        ]
+        lines = [b"HTTP/1.1 %d %s" % (status, title.encode()), *(b"%s: %s" % each for each in headers), b"", b""]
+        self.transport.write(b"\r\n".join(lines) + problem.encode())
+        self.transport.close()
