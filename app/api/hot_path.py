@@ -47,15 +47,14 @@ class HotPath:
         scope["request_id"], scope["route"] = request_id_of(scope), _ROUTE
         status, said = 200, [(b"content-type", _JSON)]
         try:
-            self._admit(scope, size)
-            content = await _answer(scope, await _read(receive), headers, receive)
+            content = await _answer(scope, await self._read(scope, receive), headers, receive)
             said.append((b"content-length", b"%d" % len(content)))
         except Exception as error:  # noqa: BLE001 (each has its answer)
             with structlog.contextvars.bound_contextvars(request_id=scope["request_id"]):
                 problem = await problems.answer(Request(scope), error)
             status, said, content = problem.status_code, problem.raw_headers, bytes(problem.body)
         finally:
-            self._held_bytes -= size
+            self._held_bytes -= scope.get("held_bytes", 0)
         said += [*ON_ALL, (b"x-request-id", scope["request_id"].encode())]
         await send({"type": "http.response.start", "status": status, "headers": said})
         await send({"type": "http.response.body", "body": content})
@@ -76,31 +75,37 @@ class HotPath:
             return False
         return True
 
-    def _admit(self, scope: Scope, size: int) -> None:
-        """Raise Overloaded where more bytes of bodies are held than may be, with these; one alone may always be."""
-        held, self._held_bytes = self._held_bytes, self._held_bytes + size
-        if held and self._held_bytes > scope["app"].state.settings.max_held_bytes:
-            raise Overloaded(f"{held} bytes of requests are being answered already; try again later")
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | bytearray:
+        """The body.
 
-
-async def _read(receive: Receive) -> bytes | bytearray:
-    """The body.
-
-    Raises:
-        ClientGone
-    """
-    message = await receive()
-    if not message.get("more_body", False) and "body" in message:
-        body: bytes = message["body"]
-        return body
-    parts = bytearray()
-    while True:
-        if message["type"] == "http.disconnect":
-            raise ClientGone("the client has closed the connection")
-        parts += message.get("body", b"")
-        if not message.get("more_body", False):
-            return parts
+        Raises:
+            ClientGone
+            Overloaded: see `_hold`.
+        """
         message = await receive()
+        if not message.get("more_body", False) and "body" in message:
+            body: bytes = message["body"]
+            self._hold(scope, len(body))
+            return body
+        parts = bytearray()
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ClientGone("the client has closed the connection")
+            parts += message.get("body", b"")
+            self._hold(scope, len(parts))
+            if not message.get("more_body", False):
+                return parts
+            message = await receive()
+
+    def _hold(self, scope: Scope, size: int) -> None:
+        """Count what has come of a body, not what is to come: who sends slowly takes no room from others.
+
+        Raises Overloaded where more bytes of bodies are held than may be, with these; one alone may always be.
+        """
+        others = self._held_bytes - scope.get("held_bytes", 0)
+        scope["held_bytes"], self._held_bytes = size, others + size
+        if others and self._held_bytes > scope["app"].state.settings.max_held_bytes:
+            raise Overloaded(f"{others} bytes of requests are being answered already; try again later")
 
 
 async def _answer(scope: Scope, body: bytes | bytearray, headers: dict[bytes, bytes], receive: Receive) -> bytes:

@@ -19,6 +19,7 @@ LIMITS = {
     "GRADSERVE_MAX_STALL_SECONDS": "1",
     "GRADSERVE_MIN_BYTES_PER_SECOND": "2000",
     "GRADSERVE_MAX_CONNECTIONS": "150",
+    "GRADSERVE_MAX_HELD_BYTES": "100000",
     "GRADSERVE_LOG_LEVEL": "info",
 }
 PREDICT = json.dumps({"model": "m", "inputs": [[1, 2]]}).encode()
@@ -144,6 +145,25 @@ def test_bodies_that_do_not_end(service: Service, path: str, media_type: str, pa
         connection.sendall(post(path, 10**6, Content_Type=media_type) + b'{"model"')
         answer = read_all(connection) if pause == "stops" else trickle(connection, b" ")
         assert_problem(answer, 408, "request_timeout")
+    assert predicts(service)
+
+
+def test_a_body_that_has_not_come_takes_no_room_from_others(service: Service) -> None:
+    """The bodies of predictions under way are bounded together."""
+    with connect(service) as connection:
+        connection.sendall(post("/predict", 10**6, Content_Type="application/json") + b'{"model"' + b" " * 1000)
+        assert predicts(service)
+        assert_problem(read_all(connection), 408, "request_timeout")
+
+
+def test_bodies_that_have_come_are_bounded_together(service: Service) -> None:
+    def answered_beside_a_large_one() -> int:
+        with connect(service) as connection:
+            connection.sendall(post("/predict", 10**6, Content_Type="application/json") + b" " * 90_000)
+            content, headers = PREDICT + b" " * 20_000, {"Content-Type": "application/json"}
+            return httpx.post(f"{service.url}/predict", content=content, headers=headers).status_code
+
+    until(lambda: answered_beside_a_large_one() == 429)
     assert predicts(service)
 
 
