@@ -66,7 +66,6 @@ from app.storage.migrations import migrate
 from app.storage.models import ModelStore
 
 REFRESH_SECONDS = 0.5
-GRACE_SECONDS = 3600.0  # for tables and uploads that nobody names yet
 ROOMS = {
     "datasets": "Tables that stay, under names",
     "train": "From a table to a job",
@@ -185,8 +184,9 @@ async def keep_house(services: Services, retention: Retention, supervisor: Super
 def _sweep(services: Services, retention: Retention, clock: Clock) -> None:
     now = clock.now()
     retention.run(now)
-    services.models.sweep(now - GRACE_SECONDS)
-    services.datasets.sweep(services.jobs.digests_in_use(), now - GRACE_SECONDS)
+    deadline = now - services.settings.keep_orphans_seconds
+    services.models.sweep(deadline)
+    services.datasets.sweep(services.jobs.digests_in_use(), deadline)
 
 
 def build_services(settings: Settings, database: Database, statistics: Statistics) -> Services:

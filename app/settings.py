@@ -133,6 +133,13 @@ class Settings(BaseSettings):
         description="events that are kept of a job; of more, the oldest progress is removed, and once the job has "
         "ended the oldest of all; 0: all",
     )
+    keep_orphans_seconds: float = Field(
+        3600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="tables that no dataset and no job names, and uploads that were cut off, are removed this long "
+        "after their last use",
+    )
     housekeeping_interval_seconds: float = Field(
         600.0, gt=0, allow_inf_nan=False, description="how often what is not kept any more is removed"
     )
