@@ -14,6 +14,8 @@ from app.cli_keys import keys, load_settings
 from app.cli_resources import URL, ApiKey, Url, connect, datasets, jobs, models, name_of, show
 
 if TYPE_CHECKING:
+    from polars import DataFrame
+
     from app.client import Client
     from app.settings import Settings
 
@@ -317,6 +319,7 @@ def predict(
     row: Annotated[str | None, typer.Option(help='One row as JSON instead: [1, 2] or {"column": 1}')] = None,
     version: Annotated[str | None, typer.Option(help="Version or alias (default: the newest)")] = None,
     output: Annotated[Path | None, typer.Option(help="CSV file to write instead of standard output.")] = None,
+    routing_key: Annotated[str | None, typer.Option(help="The same key gets the same version of a canary.")] = None,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
@@ -325,9 +328,11 @@ def predict(
         raise typer.BadParameter("give either a FILE or --row")
     with connect(url, api_key) as client:
         if row is not None:
-            show(client.predict(model, [_json_row(row)], version))
+            show(client.predict(model, [_json_row(row)], version, routing_key=routing_key))
         elif file is not None:
-            _predict_file(client, model, version, file, output)
+            from app.predict_file import predict_file
+
+            _write(predict_file(client, model, file, version=version, routing_key=routing_key), output)
 
 
 def _json_row(text: str) -> Any:
@@ -337,12 +342,10 @@ def _json_row(text: str) -> Any:
         raise typer.BadParameter(f"not JSON: {error}", param_hint="--row") from error
 
 
-def _predict_file(client: "Client", model: str, version: str | None, file: Path, output: Path | None) -> None:
-    from app.predict_file import predict_file
-
+def _write(parts: "Iterator[DataFrame]", output: Path | None) -> None:
     num_rows = 0
     with output.open("w") if output else nullcontext(sys.stdout) as target:
-        for part in predict_file(client, model, version, file):
+        for part in parts:
             target.write(part.write_csv(include_header=not num_rows))
             num_rows += part.height
     if output:

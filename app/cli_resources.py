@@ -156,6 +156,66 @@ def download_model(
         typer.echo(f"{folder}: {', '.join(found['files'])}")
 
 
+@models.command("upload")
+def upload_model(
+    name: str,
+    source: Annotated[Path, typer.Argument(help="A version's folder, or a tar or zip of it.")],
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Publish a version that was downloaded, from here or elsewhere, as the newest of a model."""
+    with connect(url, api_key) as client:
+        stored = client.upload_version(name, source)
+        typer.echo(f"{client.base_url}/models/{name}/versions/{stored['version']}")
+
+
+@models.command("export")
+def export_model(
+    name: str,
+    output: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+    version: Annotated[str | None, typer.Option(help="Version or alias (default: the newest)")] = None,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Write a version as an ONNX file, features included."""
+    with connect(url, api_key) as client:
+        client.export(name, version or client.model(name)["newest"]["version"], output)
+
+
+@models.command("alias")
+def alias_model(
+    name: str,
+    alias: str,
+    version: Annotated[str | None, typer.Argument(help="Number of a version; absent: show the alias.")] = None,
+    canary: Annotated[str | None, typer.Option(help="VERSION:PERCENT that answers a share of the requests.")] = None,
+    shadow: Annotated[str | None, typer.Option(help="VERSION or VERSION:PERCENT that is only compared.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the alias.")] = False,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Point an alias at a version; what it had beside it ends unless it is said again."""
+    if (version is None and (canary or shadow)) or (delete and version):
+        raise typer.BadParameter("--canary and --shadow go with a VERSION, --delete goes without one")
+    with connect(url, api_key) as client:
+        if delete:
+            client.delete_alias(name, alias)
+        elif version is None:
+            show(client.alias(name, alias))
+        else:
+            show(client.set_alias(name, alias, version, canary=_beside(canary), shadow=_beside(shadow)))
+
+
+def _beside(text: str | None) -> dict[str, Any] | None:
+    """`2:10` -> version 2, for 10 per cent of the requests."""
+    if text is None:
+        return None
+    version, sign, percent = text.partition(":")
+    try:
+        return {"version": version} | ({"percent": float(percent)} if sign else {})
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not VERSION:PERCENT, as in 2:10") from error
+
+
 # ---- datasets
 
 

@@ -20,7 +20,9 @@ STREAM = "application/vnd.apache.arrow.stream"
 SENT_AS_THEY_ARE = {"csv": "text/csv", "arrow_file": "application/vnd.apache.arrow.file", "arrow_stream": STREAM}
 
 
-def predict_file(client: "Client", model: str, version: str | None, file: Path) -> Iterator[pl.DataFrame]:
+def predict_file(
+    client: "Client", model: str, file: Path, *, version: str | None = None, routing_key: str | None = None
+) -> Iterator[pl.DataFrame]:
     """The rows, part by part, with the columns of `Client.predict` for frames added; of a CSV they stay text.
 
     Raises:
@@ -31,7 +33,9 @@ def predict_file(client: "Client", model: str, version: str | None, file: Path) 
         body, media_type, rows = _open(file, folder)
         stream, answer = folder / "answer.stream", folder / "answer.arrow"
         with stream.open("wb") as target:
-            target.writelines(client.predict_table(model, body, media_type, version=version, accept=STREAM))
+            target.writelines(
+                client.predict_table(model, body, media_type, version=version, accept=STREAM, routing_key=routing_key)
+            )
         write_arrow_file(stream, answer)
         predicted = pl.scan_ipc(answer, glob=False)
         taken = set(predicted.collect_schema().names()) & set(rows.names)

@@ -157,8 +157,20 @@ class Calls:
         """Deletes a version, or the model with all of them."""
         await self._request("DELETE", _path("models", name, *(("versions", version) if version else ())))
 
-    async def set_alias(self, name: str, alias: str, version: str) -> Json:
-        return await self._json("PUT", _path("models", name, "aliases", alias), json={"version": version})
+    async def set_alias(
+        self, name: str, alias: str, version: str, *, canary: Json | None = None, shadow: Json | None = None
+    ) -> Json:
+        """Points an alias at a version, and ends what it had beside it.
+
+        `canary={"version": "2", "percent": 10}` answers a share of the requests; `shadow={"version": "2"}` is asked as
+        well, and compared.
+        """
+        beside = {role: other for role, other in (("canary", canary), ("shadow", shadow)) if other is not None}
+        return await self._json("PUT", _path("models", name, "aliases", alias), json={"version": version} | beside)
+
+    async def alias(self, name: str, alias: str) -> Json:
+        """The version that it points to, and what it has beside it."""
+        return await self._json("GET", _path("models", name, "aliases", alias))
 
     async def delete_alias(self, name: str, alias: str) -> None:
         await self._request("DELETE", _path("models", name, "aliases", alias))
@@ -184,37 +196,49 @@ class Calls:
 
     # ---- predictions
 
-    async def predict(self, model: str, inputs: Any, version: str | None = None) -> Any:
+    async def predict(
+        self, model: str, inputs: Any, version: str | None = None, *, routing_key: str | None = None
+    ) -> Any:
         """Predictions for rows, in the form that the rows have.
 
         Lists of values, and objects by column name, give the JSON of `POST /predict`. An array of numbers (of numpy,
         torch, …) gives the same with arrays as `predictions` and `probabilities`. A polars or pandas frame gives a
         frame with as many rows: a column `prediction`, or `prediction_<target>` for each of several, and
         `probability_<class>` for classifiers.
+
+        `version` is a number or an alias; where an alias has a canary, the same `routing_key` gets the same version.
         """
         if is_frame(inputs):
-            blocks = [block async for block in self.predict_table(model, inputs, ARROW, version=version)]
-            return await self._transport.run(frame_like, inputs, blocks)
+            table = self.predict_table(model, inputs, ARROW, version=version, routing_key=routing_key)
+            return await self._transport.run(frame_like, inputs, [block async for block in table])
         if (array := numbers_of(inputs)) is not None:
-            return await self._predict_array(model, array, version)
-        return await self._json("POST", "/predict", json=_versioned(model, version) | {"inputs": inputs})
+            return await self._predict_array(model, array, version, routing_key)
+        body = _versioned(model, version) | {"inputs": inputs}
+        return await self._json("POST", "/predict", json=body, headers=_routed(routing_key))
 
-    async def _predict_array(self, model: str, array: Any, version: str | None) -> Json:
+    async def _predict_array(self, model: str, array: Any, version: str | None, routing_key: str | None) -> Json:
         answers: list[Json] = []
         for part in parts_of(array):
             path = _path("v2", "models", model, *(("versions", version) if version else ()), "infer")
             body, headers = infer_body(part)
-            response = await self._request("POST", path, content=body, headers=headers)
+            response = await self._request("POST", path, content=body, headers=headers | _routed(routing_key))
             answers.append(infer_answer(response.content, response.headers[HEADER_LENGTH]))
             version = answers[0]["version"]  # a newer one may come while the rest is on its way
         return joined(answers)
 
     async def predict_table(
-        self, model: str, source: Any, media_type: str, *, version: str | None = None, accept: str | None = None
+        self,
+        model: str,
+        source: Any,
+        media_type: str,
+        *,
+        version: str | None = None,
+        accept: str | None = None,
+        routing_key: str | None = None,
     ) -> AsyncGenerator[bytes]:
         """Predictions for a table of any size, block by block as they come: CSV or Arrow IPC, in and (`accept`) out."""
         content, known = await self._transport.run(body_of, source)
-        headers = known | {"Content-Type": media_type, "Accept": accept or media_type}
+        headers = known | {"Content-Type": media_type, "Accept": accept or media_type} | _routed(routing_key)
         options = {"content": content, "headers": headers, "params": _versioned(model, version), "timeout": PATIENT}
         async with self._streaming("POST", "/predict", **options) as response:
             async for block in self._transport.blocks(response):
@@ -311,3 +335,7 @@ def _path(*parts: str) -> str:
 
 def _versioned(model: str, version: str | None) -> dict[str, Any]:
     return {"model": model} | ({"version": version} if version else {})
+
+
+def _routed(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"X-Routing-Key": key}

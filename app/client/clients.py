@@ -119,6 +119,7 @@ class Client:
     model = _blocking(Calls.model)
     delete_model = _blocking(Calls.delete_model)
     set_alias = _blocking(Calls.set_alias)
+    alias = _blocking(Calls.alias)
     delete_alias = _blocking(Calls.delete_alias)
     download = _blocking(Calls.download)
     download_version = _blocking(Calls.download_version)

@@ -22,7 +22,7 @@ from polars.testing import assert_frame_equal
 from app.cli import main
 from app.client import Client
 from scripts.service import Service
-from tests.published import COLUMNS, FEATURES, columns_model, publish
+from tests.published import COLUMNS, FEATURES, columns_model, numbers_model, publish
 from tests.waiting import until
 
 PENGUINS = Path(__file__).parents[2] / "examples" / "penguins.csv"
@@ -111,6 +111,36 @@ def test_a_file_of_rows_may_have_any_format(
     assert "did you mean 'color'?" in cli("predict", "cli-pair", str(tmp_path / "bad.csv"), status=1)
 
 
+MEASURED = """
+import re, sys
+from pathlib import Path
+from app.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1], file=sys.stderr)
+"""
+
+
+def test_a_large_file_takes_no_more_memory_than_a_small_one(service: Service, tmp_path: Path) -> None:
+    publish(service.root / "models", "cli-large", numbers_model())
+    peaks = []
+    for num_rows in (1_000, 2_000_000):
+        numbers = pl.int_range(num_rows, eager=True)
+        rows = pl.DataFrame({"x0": numbers / 1e5, "x1": numbers + 0.123456789012})
+        rows.lazy().sink_csv(tmp_path / "rows.csv")
+        arguments = ("predict", "cli-large", "rows.csv", "--output", "predicted.csv", "--url", service.url)
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        peaks.append(int(done.stderr.split()[-1]) // 1024)
+        predicted = pl.scan_csv(tmp_path / "predicted.csv")
+        assert predicted.select(pl.len()).collect().item() == num_rows
+        assert predicted.tail(1).collect()["x1"].item() == num_rows - 1 + 0.123456789012
+    assert (tmp_path / "rows.csv").stat().st_size > 30 * 2**20
+    assert peaks[1] - peaks[0] < 80, peaks
+
+
 def test_downloaded_files_are_the_published_ones(cli: Cli, client: Client, tmp_path: Path) -> None:
     client.train(model="sum", data={"inputs": [[1, 2], [3, 4], [5, 6]], "targets": [3, 7, 11]})
     cli("models", "download", "sum", "--output", str(tmp_path / "sum"))
@@ -120,6 +150,26 @@ def test_downloaded_files_are_the_published_ones(cli: Cli, client: Client, tmp_p
     cli("models", "delete", "sum", "--yes")
     assert "sum" not in [model["name"] for model in client.models()]
     assert "there is no model 'sum'" in cli("models", "show", "sum", status=1)
+
+
+def test_versions_travel_and_aliases_point_at_them(cli: Cli, service: Service, tmp_path: Path) -> None:
+    publish(service.root / "models", "cli-birds", columns_model())
+    cli("models", "download", "cli-birds", "--output", str(tmp_path / "1"))
+    for number in "12":
+        assert f"/models/cli-moved/versions/{number}" in cli("models", "upload", "cli-moved", str(tmp_path / "1"))
+    said = json.loads(cli("models", "alias", "cli-moved", "live", "1", "--canary", "2:100"))
+    assert (said["version"], said["canary"]) == ("1", {"version": "2", "percent": 100})
+    row = ("predict", "cli-moved", "--row", '{"size": 1}', "--version", "live", "--routing-key", "me")
+    assert json.loads(cli(*row))["version"] == "2"
+    shadowed = json.loads(cli("models", "alias", "cli-moved", "live", "1", "--shadow", "2"))
+    assert (shadowed["shadow"], "canary" in shadowed) == ({"version": "2", "percent": 100}, False)
+    assert json.loads(cli("models", "alias", "cli-moved", "live")) == shadowed
+    for wrong in (("1", "--canary", "2:ten"), ("1", "--delete"), ("--shadow", "2")):
+        cli("models", "alias", "cli-moved", "live", *wrong, status=2)
+    cli("models", "alias", "cli-moved", "live", "--delete")
+    assert "no alias 'live'" in cli("models", "alias", "cli-moved", "live", status=1)
+    cli("models", "export", "cli-moved", str(tmp_path / "moved.onnx"))
+    assert (tmp_path / "moved.onnx").stat().st_size > 1000
 
 
 def test_datasets(cli: Cli, tmp_path: Path) -> None:

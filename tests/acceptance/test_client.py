@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import onnxruntime
 import polars as pl
@@ -166,6 +167,31 @@ def test_train_follow_and_look_around(client: Any) -> None:
         client.model(name)
     client.delete_job(job["id"])
     client.delete_dataset(name)
+
+
+def test_a_canary_by_routing_key(client: Any, tmp_path: Path) -> None:
+    """Whatever form the rows have, and however many parts they go in."""
+    name = f"clients-canary-{type(client).__name__.lower()}"
+    client.download_version("clients-numbers", "1", tmp_path / "numbers.tar")
+    for _ in range(2):
+        client.upload_version(name, tmp_path / "numbers.tar")
+    canary = {"version": "2", "percent": 50}
+    said = {"model": name, "alias": "live", "version": "1", "canary": canary}
+    assert client.set_alias(name, "live", "1", canary=canary) == said == client.alias(name, "live")
+    keys = [f"user-{number}" for number in range(30)]
+    drawn = [client.predict(name, [[1, 2]], "live", routing_key=key)["version"] for key in keys]
+    assert set(drawn) == {"1", "2"}
+    assert [client.predict(name, np.ones((1, 2)), "live", routing_key=key)["version"] for key in keys] == drawn
+    counts = {version: num_requests(client, name, version) for version in "12"}
+    client.predict(name, ROWS, "live", routing_key=keys[drawn.index("1")])
+    assert {version: num_requests(client, name, version) for version in "12"} == counts | {"1": counts["1"] + 1}
+    client.set_alias(name, "live", "1", shadow={"version": "2"})
+    assert client.alias(name, "live")["shadow"] == {"version": "2", "percent": 100}
+
+
+def num_requests(client: Any, name: str, version: str) -> int:
+    found = httpx.get(f"{client.base_url}/v2/models/{name}/versions/{version}/stats").json()
+    return int(found["model_stats"][0]["inference_stats"]["success"]["count"])
 
 
 def test_a_run_that_fails(client: Any) -> None:
