@@ -32,6 +32,7 @@ app.add_typer(keys, name="keys")
 
 HANG_SECONDS = 30  # without an answer, after which an API process is replaced; importing torch blocks it for some
 MAX_OPEN_FILES = 2**16
+HEALTH_SECONDS = 4.0  # to wait for an answer; less than what containers give
 GRACE_SECONDS = 10  # for requests that are being answered when the service is asked to stop
 
 
@@ -184,6 +185,29 @@ def _make_key() -> str:
         err=True,
     )
     return f"{key}:read+predict+train+admin"
+
+
+@app.command()
+def health() -> None:
+    """Exit with status 0 if the service on this machine is alive, for whoever watches it. Goes by its settings."""
+    import http.client
+    import ssl
+
+    settings = load_settings()
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 (that is where not)
+    connection: http.client.HTTPConnection
+    if settings.tls_certificate:
+        own = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        own.check_hostname, own.verify_mode = False, ssl.CERT_NONE  # it is for the name that others call us by
+        connection = http.client.HTTPSConnection(host, settings.port, timeout=HEALTH_SECONDS, context=own)
+    else:
+        connection = http.client.HTTPConnection(host, settings.port, timeout=HEALTH_SECONDS)
+    connection.request("GET", "/healthz")
+    status = connection.getresponse().status
+    connection.close()
+    if status != 200:
+        typer.echo(f"Error: /healthz answers {status}", err=True)
+        raise typer.Exit(1)
 
 
 # ---- backup

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,13 +25,19 @@ class Service:
     """`gradserve serve` on a port of this machine, started and stopped by `with`, or by hand and as often as one likes.
 
     Its folders models/ and data/, and its log data/service.log, are in `root`, unless `settings` say otherwise.
-    `settings` stand in for all GRADSERVE_… variables of the environment, which are not passed on.
+    `settings` stand in for all GRADSERVE_… variables of the environment, which are not passed on. `within` is a command
+    that runs the service's.
     """
 
     def __init__(
-        self, root: Path, port: int | None = None, settings: Mapping[str, str] | None = None, workers: int = 1
+        self,
+        root: Path,
+        port: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        workers: int = 1,
+        within: Sequence[str] = (),
     ) -> None:
-        self.root, self.workers = root, workers
+        self.root, self.workers, self.within = root, workers, within
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = root / "data" / "service.log"
@@ -64,7 +70,7 @@ class Service:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command,
+                [*self.within, *command],
                 cwd=self.root,
                 env=environment | self.settings,
                 stdin=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ Shape suffixes: N rows, K columns, F encoded numbers.
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -166,7 +167,7 @@ def _series(column: Column, values: list[Any], at: Callable[[int], str], faults:
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value) if isinstance(value, (list, dict)) else repr(value)  # of the former, a few levels only
     return text if len(text) <= 60 else text[:57] + "…"
 
 

@@ -6,6 +6,7 @@ https://github.com/kserve/open-inference-protocol
 """
 
 import math
+import reprlib
 import struct
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -127,7 +128,7 @@ def from_json(datatype: str, shape: Sequence[int], data: Any, pointer: str) -> N
     types, words = _TAKES.get(datatype, _WHOLE)
     if not types.issuperset(map(type, flat)):
         index, wrong = next((index, value) for index, value in enumerate(flat) if type(value) not in types)
-        raise InvalidInput.at(pointer, f"element {index} is {str(wrong)[:40]!r}; {datatype} takes {words}")
+        raise InvalidInput.at(pointer, f"element {index} is {_show(wrong)}; {datatype} takes {words}")
     if datatype == "BYTES":
         return pl.Series(flat, dtype=pl.String)
     try:
@@ -135,6 +136,10 @@ def from_json(datatype: str, shape: Sequence[int], data: Any, pointer: str) -> N
             return np.array(flat, dtype=DTYPES[datatype]).reshape(shape)
     except (OverflowError, FloatingPointError) as error:
         raise InvalidInput.at(pointer, f"a number is out of the range of {datatype}") from error
+
+
+def _show(value: Any) -> str:
+    return repr((reprlib.repr(value) if isinstance(value, (list, dict)) else str(value))[:40])
 
 
 def _flat(data: list[Any], shape: Sequence[int], pointer: str) -> list[Any]:

@@ -32,6 +32,7 @@ from app.serving.signature import (
 from app.serving.tensors import Tensor, check_datatype, column_of, from_bytes, from_json, length_prefixed, to_bytes
 from app.specs.resolve import unknown_column
 from app.specs.table import Column, Signature
+from app.storage.json_depth import can_be_written
 
 Size = Annotated[int, Strict(), Field(ge=0, le=2**62)]
 
@@ -91,6 +92,8 @@ def read_call(model: ServedModel, request: InferRequest, binary: memoryview, max
     features, signature = model.model.features, model.model.signature
     wanted = wanted_outputs(request, signature)
     tensors = read_tensors(request, binary, max_rows)
+    if request.parameters and not can_be_written(request.parameters):
+        raise InvalidInput.at("/parameters", "these are nested too deeply to be sent back")
     timeout = _timeout_seconds(request.parameters.get("timeout"))
     return Call(request, encode_tensors(features, signature, tensors), wanted, timeout)
 

@@ -28,6 +28,7 @@ from app.errors import (
 from app.specs.alias import Alias
 from app.storage.aliases import Aliases
 from app.storage.files import changed_at, digest_of, digest_of_bytes, sync_folder, write_atomically, write_synced
+from app.storage.json_depth import can_be_written
 from app.storage.tensors import read_tensors
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -37,6 +38,8 @@ UNLOADED = "unloaded"
 FORMAT_VERSION = 2  # the newest that `app.learning.model` reads
 UPLOAD = "upload-"  # how names of staged versions begin that no job has made
 CONFIG_DIGEST = "config_digest"
+_TOLD = {"job_id": (str,), "created_at": (int, float), "num_parameters": (int,), "signature": (dict,), "spec": (dict,)}
+_END_OF_TIME = 2**36  # seconds since 1970: the year 4147
 CLOCK_TICK_NS = 50_000_000  # changes that lie closer together may leave a folder with the same time
 
 log = structlog.get_logger("gradserve.models")
@@ -225,7 +228,7 @@ class ModelStore:
             raise CorruptVersion(f"version {path.name} of model {name!r} can't be read: {error}") from error
         if not isinstance(config, dict) or not isinstance(metrics, dict) or not _has_digests(config):
             raise CorruptVersion(f"config.json of version {path.name} of model {name!r} has no digests of its files")
-        check_format(config, f"version {path.name} of model {name!r}")
+        check_config(config, metrics, f"version {path.name} of model {name!r}")
         found = Version(name, path.name, path, config, metrics)
         found.check_small_files(metrics_text)
         return found
@@ -374,18 +377,24 @@ def _number_in(marker: Path) -> int:
         return 0
 
 
-def check_format(config: dict[str, Any], what: str) -> None:
-    """Raise CorruptVersion where a `config.json` is of a later release, or of none."""
-    found = config.get("format_version")
-    if type(found) is not int or found < 1:
+def check_config(config: dict[str, Any], metrics: dict[str, Any], what: str) -> None:
+    """Raise CorruptVersion where a `config.json` is of a later release, or lacks what is told of every version."""
+    if not can_be_written([config, metrics]):
+        raise CorruptVersion(f"config.json or metrics.json of {what} is nested too deeply")
+    version = config.get("format_version")
+    if type(version) is not int or version < 1:
         raise CorruptVersion(
             f"config.json of {what} has no whole number as its format_version, as all releases write it"
         )
-    if found > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise CorruptVersion(
-            f"{what} has format {found}; this service reads formats up to {FORMAT_VERSION}: upgrade it",
+            f"{what} has format {version}; this service reads formats up to {FORMAT_VERSION}: upgrade it",
             code="newer_format",
         )
+    if wrong := [name for name, types in _TOLD.items() if type(config.get(name)) not in types]:
+        raise CorruptVersion(f"config.json of {what} has no {wrong[0]}, or one that is none")
+    if not 0 <= config["created_at"] < _END_OF_TIME:
+        raise CorruptVersion(f"config.json of {what} has a time created_at that is none")
 
 
 def _has_digests(config: dict[str, Any]) -> bool:

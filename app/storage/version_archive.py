@@ -19,7 +19,7 @@ import orjson
 from app.errors import CorruptVersion, InvalidInput, TooLarge, Unparseable
 from app.storage.files import digest_of, sync_folder
 from app.storage.formats import gunzip
-from app.storage.models import CONFIG_DIGEST, FILES, Version, check_format, digest_of_config
+from app.storage.models import CONFIG_DIGEST, FILES, Version, check_config, digest_of_config
 
 MAX_ENTRIES = 16
 MAX_GULP_BYTES = 2**20  # the most that an entry's header may make us read at once
@@ -196,11 +196,9 @@ def read_unpacked(folder: Path, model: str) -> Version:
         if digest_of(folder / file) != digests[file]:
             raise InvalidInput(f"{file} is not the one whose digest config.json has", code="digest_mismatch")
     try:
-        check_format(config, "the version")
+        check_config(config, metrics, "the version")
     except CorruptVersion as error:
         raise InvalidInput(error.detail) from error
-    if not isinstance(config.get("job_id"), str) or type(config.get("created_at")) not in (int, float):
-        raise InvalidInput("config.json must have a job_id and the time created_at")
     if config.get(CONFIG_DIGEST, digest_of_config(config)) != digest_of_config(config):
         raise InvalidInput(
             f"config.json does not say what its {CONFIG_DIGEST} is of; whoever changes it leaves that out",

@@ -86,6 +86,42 @@ def json_cases() -> Iterator[Case]:
         yield told(path, "more than the limit", too_large, 413, "too_large")
 
 
+DEEP = b"[" * 990 + b"1" + b"]" * 990
+"""Nested as deeply as can just be read, and more deeply than can be written."""
+PLACES_OF_VALUES: dict[str, tuple[str, bytes, str]] = {
+    "a cell": ("/predict", b'{"model": "line", "inputs": [[%s]]}', "/inputs/0/0"),
+    "a named cell": ("/predict", b'{"model": "birds", "inputs": [{"sex": %s}]}', "/inputs/0/sex"),
+    "a field": ("/predict", b'{"model": "line", "inputs": [[1]], "more": %s}', "/more"),
+    "a target": ("/train", b'{"model": "x", "data": {"inputs": [[1]], "targets": [%s]}}', "/data/targets/0/0"),
+    "an input": ("/train", b'{"model": "x", "data": {"inputs": [[%s]], "targets": [1]}}', "/data/inputs/0/0"),
+    "a record": ("/train", b'{"model": "x", "data": {"records": [{"a": %s}], "target": "a"}}', "/data/records/0/a"),
+    "a tag": ("/train", b'{"model": "x", "data": {"inputs": [[1]], "targets": [1]}, "tags": {"a": %s}}', "/tags/a"),
+    "a layer": (
+        "/train",
+        b'{"model": "x", "data": {"inputs": [[1]], "targets": [1]}, "network": {"layers": [%s]}}',
+        "/network/layers/0",
+    ),
+    "a row": ("/evaluate", b'{"model": "line", "data": {"inputs": [%s], "targets": [1]}}', "/data/inputs/0/0"),
+    "an instance": ("/invocations?model=line", b'{"instances": [%s]}', "/instances/0/0"),
+    "a column": ("/invocations?model=birds", b'{"inputs": {"sex": [%s]}}', "/inputs/0/sex"),
+    "an element": (
+        "/v2/models/line/infer",
+        b'{"inputs": [{"name": "inputs", "shape": [1, 1], "datatype": "FP32", "data": [%s]}]}',
+        "/inputs/0/data",
+    ),
+    "a parameter": (
+        "/v2/models/line/infer",
+        b'{"parameters": {"a": %s}, "inputs": [{"name": "inputs", "shape": [1, 1], "datatype": "FP32", "data": [1]}]}',
+        "/parameters",
+    ),
+}
+
+
+def nested_cases() -> Iterator[Case]:
+    for name, (path, body, pointer) in PLACES_OF_VALUES.items():
+        yield told(path, f"{name} that is nested", body % DEEP, 422, "invalid_input", pointer)
+
+
 # ---- train
 
 
@@ -341,7 +377,14 @@ def v2_cases() -> Iterator[Case]:
         yield Case(name, path, content, status, code, None, {"Content-Encoding": encoding})
 
 
-CASES = {"json": json_cases, "train": train_cases, "predict": predict_cases, "tables": table_cases, "v2": v2_cases}
+CASES = {
+    "json": json_cases,
+    "nested": nested_cases,
+    "train": train_cases,
+    "predict": predict_cases,
+    "tables": table_cases,
+    "v2": v2_cases,
+}
 
 
 @pytest.fixture(scope="module")

@@ -58,8 +58,11 @@ def test_the_container_is_started_as_the_readme_says() -> None:
     (port,) = re.findall(r"^EXPOSE (\d+)$", dockerfile, re.MULTILINE)
     assert f"--publish {port}:{port} " in run
     assert f"GRADSERVE_PORT={port}" in dockerfile
-    assert "ARG TORCH_INDEX_URL" in dockerfile
-    assert "--build-arg TORCH_INDEX_URL=" in readme
+    for argument in ("TORCH_INDEX_URL", "COMPILER"):
+        assert f"ARG {argument}=" in dockerfile
+        assert f"--build-arg {argument}=" in readme
+    assert 'CMD ["gradserve", "health"]' in dockerfile
+    assert dockerfile.index("USER gradserve") < dockerfile.index("ENTRYPOINT")
 
 
 def test_constraints_name_every_dependency_exactly() -> None:

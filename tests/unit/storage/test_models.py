@@ -26,16 +26,27 @@ from app.storage.models import FILES, FORMAT_VERSION, ModelStore, write_version
 from app.storage.tensors import write_tensors
 
 
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
     return ModelStore(tmp_path / "models")
+
+
+TOLD = {"format_version": FORMAT_VERSION, "created_at": 1.5, "num_parameters": 3, "signature": {}, "spec": {}}
+"""What every version's config.json says."""
 
 
 def stage(store: ModelStore, job_id: str, **config: Any) -> None:
     folder = store.staging(job_id)
     write_tensors(folder / "model.safetensors", {"w": torch.arange(3.0)})
     (folder / "history.jsonl").write_bytes(b'{"epoch":1}\n')
-    write_version(folder, {"job_id": job_id, "format_version": FORMAT_VERSION} | config, {"train_loss": 0.5})
+    write_version(folder, TOLD | {"job_id": job_id} | config, {"train_loss": 0.5})
 
 
 def publish(store: ModelStore, name: str = "m", job_id: str = "job", **config: Any) -> str:
@@ -306,6 +317,23 @@ def test_a_huge_format_is_refused(store: ModelStore, text: str) -> None:
     assert f'"format_version": {FORMAT_VERSION}' in found
     config.write_text(found.replace(f'"format_version": {FORMAT_VERSION}', f'"format_version": {text}'))
     with pytest.raises(CorruptVersion, match="format"):
+        store.get("m", "1")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"created_at": 1e300}, {"created_at": 10**18}, {"created_at": -1}, {"created_at": "now"}, {"created_at": True},
+        {"num_parameters": "3"}, {"num_parameters": None}, {"signature": []}, {"spec": None}, {"job_id": 7},
+        {"more": nested(300)}, {"spec": {"tags": nested(210)}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_config_that_does_not_say_what_is_told_is_corrupt(store: ModelStore, config: Any) -> None:
+    publish(store)
+    path = store.root / "m" / "1" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    with pytest.raises(CorruptVersion, match=r"config\.json"):
         store.get("m", "1")
 
 

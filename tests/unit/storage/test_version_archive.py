@@ -20,6 +20,10 @@ from app.storage.version_archive import pack_version, read_unpacked, unpack_vers
 
 GOOD = {file: f"content of {file}".encode() for file in FILES}
 LIMIT = 2**20
+TOLD = {
+    "format_version": 1, "job_id": "j", "created_at": 1.5, "num_parameters": 3, "signature": {}, "spec": {}
+}  # fmt: skip
+"""What every version's config.json says."""
 
 
 def tar_of(
@@ -167,7 +171,7 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "history.jsonl").write_bytes(b"{}\n")
-    write_version(folder, {"format_version": 1, "job_id": "j", "created_at": 1.5}, {"loss": 0.5})
+    write_version(folder, TOLD, {"loss": 0.5})
     return folder
 
 
@@ -181,7 +185,7 @@ def test_what_was_packed_is_unpacked(tmp_path: Path) -> None:
     staged = store.staging("j")
     (staged / "model.safetensors").write_bytes(b"weights" * 1000)
     (staged / "history.jsonl").write_bytes(b"")
-    write_version(staged, {"format_version": 1, "job_id": "j", "created_at": 1.5}, {})
+    write_version(staged, TOLD, {})
     store.publish("j", "m", "1")
     num_bytes, blocks = pack_version(store.get("m", "1"))
     packed = b"".join(blocks)
@@ -209,6 +213,9 @@ def test_a_version_in_order(folder: Path) -> None:
         (lambda folder: change(folder, format_version=None), "invalid_input"),
         (lambda folder: change(folder, job_id=5), "invalid_input"),
         (lambda folder: change(folder, created_at="now"), "invalid_input"),
+        (lambda folder: change(folder, created_at=1e300), "invalid_input"),
+        (lambda folder: change(folder, num_parameters="3"), "invalid_input"),
+        (lambda folder: change(folder, signature=None), "invalid_input"),
         (lambda folder: change(folder, note="added"), "digest_mismatch"),
         (lambda folder: (folder / "config.json").write_bytes(b"[]"), "invalid_input"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "invalid_input"),
