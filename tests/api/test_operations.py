@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import httpx
-import polars as pl
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -17,7 +16,6 @@ from app.api.examples import SEED
 from app.api.problems import Problem
 from app.storage.models import ModelStore
 from tests.api.service import problem, service, train
-from tests.samples import publish, untrained
 
 # ---- every answer
 
@@ -46,10 +44,11 @@ def test_what_is_not_there(client: httpx.Client) -> None:
     assert answer.headers["allow"] == "POST"
 
 
-def test_an_error_of_ours_is_a_problem_with_an_id(tmp_path: Path) -> None:
-    store = ModelStore(tmp_path / "models")
-    publish(store, untrained(pl.DataFrame({"x": [1.0, 2.0], "y": [0.5, 1.5]})), "line")
-    (store.root / "line" / "aliases.json").write_bytes(b"{")
+def test_an_error_of_ours_is_a_problem_with_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: ModelStore, name: str) -> list[str]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ModelStore, "versions", fail)
     with service(tmp_path) as broken:
         answer = broken.get("/models/line", headers={"X-Request-ID": "mine"})
         found = problem(answer, 500, "internal_error")
