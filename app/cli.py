@@ -93,20 +93,24 @@ def serve(
         typer.echo(f"Gradserve is starting; try it at {scheme}://{host}:{port}/docs, stop it with Ctrl-C.", err=True)
     _allow_open_files()
     # Logging is the application's own, set up before anything is worth a line.
-    uvicorn.run(
-        "app.main:app",
-        host=host,
-        port=port,
-        workers=workers,
-        http="app.api.connections:Connection",
-        ws="none",
-        log_config=None,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        timeout_worker_healthcheck=HANG_SECONDS,
-        server_header=False,
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
-    )
+    options: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "http": "app.api.connections:Connection",
+        "ws": "none",
+        "log_config": None,
+        "timeout_graceful_shutdown": GRACE_SECONDS,
+        "timeout_worker_healthcheck": HANG_SECONDS,
+        "server_header": False,
+        "ssl_certfile": settings.tls_certificate,
+        "ssl_keyfile": settings.tls_key,
+    }
+    if workers > 1:
+        from app.processes import run_processes
+
+        run_processes(uvicorn.Config("app.main:app", workers=workers, **options))
+    else:
+        uvicorn.run("app.main:app", **options)
 
 
 def _allow_open_files() -> None:

@@ -19,6 +19,7 @@ from app.api.problems import MEDIA_TYPE, Problem
 LOOKS = 4  # in the shortest of the limits
 MAX_HEADER_BYTES = 2**16
 BYTES_PER_BODY_BYTE = 8  # a body in chunks of a byte each needs six
+LINGER_SECONDS = 1.0  # at the end of the service: for requests that were sent before their client could know
 RESERVED_FILES = 256  # for the database, the disk and the workers
 
 log = structlog.get_logger()
@@ -69,6 +70,7 @@ class Connection(HttpToolsProtocol):
         self._in_headers = False
         self._num_body_bytes = 0
         self._num_other_bytes = 0  # that have come since the request's first ones, and are none of its body
+        self._is_last = False  # whatever is asked next is the last that is answered here
 
     # ---- what uvicorn is told
 
@@ -98,11 +100,21 @@ class Connection(HttpToolsProtocol):
         self._step += 1
         self._in_headers = False
         super().on_headers_complete()
+        if self._is_last:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._num_body_bytes += len(body)
         self._num_other_bytes = max(0, self._num_other_bytes - BYTES_PER_BODY_BYTE * len(body))
         super().on_body(body)
+
+    def shutdown(self) -> None:
+        """The service ends. What is under way is answered, and so is what was sent before its client could know."""
+        self._is_last = True
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = False  # the answer will say so
+        else:
+            self.loop.call_later(LINGER_SECONDS, super().shutdown)
 
     def pause_writing(self) -> None:
         self._step += 1

@@ -1,9 +1,14 @@
 """A service that is asked to end: what is in flight is answered, event streams end, in one process and in two."""
 
+import signal
 import socket
 import threading
+import uuid
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -57,3 +62,74 @@ def test_it_answers_what_is_in_flight_and_ends_streams(
         assert b'"predictions"' in answer
     service.process.wait(STOP_SECONDS)
     listener.join()
+
+
+class Crowd:
+    """Clients that train and predict until they are refused; half of them take a new connection each time.
+
+    `jobs`: those that were acknowledged. `interrupted`: requests that were neither answered nor refused, which any
+    client may send again.
+    """
+
+    def __init__(self, service: Service, num_clients: int) -> None:
+        self.service = service
+        self.statuses: Counter[tuple[str, int]] = Counter()
+        self.jobs: list[str] = []
+        self.interrupted: list[dict[str, Any]] = []
+        self.threads = [threading.Thread(target=self._ask_on, args=(number,)) for number in range(num_clients)]
+        for thread in self.threads:
+            thread.start()
+
+    def _ask_on(self, number: int) -> None:
+        trains, stays = number % 4 < 2, number % 2
+        http = httpx.Client(base_url=self.service.url, timeout=60)
+        with suppress(httpx.ConnectError):  # the port is closed
+            while True:
+                key = {"Idempotency-Key": uuid.uuid4().hex}
+                request = {"url": "/train", "json": TRAIN, "headers": key} if trains else PREDICT
+                try:
+                    self.hear(http.post(**request))
+                except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                    self.interrupted.append(request)
+                if not stays:
+                    http.close()
+                    http = httpx.Client(base_url=self.service.url, timeout=60)
+        http.close()
+
+    def hear(self, answer: httpx.Response) -> None:
+        self.statuses[answer.request.url.path, answer.status_code] += 1
+        if answer.status_code == 202:
+            self.jobs.append(answer.json()["id"])
+
+
+TRAIN = {"model": "n", "data": {"inputs": [[1], [2]], "targets": [1, 2]}, "stop": {"max_epochs": 2}, "engine": "eager"}
+PREDICT: dict[str, Any] = {"url": "/predict", "json": {"model": "m", "inputs": [[1, 2]]}}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_under_load_it_loses_no_request(start_service: Callable[..., Service], workers: int) -> None:
+    """Each is answered or refused, and what was acknowledged is done by the next service, once."""
+    service = start_service(workers=workers)
+    publish(service.root / "models", "m", numbers_model())
+    crowd = Crowd(service, 16)
+    until(lambda: crowd.statuses["/train", 202] >= 16 and crowd.statuses["/predict", 200] >= 32, 120)
+    assert service.process
+    service.process.terminate()
+    for thread in crowd.threads:
+        thread.join(60)
+    assert service.process.wait(STOP_SECONDS) in (0, -signal.SIGTERM)
+    assert len(crowd.interrupted) <= 2, "a connection may be made or used in the very moment in which it is closed"
+    service.start()
+    with httpx.Client(base_url=service.url, timeout=60) as http:
+        for request in crowd.interrupted:
+            crowd.hear(http.post(**request))
+        assert crowd.statuses.keys() == {("/train", 202), ("/predict", 200)}
+        until(lambda: num_jobs(http)["succeeded"] == len(set(crowd.jobs)), 120)
+        assert sum(num_jobs(http).values()) == len(set(crowd.jobs))
+
+
+def num_jobs(http: httpx.Client) -> dict[str, int]:
+    """By state."""
+    lines = http.get("/metrics").text.splitlines()
+    found = [line.split() for line in lines if line.startswith("gradserve_jobs{")]
+    return {name.partition('"')[2].rstrip('"}'): int(float(count)) for name, count in found}
