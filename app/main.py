@@ -39,6 +39,8 @@ from app.api import (
     train,
     v2,
     v2_extensions,
+    v2_infer,
+    v2_repository,
     versions,
 )
 from app.api.auth import Keys
@@ -66,6 +68,7 @@ from app.storage.migrations import migrate
 from app.storage.models import ModelStore
 
 REFRESH_SECONDS = 0.5
+PROTOCOLS = (v2, v2_repository, v2_infer, v2_extensions, invocations)  # of others
 ROOMS = {
     "datasets": "Tables that stay, under names",
     "train": "From a table to a job",
@@ -99,7 +102,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(datasets.router, max_body_size=settings.max_dataset_bytes)
     app.include_router(versions.router, max_body_size=versions.max_archive_bytes(settings.max_parameters))
     app.include_router(jobs.router)
-    for room in (train, models, predict, evaluate, v2, v2_extensions, invocations, export, operations, metrics):
+    for room in (train, models, predict, evaluate, *PROTOCOLS, export, operations, metrics):
         app.include_router(room.router)
     pages.install(app)
     return app

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api import v2, v2_extensions
+from app.api import v2, v2_extensions, v2_infer, v2_repository
 from tests.api.serving_app import serving, serving_app
 from tests.published import columns_model, numbers_model, publish
 
@@ -30,7 +30,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(root: Path) -> Iterator[httpx.Client]:
-    app = serving_app(root, v2.router, v2_extensions.router, max_body_bytes=2**20, max_rows=1000)
+    app = serving_app(
+        root,
+        v2.router,
+        v2_repository.router,
+        v2_infer.router,
+        v2_extensions.router,
+        max_body_bytes=2**20,
+        max_rows=1000,
+    )
     with serving(app) as client:
         yield client
 
@@ -47,7 +55,7 @@ def numbers(data: Any = None, **changes: Any) -> dict[str, Any]:
 def binary(body: dict[str, Any], *blobs: bytes, length: int | str | None = None) -> dict[str, Any]:
     """A request whose tensors follow its JSON."""
     head = json.dumps(body).encode()
-    header = {v2.HEADER_LENGTH: str(len(head) if length is None else length)}
+    header = {v2_infer.HEADER_LENGTH: str(len(head) if length is None else length)}
     return {"content": b"".join([head, *blobs]), "headers": header}
 
 
@@ -100,7 +108,7 @@ def test_json_and_binary_give_the_same(client: httpx.Client) -> None:
     request = binary_numbers() | {"parameters": {"binary_data_output": True}}
     packed = client.post(INFER, **binary(request, ROWS.tobytes()))
     assert packed.headers["content-type"] == "application/octet-stream"
-    values = np.frombuffer(packed.content[int(packed.headers[v2.HEADER_LENGTH]) :])
+    values = np.frombuffer(packed.content[int(packed.headers[v2_infer.HEADER_LENGTH]) :])
     np.testing.assert_array_equal(values, output["data"])
 
 
@@ -272,7 +280,7 @@ def test_a_timeout_is_kept(client: httpx.Client) -> None:
 
 
 def test_keys(root: Path) -> None:
-    app = serving_app(root, v2.router, keys="reader:read,asker:predict")
+    app = serving_app(root, v2.router, v2_repository.router, v2_infer.router, keys="reader:read,asker:predict")
     with serving(app) as client:
         assert client.get("/v2/health/live").status_code == 200
         assert refusal(client.get("/v2/models/numbers")) == (401, "unauthenticated")
