@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from scripts import bench_cuda, bench_toy, bench_training
+from scripts import bench_cuda, bench_memory, bench_toy, bench_training
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BENCHMARKS: dict[str, Callable[[int], str]] = {
     "training": bench_training.table,
     "toy": bench_toy.table,
     "cuda": bench_cuda.table,
+    "memory": bench_memory.table,
 }
 
 
