@@ -83,13 +83,17 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def memory_of(pid: int) -> int:
-    """Bytes in memory, of which those shared with others count in part (PSS); 0 where the process has gone."""
+def memory_of(pid: int, kind: str = "Pss_Anon") -> int:
+    """Bytes in memory; 0 where the process has gone. What it shares with others counts in part.
+
+    `Pss_Anon` is its own, without what it maps of files, whose share depends on who else on the machine maps them;
+    `Pss` is all.
+    """
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:"))
 
 
 def num_descriptors(pid: int) -> int:

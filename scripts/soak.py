@@ -47,10 +47,14 @@ SPARE_BYTES = 24 * MIB  # of disk: SQLite's journal, and pages that are kept for
 
 @dataclass(frozen=True)
 class Sample:
-    """A look at the service. Workers, which come and go, count apart."""
+    """A look at the service. `memory_bytes` are its own, `mapped_bytes` those of files, of which it has a share.
+
+    Workers, which come and go, count apart.
+    """
 
     seconds: float
     memory_bytes: int
+    mapped_bytes: int
     worker_bytes: int
     num_descriptors: int
     database_bytes: int
@@ -84,16 +88,16 @@ class Report:
 
     def table(self) -> str:
         lines = [
-            "| minute | memory, MiB | workers, MiB | descriptors | database, MiB | data/, MiB |",
-            "|---|---|---|---|---|---|",
+            "| minute | memory, MiB | mapped files, MiB | workers, MiB | descriptors | database, MiB | data/, MiB |",
+            "|---|---|---|---|---|---|---|",
         ]
         shown = self.samples[:: max(1, len(self.samples) // 10)]
         named = [(f"{each.seconds / 60:.1f}", each) for each in shown]
         named += [(f"at rest, {each.seconds / 60:.1f}", each) for each in self.rest]
         for name, each in named:
-            sizes = [each.memory_bytes, each.worker_bytes, each.database_bytes, each.data_bytes]
-            memory, workers, database, data = (f"{size / MIB:.1f}" for size in sizes)
-            lines.append(f"| {name} | {memory} | {workers} | {each.num_descriptors} | {database} | {data} |")
+            sizes = [each.memory_bytes, each.mapped_bytes, each.worker_bytes, each.database_bytes, each.data_bytes]
+            memory, mapped, workers, database, data = (f"{size / MIB:.1f}" for size in sizes)
+            lines.append(f"| {name} | {memory} | {mapped} | {workers} | {each.num_descriptors} | {database} | {data} |")
         asked = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.counts.items()))
         faults = "\n".join(f"- {fault}" for fault in self.faults) or "No fault was found."
         return "\n".join(lines) + f"\n\n{sum(self.counts.values()):,} requests: {asked}. {faults}"
@@ -136,17 +140,19 @@ class Soak:
 
     def _sample(self) -> Sample:
         assert self.service.process
-        memory = workers = descriptors = 0
+        memory = mapped = workers = descriptors = 0
         for process in processes_of(self.service.process.pid):
             if process.role in ("main", "api", "forkserver"):
                 memory += memory_of(process.pid)
+                mapped += memory_of(process.pid, "Pss_File")
                 descriptors += num_descriptors(process.pid)
             else:
-                workers += memory_of(process.pid)
+                workers += memory_of(process.pid, "Pss")
         data = self.service.root / "data"
         return Sample(
             seconds=time.monotonic() - self._started,
             memory_bytes=memory,
+            mapped_bytes=mapped,
             worker_bytes=workers,
             num_descriptors=descriptors,
             database_bytes=sum(_size(path) for path in data.glob("gradserve.db*")),

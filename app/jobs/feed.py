@@ -19,6 +19,7 @@ log = structlog.get_logger("gradserve.jobs")
 POLL_SECONDS = 0.075  # how late an event that another process has written may be seen
 KEEP_ALIVE_SECONDS = 15.0
 PAGE = 500
+PAGE_OF_ONE = 100  # events that a stream reads at once where it has not kept up: each stream holds its own
 BUFFER = 2000  # events held for a listener that does not keep up; beyond, it reads them from the database
 
 
@@ -86,8 +87,8 @@ class EventFeed:
         listener.take()  # before reading: what is told from now on is kept
         listener.behind = False
         with suppress(JobNotFound):
-            events = await asyncio.to_thread(self._queue.events, job_id, after=after, limit=PAGE)
-            listener.behind = listener.behind or len(events) == PAGE
+            events = await asyncio.to_thread(self._queue.events, job_id, after=after, limit=PAGE_OF_ONE)
+            listener.behind = listener.behind or len(events) == PAGE_OF_ONE
             if events or (await asyncio.to_thread(self._queue.get, job_id)).state not in TERMINAL:
                 return events
         return None

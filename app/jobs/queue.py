@@ -37,7 +37,6 @@ TRANSITIONS: dict[str, frozenset[str]] = {
 TERMINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
 ACTIVE = ("running", "pausing", "cancelling")
 WAITING = ("queued", "paused")  # which a resumed job is again, whatever the queue holds by then
-HELD = ("queued", "paused", *ACTIVE)
 
 
 @dataclass
@@ -202,11 +201,6 @@ class JobQueue:
         """Digests of all jobs' tables; a finished job's too, as it can be run again from its spec."""
         with self._database.read() as connection:
             return rows.digests_in_specs(connection)
-
-    def held(self) -> set[str]:
-        """Ids of all jobs that have not finished."""
-        with self._database.read() as connection:
-            return {job.id for job in rows.jobs_in(connection, HELD)}
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 200) -> list[Event]:
         """A job's events whose id is above `after`, in order. Raises JobNotFound."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from app.errors import Conflict, StorageFailed
+from app.errors import Conflict, JobNotFound, StorageFailed
 from app.jobs.epoch_times import EpochTimes
 from app.jobs.fleet import Fleet, Run
 from app.jobs.queue import TERMINAL, JobQueue, State
@@ -33,6 +33,7 @@ ELECTION_SECONDS = 0.5
 POLL_SECONDS = 0.1  # how late a request from another process may be seen
 TOGETHER_SECONDS = 0.002  # events that come in a stream are read together, not each at the price of a turn
 RECONCILE_SECONDS = 1.0
+SWEEP_SECONDS = 30.0  # for what is left of jobs that were cancelled while they were paused
 RETRY_SECONDS = 1.0  # after an error of the database or the disk
 CANCEL_SECONDS = 5.0  # from asking a worker to stop to ending it
 EXIT_SECONDS = 10.0  # from a worker's last word to ending it
@@ -164,10 +165,16 @@ class Reign:
         """Remove the working folders of jobs that have ended or are gone."""
         folder = self._rules.data_dir / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
-        held = self._queue.held()
         for entry in folder.iterdir():
-            if entry.name not in held:
+            if self._is_over(entry.name):
                 self._remove_folders(entry.name)
+        self._sweep_at = time.monotonic() + SWEEP_SECONDS
+
+    def _is_over(self, job_id: str) -> bool:
+        try:
+            return self._queue.get(job_id).state in TERMINAL
+        except JobNotFound:
+            return True
 
     def turn(self) -> None:
         """Wait for something to happen, at most `POLL_SECONDS`, and deal with it."""
@@ -180,6 +187,8 @@ class Reign:
         if self._changed() or time.monotonic() >= self._reconcile_at:
             self._reconcile_at = time.monotonic() + RECONCILE_SECONDS
             self.reconcile()
+        if time.monotonic() >= self._sweep_at:
+            self.sweep()
         self._end_the_stuck()
 
     def wind_down(self, grace_seconds: float) -> None:

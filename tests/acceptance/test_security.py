@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,7 +100,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 def test_https(tmp_path: Path) -> None:
     chain, key = certificate(tmp_path)
     settings = {"GRADSERVE_TLS_CERTIFICATE": str(chain), "GRADSERVE_TLS_KEY": str(key)}
-    with serving(tmp_path, **settings) as address:
+    with serving(tmp_path, GRADSERVE_MAX_HEADER_SECONDS="1", **settings) as address:
 
         def curl(*arguments: str) -> "subprocess.CompletedProcess[str]":
             return subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, check=False)
@@ -108,6 +110,12 @@ def test_https(tmp_path: Path) -> None:
         assert curl(f"https://{address}/readyz").returncode == 60  # nobody vouches for it
         assert curl(f"http://{address}/readyz").returncode != 0
         assert curl("--cacert", str(chain), "--tls-max", "1.1", f"https://{address}/readyz").returncode == 35
+        host, port = address.split(":")
+        trusting = ssl.create_default_context(cafile=str(chain))
+        plain = socket.create_connection((host, int(port)), timeout=60)
+        with trusting.wrap_socket(plain, server_hostname="localhost") as slow:
+            slow.sendall(b"GET /readyz HTT")
+            assert slow.recv(2**16).startswith(b"HTTP/1.1 408")
 
 
 def test_tls_files_that_are_wrong_are_named_at_once(tmp_path: Path) -> None:

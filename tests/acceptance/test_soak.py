@@ -7,7 +7,7 @@ import pytest
 
 from scripts.soak import MIB, Report, Sample, Soak
 
-SAMPLE = Sample(60.0, 500 * MIB, 0, 50, MIB, 2 * MIB)
+SAMPLE = Sample(60.0, 500 * MIB, 100 * MIB, 0, 50, MIB, 2 * MIB)
 
 
 def test_a_few_seconds_of_mixed_load(tmp_path: Path) -> None:

@@ -606,6 +606,21 @@ def test_a_job_that_cannot_be_attended_to_holds_up_no_other(
     assert failures
 
 
+def test_a_job_that_is_cancelled_while_it_is_paused_leaves_nothing(
+    queue: JobQueue, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "SWEEP_SECONDS", 0.05)
+    job = queue.submit({}, "m")
+    queue.pause(job.id)
+    folder = tmp_path / "data" / "jobs" / job.id
+    folder.mkdir(parents=True)
+    supervisor = start()
+    until(lambda: supervisor.leading)
+    assert folder.exists()
+    queue.cancel(job.id)
+    until(lambda: not folder.exists())
+
+
 def test_folders_that_no_job_needs_are_swept(queue: JobQueue, start: Start, tmp_path: Path) -> None:
     ended_job, held = queue.submit({}, "m"), queue.submit({}, "m")
     queue.cancel(ended_job.id)
