@@ -1,11 +1,13 @@
 """Seconds per epoch: both engines against a tight loop that one would write by hand, and what others take."""
 
+import shutil
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,12 +217,12 @@ def scikit_learn(work: Work, frame: pl.DataFrame) -> Contender:
 
 @contextmanager
 def h2o_server() -> Iterator[Any]:
-    """H2O-3 where its package and Java are installed (`pip install h2o`), else None."""
-    try:
-        import h2o
-    except ImportError:
+    """H2O-3 where its package (`pip install h2o`) and Java are, else None."""
+    if find_spec("h2o") is None or shutil.which("java") is None:
         yield None
         return
+    import h2o
+
     h2o.init(nthreads=usable_cores(), verbose=False, bind_to_localhost=True, start_h2o=True)
     h2o.no_progress()
     try:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from app.learning.shortcuts import mse_loss
 from app.specs import optimization as specs
 from app.specs.base import Spec
 
@@ -62,7 +63,7 @@ def build_loss(spec: Spec) -> LossFunction:
     per_row = LOSSES[type(spec)]
     if isinstance(spec, specs.PlainLoss) and spec.type == "mse":
         return lambda outputs, targets, weights: (
-            F.mse_loss(outputs, targets) if weights is None else _weighted(per_row(spec, outputs, targets), weights)
+            mse_loss(outputs, targets) if weights is None else _weighted(per_row(spec, outputs, targets), weights)
         )
 
     def loss(outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from app.learning.batches import Batching
 from app.learning.losses import LossFunction
 from app.learning.optimizers import Optimizers, set_learning_rate
 from app.learning.rows import Rows
-from app.learning.shortcuts import Backward, step_of
+from app.learning.shortcuts import Backward, forward_of, step_of
 
 MAPPED_ROW_BYTES = 2**14  # what a row of a mapped file takes for a moment: the pages around it
 MAX_GATHER_BYTES = 64 * 2**20  # rows of several steps are gathered at once, up to this much
@@ -49,6 +49,7 @@ class EagerSteps:
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.max_grad_norm = max_grad_norm
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        self.forward = forward_of(network)
         self.backward, self.updates = Backward(self.device), [step_of(optimizer) for optimizer in optimizers]
         self.autocast: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if precision in ("bfloat16", "float16"):
@@ -148,7 +149,7 @@ class EagerSteps:
 
     def _loss(self, rows: Rows) -> Tensor:
         with self.autocast:
-            outputs = self._through(self.network, rows.inputs)
+            outputs = self._through(self.network, rows.inputs) if self.recompute else self.forward(rows.inputs)
         return self.loss(outputs.float(), rows.targets, rows.weights)
 
     def _through(self, network: nn.Sequential, x: Tensor) -> Tensor:
