@@ -670,12 +670,12 @@ def test_an_error_of_the_database_is_got_over(
     assert epochs(queue, job) == [1, 2, 3]
 
 
-def test_a_queue_of_toy_jobs_is_fast(queue: JobQueue, start: Start) -> None:
+def test_a_queue_waits_for_no_clock(queue: JobQueue, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens, a job that ends or is submitted, is what moves it on; looking from time to time is a precaution."""
     start()
     ended(queue, queue.submit({}, "m"))
-    jobs = [queue.submit({}, "m") for _ in range(20)]
+    monkeypatch.setattr(supervisor_module, "POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(supervisor_module, "RECONCILE_SECONDS", 3600.0)
+    for _ in range(20):
+        queue.submit({}, "m")
     until(lambda: queue.counts()["succeeded"] == 21)
-    first, last = queue.get(jobs[0].id), queue.get(jobs[-1].id)
-    assert first.started_at is not None
-    assert last.finished_at is not None
-    assert 20 / (last.finished_at - first.started_at) > 10
