@@ -42,7 +42,7 @@ _CSV = {"schema": {"type": "string"}}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 BODIES: dict[str, Any] = {
     "text/csv": _CSV | {"example": "bill_length_mm,sex\n40.2,male\n47.5,\n"},
-    "text/tab-separated-values": _CSV,
+    "text/tab-separated-values": _CSV | {"example": "bill_length_mm\tsex\n40.2\tmale\n47.5\t\n"},
     "application/vnd.apache.arrow.stream": _BINARY,
     "application/vnd.apache.arrow.file": _BINARY,
 }

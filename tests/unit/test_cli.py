@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import typer
 
-from app.cli import _assignment, _is_loopback, _put, main
+from app.cli import main
+from app.cli_files import _assignment, _put
 from app.cli_resources import name_of
+from app.cli_service import _is_loopback
 from scripts.service import free_port
 
 

@@ -1,0 +1,157 @@
+"""What the command line does with a file of rows: train on it, predict it."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli_resources import URL, ApiKey, Url, connect, name_of, show
+
+if TYPE_CHECKING:
+    from polars import DataFrame
+
+    from app.client import Client
+
+
+# ---- train
+
+
+def train(
+    file: Annotated[Path, typer.Argument(help="Table: CSV, TSV, NDJSON, Parquet or Arrow; also gzip.")],
+    target: Annotated[list[str], typer.Option(help="Column to predict; repeat it for several.")],
+    model: Annotated[str | None, typer.Option(help="Name of the model (default: the file's)")] = None,
+    task: Annotated[str | None, typer.Option(help="regression, binary, multiclass or multilabel")] = None,
+    hidden: Annotated[str | None, typer.Option(help="Widths of the hidden layers: 64,64")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw, …")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Step size.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Most passes over the rows.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without a gain after which to stop.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is drawn at random.")] = None,
+    set_: Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=JSON", help="Any field of POST /train.")] = [],  # noqa: B006
+    detach: Annotated[bool, typer.Option("--detach", help="Return once the job is queued.")] = False,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Upload a table and train a model on it, with a live progress bar."""
+    name = name_of(file)
+    data = {"dataset": name, "target": target[0] if len(target) == 1 else target}
+    body: dict[str, Any] = {"model": model or name, "data": data}
+    if learning_rate is not None:
+        optimizer = optimizer or "adamw"
+    options = {
+        "task": task,
+        "network.hidden_features": None if hidden is None else [int(width) for width in hidden.split(",") if width],
+        "optimizer.type": optimizer,
+        "optimizer.learning_rate": learning_rate,
+        "descent.batch_size": batch_size,
+        "stop.max_epochs": epochs,
+        "stop.patience": patience,
+        "seed": seed,
+    }
+    for path, value in [*options.items(), *map(_assignment, set_)]:
+        if value is not None or path not in options:
+            _put(body, path, value)
+    with connect(url, api_key) as client:
+        client.upload_dataset(name, file)
+        job = client.submit(body)
+        if detach:
+            typer.echo(f"Job {job['id']} is {job['state']}; follow it with: gradserve jobs events {job['id']}")
+        else:
+            _follow(client, job)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    path, sign, value = text.partition("=")
+    if not (path and sign):
+        raise typer.BadParameter(f"{text!r} is not KEY.PATH=JSON, as in stop.max_epochs=20", param_hint="--set")
+    try:
+        return path, json.loads(value)
+    except json.JSONDecodeError:
+        return path, value  # a word without its quotes
+
+
+def _put(body: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        body = body.setdefault(parent, {})
+        if not isinstance(body, dict):
+            raise typer.BadParameter(f"{path}: {parent} is no object", param_hint="--set")
+    body[last] = value
+
+
+def _follow(client: "Client", job: dict[str, Any]) -> None:
+    try:  # Ctrl-C may come while things are imported, too
+        from rich import print as rich_print
+
+        from app.client.errors import JobFailed
+        from app.terminal import TrainingProgress, loss_curve, metrics_table
+
+        with TrainingProgress(job["model"]) as progress:
+            for event in client.events(job["id"]):
+                progress(event)
+    except KeyboardInterrupt:
+        _leave(client, job)
+    job = client.job(job["id"])
+    if job["state"] != "succeeded":
+        raise JobFailed(job)
+    rich_print(loss_curve(client.history(job["id"])), metrics_table(job["metrics"]), sep="\n")
+    typer.echo(
+        f"Stopped by {job['stop_reason']}. Model: {client.base_url}/models/{job['model']}/versions/{job['version']}"
+    )
+
+
+def _leave(client: "Client", job: dict[str, Any]) -> None:
+    """After Ctrl-C: cancel, or leave the job to the service."""
+    if sys.stdin.isatty() and typer.confirm("\nCancel the job? (No leaves it running)"):
+        client.cancel(job["id"])
+        typer.echo(f"Job {job['id']} is being cancelled.")
+    else:
+        typer.echo(f"Job {job['id']} runs on; follow it with: gradserve jobs events {job['id']}")
+    raise typer.Exit(130)
+
+
+# ---- predict
+
+
+def predict(
+    model: str,
+    file: Annotated[Path | None, typer.Argument(help="Rows: CSV, TSV, NDJSON, Parquet or Arrow.")] = None,
+    row: Annotated[str | None, typer.Option(help='One row as JSON instead: [1, 2] or {"column": 1}')] = None,
+    version: Annotated[str | None, typer.Option(help="Version or alias (default: the newest)")] = None,
+    output: Annotated[Path | None, typer.Option(help="CSV file to write instead of standard output.")] = None,
+    routing_key: Annotated[str | None, typer.Option(help="The same key gets the same version of a canary.")] = None,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Predict the rows of a file, which come back as CSV with predictions added, or a single row."""
+    if (file is None) == (row is None):
+        raise typer.BadParameter("give either a FILE or --row")
+    with connect(url, api_key) as client:
+        if row is not None:
+            show(client.predict(model, [_json_row(row)], version, routing_key=routing_key))
+        elif file is not None:
+            from app.predict_file import predict_file
+
+            _write(predict_file(client, model, file, version=version, routing_key=routing_key), output)
+
+
+def _json_row(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--row") from error
+
+
+def _write(parts: "Iterator[DataFrame]", output: Path | None) -> None:
+    num_rows = 0
+    with output.open("w") if output else nullcontext(sys.stdout) as target:
+        for part in parts:
+            target.write(part.write_csv(include_header=not num_rows))
+            num_rows += part.height
+    if output:
+        typer.echo(f"{num_rows} rows written to {output}")
