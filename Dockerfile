@@ -2,7 +2,7 @@
 # TORCH_INDEX_URL names a package index to look for torch in, beside the usual one. PyTorch's index of CPU builds makes
 # the image several gigabytes smaller; without it, x86 Linux gets the CUDA build.
 # COMPILER is the Debian package of a C++ compiler, which the compiled engine needs. Without one (--build-arg COMPILER=) the
-# image is 250 MB smaller, and training on CPUs goes on without that engine and says so.
+# image is 400 MB smaller, and training on CPUs goes on without that engine and says so.
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build

@@ -1,9 +1,10 @@
 """Options and laws for all tests."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 settings.register_profile("gradserve", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("long", deadline=None, max_examples=5000, suppress_health_check=list(HealthCheck))
 settings.load_profile("gradserve")
 
 

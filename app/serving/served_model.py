@@ -39,7 +39,7 @@ class ServedModel:
         tensors = version.load_tensors()
         try:
             model = Model.load(tensors, version.config)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
             raise CorruptVersion(
                 f"config.json of version {version.version} of model {version.model!r} does not fit its weights: "
                 f"{type(error).__name__}: {error}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 import structlog
+from safetensors import SafetensorError
 
 from app.errors import (
     Conflict,
@@ -59,15 +60,15 @@ class Version:
         """All tensors, mapped from the file rather than read, after the digests of all files were verified.
 
         Raises:
-            CorruptVersion: a file is not the one that was published.
+            CorruptVersion: a file is not the one that was published, or the weights are no weights.
         """
         try:
             for file, digest in self.config["digests"].items():
                 if not is_file(self.path / file) or digest_of(self.path / file) != digest:
                     raise self._is_not_what_was_published(file)
             return read_tensors(self.path / "model.safetensors")[0]
-        except OSError as error:
-            if not StorageFailed.of(error):
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, OSError) and not StorageFailed.of(error):
                 raise
             raise CorruptVersion(f"version {self.version} of model {self.model!r} can't be read: {error}") from error
 

@@ -4,6 +4,7 @@ What is unpacked is bounded in the number and size of its entries before any of 
 the files of a version, whatever their paths say.
 """
 
+import errno
 import io
 import os
 import struct
@@ -88,6 +89,10 @@ def unpack_version(archive: Path, folder: Path, max_bytes: int) -> None:
             raise Unparseable("the body is no zip, tar or tar.gz; send one of a version's folder")
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, NotImplementedError) as error:
         raise Unparseable(f"the archive is broken: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # else it is the disk
+            raise
+        raise Unparseable("the archive is broken: something in it should be before its beginning") from error
     except (RecursionError, UnicodeError, ValueError, RuntimeError) as error:
         if isinstance(error, InvalidInput):
             raise
@@ -127,6 +132,8 @@ def _unzip(path: Path, folder: Path, limit: int) -> None:
                 continue
             if entry.external_attr >> 28 not in (0, 8):  # of a Unix mode's file types, 8 is a plain file
                 raise InvalidInput(f"{entry.filename!r} in the archive is a link or a special file; a version has none")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others take memory as they say
+                raise Unparseable(f"{entry.filename!r} in the zip is compressed in a way that is not known here")
             with archive.open(entry) as opened:
                 limit -= _write(opened, folder, entry.filename, entry.file_size, limit)
 

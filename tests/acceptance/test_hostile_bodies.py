@@ -8,7 +8,9 @@ import gzip
 import io
 import json
 import struct
+import tarfile
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -42,6 +44,7 @@ class Case(NamedTuple):
 
 
 JSON = {"Content-Type": "application/json"}
+PARQUET_TYPE = "application/vnd.apache.parquet"
 
 
 def told(path: str, name: str, body: Any, status: int, code: str, pointer: str | None = None, **headers: str) -> Case:
@@ -70,6 +73,13 @@ NO_JSON: dict[str, bytes] = {
     "nested without an end": b"[" * 100_000,
     "nested to the end": b"[" * 100_000 + b"]" * 100_000,
     "nested objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "a byte order mark": b'\xef\xbb\xbf{"model": "line"}',
+    "UTF-32": '{"model": "line"}'.encode("utf-32"),
+    "an endless number": b'{"model": "line", "inputs": [[' + b"9" * 400 + b"]]}",
+    "1e400": b'{"model": "line", "inputs": [[1e400]]}',
+    "a number in hex": b'{"model": "line", "inputs": [[0x10]]}',
+    "a text without an end": b'{"model": "line',
+    "half a gzip": gzip.compress(b'{"model": "line"}')[:-9],
     "a Python pickle": b"\x80\x04\x95\x10\0\0\0\0\0\0\0",
 }
 NO_OBJECT = {"a list": [], "null": None, "text": b'"line"', "a number": 1}
@@ -84,6 +94,13 @@ def json_cases() -> Iterator[Case]:
             yield told(path, name, value, 422, "invalid_input", "")
         too_large = b'{"model": "' + b"x" * (8 * 2**20) + b'"}'
         yield told(path, "more than the limit", too_large, 413, "too_large")
+        if not path.startswith("/v2"):  # where compressed bodies are spoken
+            packed = {"Content_Encoding": "gzip"}
+            bomb = gzip.compress(bytes(64 * 2**20))
+            for name, content in (("gzip", gzip.compress(b"{}")), ("a bomb", bomb)):
+                yield told(path, name, content, 415, "unsupported_media_type", **packed)
+            yield told(path, "no type", b"{}", 415, "unsupported_media_type", Content_Type="text/plain")
+            yield told(path, "Parquet", PARQUET, 415, "unsupported_media_type", Content_Type=PARQUET_TYPE)
 
 
 DEEP = b"[" * 990 + b"1" + b"]" * 990
@@ -179,15 +196,6 @@ def train_cases() -> Iterator[Case]:
     yield case("an endless number", 400, "unparseable", None, seed=10**400)
     text = json.dumps({**SEED, "optimizer": {"type": "sgd", "learning_rate": "RATE"}})
     yield told("/train", "1e400", text.replace('"RATE"', "1e400"), 400, "unparseable")
-    yield told(
-        "/train",
-        "gzip",
-        gzip.compress(json.dumps(SEED).encode()),
-        415,
-        "unsupported_media_type",
-        Content_Encoding="gzip",
-    )
-    yield told("/train", "no type", SEED, 415, "unsupported_media_type", Content_Type="text/plain")
 
 
 # ---- predict and evaluate
@@ -215,10 +223,52 @@ def predict_cases() -> Iterator[Case]:
     yield told(
         "/predict", "a version as a number", {"model": "line", "version": 1, "inputs": [[1]]}, *wrong, "/version"
     )
+    yield from evaluate_cases()
+    yield from invocation_cases()
+
+
+def evaluate_cases() -> Iterator[Case]:
+    def data(name: str, status: int, code: str, pointer: str | None, **changes: Any) -> Case:
+        rows = {"inputs": [[1], [2]], "targets": [1, 2]} | changes
+        return told("/evaluate", name, {"model": "line", "data": rows}, status, code, pointer)
+
+    wrong, shape = (422, "invalid_input"), (422, "shape_mismatch")
+    yield data("no rows", *wrong, "/data/inputs", inputs=[], targets=[])
+    yield data("too few targets", *shape, "/data/targets", targets=[1])
+    yield data("text for numbers", *wrong, "/data/inputs/0/0", inputs=[["a"], ["b"]])
+    yield data("targets that are objects", *wrong, "/data/targets/0", targets=[{}, {}])
+    yield data("negative weights", *wrong, "/data/sample_weight/1", sample_weight=[1, -1])
+    yield data("10 001 columns", 413, "too_large", None, inputs=[[0] * 10_001] * 2)
+    yield data("1001 rows", 413, "too_large", None, inputs=[[1]] * 1001, targets=[1] * 1001)
+    yield data("an unknown field", *wrong, "/data/more", more=1)
+    nowhere = {"model": "line", "data": {"dataset": "none", "target": "y"}}
+    yield told("/evaluate", "a dataset that is not there", nowhere, 404, "dataset_not_found")
+    path = {"model": "line", "data": {"dataset": "../../etc/passwd", "target": "y"}}
+    yield told("/evaluate", "a path as a dataset", path, *wrong, "/data/dataset")
+    yield told("/evaluate", "no data", {"model": "line", "data": None}, *wrong, "/data")
     ragged = {"model": "line", "data": {"inputs": [[1], [2, 3]], "targets": [1, 2]}}
     yield told("/evaluate", "ragged rows", ragged, *shape, "/data/inputs/1")
     narrow = {"model": "line", "data": {"inputs": [[1, 2]], "targets": [1]}}
     yield told("/evaluate", "a wide row", narrow, *wrong, "/data/inputs")
+
+
+def invocation_cases() -> Iterator[Case]:
+    wrong, shape = (422, "invalid_input"), (422, "shape_mismatch")
+
+    def rows(name: str, body: Any, status: int, code: str, pointer: str | None = None, model: str = "line") -> Case:
+        return told(f"/invocations?model={model}", name, body, status, code, pointer)
+
+    yield rows("no form", {}, *wrong, "")
+    yield rows("no rows", {"instances": []}, *shape, "/instances")
+    yield rows("ragged rows", {"instances": [[1], [1, 2]]}, *shape, "/instances/1")
+    yield rows("text", {"instances": [["a"]]}, *wrong, "/instances/0/0")
+    yield rows("a wide row", {"instances": [[0] * 10_000]}, *shape, "/instances/0")
+    yield rows("1001 rows", {"instances": [[1]] * 1001}, 413, "too_large")
+    yield rows("rows that are text", {"dataframe_records": ["a"]}, *wrong, "/dataframe_records/0")
+    yield rows("an unknown column", {"dataframe_records": [{"z": 1}]}, 422, "unknown_column", None, "birds")
+    yield rows("no data", {"dataframe_split": {"columns": ["a"]}}, *wrong, "/dataframe_split/data")
+    yield rows("an unknown field", {"instances": [[1]], "more": 1}, *wrong, "/more")
+    yield rows("a model that is not there", {"instances": [[1]]}, 404, "model_not_found", None, "none")
     yield told("/invocations?model=line", "two forms", {"instances": [[1]], "inputs": [[1]]}, *wrong, "")
     yield told("/invocations?model=line", "ragged columns", {"inputs": {"a": [1], "b": [1, 2]}}, *shape, "/inputs")
     split = {"dataframe_split": {"columns": ["a", "b"], "data": [[1]]}}
@@ -311,7 +361,54 @@ def table_cases() -> Iterator[Case]:
         problem = PROBLEMS_OF_TABLES.get(name, (400, "unparseable", None))
         yield Case(name, "/datasets/hostile", content, *problem, headers, "PUT")
         if name in TABLES:
-            yield Case(name, "/predict?model=birds", content, *problem, headers)
+            for path in ("/predict?model=birds", "/invocations?model=birds"):
+                yield Case(name, path, content, *problem, headers)
+
+
+# ---- versions
+
+
+def archive(**sizes: int) -> bytes:
+    """A tar.gz of files of zeros."""
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w:gz") as packed:
+        for name, size in sizes.items():
+            info = tarfile.TarInfo(name)
+            info.size = size
+            packed.addfile(info, io.BytesIO(bytes(size)))
+    return body.getvalue()
+
+
+def zipped(**files: bytes) -> bytes:
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    return body.getvalue()
+
+
+def version_cases() -> Iterator[Case]:
+    wrong, not_parsed = (422, "invalid_input"), (400, "unparseable")
+    good = zipped(**{"config.json": b"{}", "metrics.json": b"{}", "model.safetensors": b"", "history.jsonl": b""})
+    for name, content, problem in (
+        ("nothing", b"", not_parsed),
+        ("a CSV", CSV, not_parsed),
+        ("a pickle", b"\x80\x04\x95" + bytes(100), not_parsed),
+        ("half a zip", good[: len(good) // 2], not_parsed),
+        ("a zip of 60 000 entries", lying(good, -12, "<H", 60_000), wrong),
+        ("a zip with an end beyond its own", lying(good, -6, "<I", 2**32 - 1), not_parsed),
+        ("half a tar.gz", archive(**{"config.json": 10})[:-9], not_parsed),
+        ("no version", good, wrong),
+        ("an empty tar", archive(), wrong),
+        ("a file too many", zipped(**{"model.pkl": b""}), wrong),
+        ("a path out of the archive", zipped(**{"../../config.json": b"{}"}), wrong),
+        ("a path from the root", zipped(**{"/etc/cron.d/config.json": b"{}"}), wrong),
+        ("a config of 300 MB", archive(**{"config.json": 300 * 2**20}), (413, "too_large")),
+        ("metrics that are a bomb", zipped(**{"metrics.json": bytes(40 * 2**20)}), (413, "too_large")),
+        ("gzip in gzip", gzip.compress(archive(**{"config.json": 10})), not_parsed),
+    ):
+        yield Case(name, "/models/hostile/versions", content, *problem)
+    yield Case("a path as a name", "/models/..%2f..%2fetc/versions", good, 404, "not_found")
 
 
 # ---- v2
@@ -384,6 +481,7 @@ CASES = {
     "predict": predict_cases,
     "tables": table_cases,
     "v2": v2_cases,
+    "versions": version_cases,
 }
 
 

@@ -206,6 +206,17 @@ def test_what_was_not_published_is_not_loaded(store: ModelStore, file: str, dama
             store.get("m", "1").load_tensors()
 
 
+@pytest.mark.parametrize("content", [b"", b"\x80\x04K\x01.", b"\xff" * 16, (10**9).to_bytes(8, "little") + b"{}"])
+def test_weights_that_are_none_are_corrupt_whatever_their_digest(store: ModelStore, content: bytes) -> None:
+    folder = store.staging("job")
+    (folder / "model.safetensors").write_bytes(content)
+    (folder / "history.jsonl").write_bytes(b"")
+    write_version(folder, TOLD | {"job_id": "job"}, {})
+    store.publish("job", "m", "1")
+    with pytest.raises(CorruptVersion, match="version 1 of model 'm' can't be read"):
+        store.get("m", "1").load_tensors()
+
+
 def test_a_config_that_can_not_be_read_is_corrupt(store: ModelStore) -> None:
     publish(store)
     for content in (b"", b"{", b"[]", b"{}", b'{"digests": {}}'):

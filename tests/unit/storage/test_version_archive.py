@@ -100,6 +100,15 @@ def stored(info: zipfile.ZipInfo) -> None:
     info.compress_type = zipfile.ZIP_STORED
 
 
+def compressed(method: int) -> Callable[[zipfile.ZipInfo], object]:
+    return lambda info: setattr(info, "compress_type", method)
+
+
+def elsewhere(body: bytes) -> bytes:
+    """A zip whose list of entries is said to begin far beyond its end."""
+    return body[:-6] + b"\xff\xff\xff\xff" + body[-2:]
+
+
 def lying_size(body: bytes) -> bytes:
     """The first entry of a tar says that it is longer than the archive."""
     header = bytearray(body[:512])
@@ -147,6 +156,9 @@ def many_headers(kind: bytes, count: int, size: int = 0) -> bytes:
         (zip_of(GOOD)[:-30], Unparseable),
         (zip_of(GOOD, stored).replace(b"content", b"tnetnoc"), Unparseable),
         (b"PK\x03\x04" + bytes(100), Unparseable),
+        (elsewhere(zip_of(GOOD)), Unparseable),
+        (zip_of(GOOD, compressed(zipfile.ZIP_LZMA)), Unparseable),
+        (zip_of(GOOD, compressed(zipfile.ZIP_BZIP2)), Unparseable),
         (b"", Unparseable),
         (b"\x80\x04\x95", Unparseable),
     ],
