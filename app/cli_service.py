@@ -50,6 +50,7 @@ def serve(
         "http": "app.api.connections:Connection",
         "ws": "none",
         "log_config": None,
+        "access_log": False,  # app.access has the id and the time as well
         "timeout_graceful_shutdown": GRACE_SECONDS,
         "timeout_worker_healthcheck": HANG_SECONDS,
         "server_header": False,

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,17 +47,17 @@ def configure(log_format: str, level: str) -> None:
     logging.getLogger("uvicorn.access").disabled = True  # app.access has the id and the time as well
 
 
-def write(logger: str, events: Iterable[dict[str, Any]]) -> None:
+def write(logger: str, events: Collection[dict[str, Any]]) -> None:
     """Lines of level info, as if each had been logged by this logger.
 
     JSON goes past structlog and logging, where a line takes several times as long as a small prediction.
     """
-    if not logging.getLogger(logger).isEnabledFor(logging.INFO):
+    if not events or not logging.getLogger(logger).isEnabledFor(logging.INFO):
         return
     if _lines is None:
         for event in events:
             structlog.get_logger(logger).info(**event)
         return
     common = {"logger": logger, "level": "info", "timestamp": f"{datetime.now(UTC).replace(tzinfo=None).isoformat()}Z"}
-    text = b"\n".join([orjson.dumps(event | common) for event in events])
+    text = b"\n".join([orjson.dumps({**event, **common}) for event in events])
     _lines.handle(logging.makeLogRecord({"msg": text.decode()}))

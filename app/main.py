@@ -1,6 +1,7 @@
 """The application: settings in, an ASGI app out. The one place that knows everybody."""
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import signal
@@ -91,6 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_body_size=settings.max_body_bytes,
         openapi_tags=[{"name": name, "description": text} for name, text in ROOMS.items()],
         docs_url=None,  # it is among our own pages
+        telemetry=dict.fromkeys(("tracing", "metrics", "logs"), False),  # app.api.tracing has it, off costs nothing
     )
     app.state.settings = settings
     app.state.keys = Keys(settings.api_keys.get_secret_value())
@@ -133,6 +135,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     end_with_parent()
     supervisor = Supervisor(services.jobs, services.models, _rules(settings), counters)
     supervisor.start()
+    gc.freeze()  # what is here by now stays: no collection looks at it again
     with ended_by_signals(services.feed):
         log.info("ready", version=__version__, models_dir=str(settings.models_dir), data_dir=str(settings.data_dir))
         retention = Retention(database, _keep(settings))
@@ -143,6 +146,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         housekeeping.cancel()
         refreshing.cancel()
     services.feed.close()
+    app.state.ledger.write()
     await to_thread.run_sync(supervisor.stop)
     services.predictor.close()
     database.close()

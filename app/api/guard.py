@@ -86,6 +86,11 @@ class Guard:
         else:
             await self.app(scope, receive, send_with_headers)
 
+    @property
+    def counts_requests(self) -> bool:
+        """Whether one that passes makes it harder for the next."""
+        return bool(self._limit.per_second)
+
     def check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Let a request pass that may be answered; whether its caller may do what it asks, its route knows.
 
@@ -101,7 +106,7 @@ class Guard:
                 code="host_not_allowed",
             )
         self._check_page(scope["method"], host, headers)
-        if self._limit.per_second and scope["path"] not in HEALTH:
+        if self.counts_requests and scope["path"] not in HEALTH:
             self._check_rate(scope)
 
     def _is_own_name(self, host: bytes, has_keys: bool) -> bool:

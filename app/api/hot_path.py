@@ -1,7 +1,7 @@
 """`POST /predict` with a JSON body, ahead of FastAPI, whose routing takes longer than a small prediction.
 
 It answers as the route in `app.api.predict` does, which OpenAPI tells of, and which takes what does not come in the
-usual way: a body of unknown length or of another media type, from another site's page, without a key.
+usual way: a body of unknown length or of another media type, from a browser, without a key.
 """
 
 import time
@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import predict, problems
-from app.api.auth import authorize
+from app.api.auth import Caller, Keys, authorize
 from app.api.guard import ON_ALL, Guard
 from app.api.json_route import parse_json, validated
 from app.api.ledger import Ledger, request_id_of
@@ -21,19 +21,23 @@ from app.api.services import Services
 from app.errors import ClientGone, GradserveError, Overloaded
 from app.serving import json_rows
 from app.serving.predictor import in_time
+from app.serving.turn import ThisTurn
+from app.settings import Settings
 
 SMALL_BYTES = 2**16  # larger bodies are read in a thread, so that the event loop stays free
 _ROUTE = next(route for route in predict.router.routes if getattr(route, "path", None) == "/predict")
 _JSON = b"application/json"
-_UNUSUAL = {b"origin", b"content-encoding"}
+_UNUSUAL = {b"content-encoding", b"origin", b"sec-fetch-site"}
 
 
 class HotPath:
     """`app` is everything else, where what `guard` refuses is refused again, with its reasons."""
 
-    def __init__(self, app: ASGIApp, guard: Guard, ledger: Ledger) -> None:
-        self.app, self._guard, self._ledger = app, guard, ledger
+    def __init__(self, app: ASGIApp, guard: Guard, ledger: Ledger, keys: Keys, settings: Settings) -> None:
+        self.app, self._guard, self._ledger, self._keys = app, guard, ledger, keys
+        self._max_body_bytes, self._max_held_bytes = settings.max_body_bytes, settings.max_held_bytes
         self._held_bytes = 0
+        self._let_in = ThisTurn[object, Caller]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != "/predict" or scope["method"] != "POST":
@@ -41,10 +45,10 @@ class HotPath:
             return
         started, headers = time.perf_counter(), dict(scope["headers"])
         size = int(headers.get(b"content-length", b"0"))
-        if not (self._is_usual(scope, headers, size) and self._passes(scope, headers)):
+        if not (self._is_usual(headers, size) and self._passes(scope, headers)):
             await self.app(scope, receive, send)
             return
-        scope["request_id"], scope["route"] = request_id_of(scope), _ROUTE
+        scope["request_id"], scope["route"] = request_id_of(headers), _ROUTE
         status, said = 200, [(b"content-type", _JSON)]
         try:
             content = await _answer(scope, await self._read(scope, receive), headers, receive)
@@ -60,19 +64,25 @@ class HotPath:
         await send({"type": "http.response.body", "body": content})
         self._ledger.add(scope, status, time.perf_counter() - started)
 
-    def _is_usual(self, scope: Scope, headers: dict[bytes, bytes], size: int) -> bool:
+    def _is_usual(self, headers: dict[bytes, bytes], size: int) -> bool:
         return (
             headers.get(b"content-type", b"").partition(b";")[0] == _JSON
-            and 0 < size <= scope["app"].state.settings.max_body_bytes
+            and 0 < size <= self._max_body_bytes
             and _UNUSUAL.isdisjoint(headers)
         )
 
     def _passes(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
+        asking = headers.get(b"authorization"), headers.get(b"host"), scope["server"]
+        if known := self._let_in.get(asking):
+            scope["caller"] = known
+            return True
         try:
-            authorize(scope, scope["app"].state.keys, "predict")
+            caller = authorize(scope, self._keys, "predict")
             self._guard.check(scope, headers)  # last, because it counts the request, and once is enough
         except GradserveError:
             return False
+        if not self._guard.counts_requests:
+            self._let_in[asking] = caller
         return True
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | bytearray:
@@ -104,7 +114,7 @@ class HotPath:
         """
         others = self._held_bytes - scope.get("held_bytes", 0)
         scope["held_bytes"], self._held_bytes = size, others + size
-        if others and self._held_bytes > scope["app"].state.settings.max_held_bytes:
+        if others and self._held_bytes > self._max_held_bytes:
             raise Overloaded(f"{others} bytes of requests are being answered already; try again later")
 
 

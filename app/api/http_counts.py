@@ -1,5 +1,7 @@
 """What is counted of HTTP requests; used on the event loop."""
 
+from collections.abc import Collection
+
 from app.storage.counters import Counters, Histogram
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -10,11 +12,11 @@ class HttpCounts:
         self._counters = counters
         self._seconds: dict[str, Histogram] = {}
 
-    def add(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request was answered; `seconds` to the end of the answer."""
+    def add(self, method: str, route: str, status: int, seconds: Collection[float]) -> None:
+        """Requests were answered; `seconds` of each, to the end of the answer."""
         counters = self._counters
         method = method if method in METHODS else "other"  # there are dozens
-        counters.values[counters.cell("gradserve_http_requests_total", method, route, str(status))] += 1
+        counters.values[counters.cell("gradserve_http_requests_total", method, route, str(status))] += len(seconds)
         if route not in self._seconds:
             self._seconds[route] = Histogram(counters, "gradserve_http_request_seconds", route)
-        self._seconds[route].observe(seconds)
+        self._seconds[route].observe(*seconds)

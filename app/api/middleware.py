@@ -16,11 +16,11 @@ from app.api.problems import MEDIA_TYPE, problem_response
 def install(app: FastAPI, guard: Callable[[ASGIApp], Guard]) -> None:
     """Put these around FastAPI's own middlewares, so that their answers (413, 500) are as all others are."""
     build = app.build_middleware_stack
-    ledger = Ledger()
+    ledger = app.state.ledger = Ledger()
 
     def build_all() -> ASGIApp:
         guarded = guard(ExplainLimit(build()))
-        return HotPath(Observe(guarded, ledger), guarded, ledger)
+        return HotPath(Observe(guarded, ledger), guarded, ledger, app.state.keys, app.state.settings)
 
     app.build_middleware_stack = build_all  # type: ignore[method-assign]
 
@@ -35,7 +35,7 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope["request_id"] = request_id = request_id_of(scope)
+        scope["request_id"] = request_id = request_id_of(dict(scope["headers"]))
         started, status = time.perf_counter(), 500
 
         async def send_with_id(message: Message) -> None:

@@ -21,6 +21,7 @@ from app.serving.served_model import ServedModel
 from app.serving.shadows import Encode, Shadows
 from app.serving.small import SmallRequests
 from app.serving.statistics import Request, Statistics
+from app.serving.turn import ThisTurn
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ class Predictor:
         self, cache: ModelCache, statistics: Statistics, *, limits: Limits | None = None, num_threads: int = 4
     ) -> None:
         self.cache = cache
+        self._this_turn = ThisTurn[tuple[str, str | None], ServedModel]()
         self.statistics = statistics
         self._shadows = Shadows(cache, statistics.counters)
         self.small = SmallRequests(statistics)
@@ -60,7 +62,12 @@ class Predictor:
         Raises:
             ModelNotFound, VersionNotFound, CorruptVersion
         """
+        if found := self._this_turn.get((name, selector)):
+            return Request(found)
         chosen = route(self.cache.store, name, selector, key)
+        if chosen.version == selector and (found := self.cache.peek(name, selector)):
+            self._this_turn[name, selector] = found
+            return Request(found)
         try:
             return Request(await self.load(name, chosen.version), chosen.shadow)
         except CorruptVersion as error:

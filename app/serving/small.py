@@ -5,7 +5,6 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
-from app.serving.dense import Dense
 from app.serving.served_model import Answer, ServedModel
 from app.serving.statistics import Part, Request, Statistics
 
@@ -23,11 +22,17 @@ class Waiting(NamedTuple):
 
 
 class SmallRequests:
-    """One for each process. All methods are called on its event loop."""
+    """One for each process. All methods are called on its event loop.
+
+    A request waits for those that come in the same turn of the loop. Where none did in the turn before, as with a
+    single client, it is answered at once: the wait would be longer than its pass.
+    """
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
         self._waiting: dict[ServedModel, deque[Waiting]] = {}
+        self._num_begun = 0  # in this turn
+        self._were_alone = False
 
     def answer(self, request: Request, rows: list[Any]) -> "asyncio.Future[Answer] | None":
         """What `ServedModel.answer` says of rows as JSON had them; None where this is not the place for them."""
@@ -43,34 +48,42 @@ class SmallRequests:
         if packed is None:
             return None
         loop = asyncio.get_running_loop()
-        waiting = self._waiting.get(model)
-        if waiting is None:
-            waiting = self._waiting[model] = deque()
-            loop.call_soon(self._run, model, model.dense)
-        future: asyncio.Future[Answer] = loop.create_future()
-        waiting.append(Waiting(packed, len(rows), future, began_ns, time.perf_counter_ns()))
-        return future
+        if not self._num_begun:
+            loop.call_soon(self._end_turn)
+        self._num_begun += 1
+        one = Waiting(packed, len(rows), loop.create_future(), began_ns, time.perf_counter_ns())
+        self._waiting.setdefault(model, deque()).append(one)
+        if self._were_alone:
+            self._run(model)
+        return one.future
 
-    def _run(self, model: ServedModel, dense: Dense) -> None:
+    def _end_turn(self) -> None:
+        self._were_alone, self._num_begun = self._num_begun == 1, 0
+        for model in list(self._waiting):
+            self._run(model)
+
+    def _run(self, model: ServedModel) -> None:
         """Answer those who wait; what is more than a pass takes comes next, after whatever else the loop has to do."""
         batch: list[Waiting] = []
-        room, waiting = MAX_ROWS_AT_ONCE, self._waiting.pop(model)
+        room, waiting = MAX_ROWS_AT_ONCE, self._waiting[model]
         while waiting and room >= waiting[0].num_rows:
             batch.append(waiting.popleft())
             room -= batch[-1].num_rows
         if waiting:
-            self._waiting[model] = waiting
-            asyncio.get_running_loop().call_soon(self._run, model, dense)
+            asyncio.get_running_loop().call_soon(self._run, model)
+        else:
+            del self._waiting[model]
         try:
-            self._answer(model, dense, batch)
+            self._answer(model, batch)
         except Exception as error:  # noqa: BLE001 (those who wait for it get it)
             for one in batch:
                 if not one.future.done():
                     one.future.set_exception(error)
 
-    def _answer(self, model: ServedModel, dense: Dense, batch: list[Waiting]) -> None:
+    def _answer(self, model: ServedModel, batch: list[Waiting]) -> None:
+        assert model.dense
         started_ns = time.perf_counter_ns()
-        values = dense.predict(b"".join([one.packed for one in batch]))
+        values = model.dense.predict(b"".join([one.packed for one in batch]))
         computed_ns = time.perf_counter_ns()
         said = model.answer(values)
         by_row = {key: _as_list(said[key]) for key in BY_ROW & said.keys()}

@@ -175,6 +175,7 @@ class Histogram:
         self._buckets = [counters.cell(*key, bound) for bound in (*map(str, BOUNDS), "+Inf")]
         self._sum = counters.cell(*key, "sum")
 
-    def observe(self, seconds: float) -> None:
-        self._values[self._buckets[bisect_left(BOUNDS, seconds)]] += 1
-        self._values[self._sum] += seconds
+    def observe(self, *seconds: float) -> None:
+        for one in seconds:
+            self._values[self._buckets[bisect_left(BOUNDS, one)]] += 1
+        self._values[self._sum] += sum(seconds)

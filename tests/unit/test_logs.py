@@ -34,6 +34,7 @@ import sys, structlog
 from app import logs
 logs.configure("json", sys.argv[1])
 structlog.get_logger("app.access").info("request", path='/"', key="k")
+logs.write("app.access", [])
 logs.write("app.access", [{"event": "request", "path": '/"', "key": "k"}] * 2)
 """
 

@@ -88,6 +88,23 @@ def test_requests_that_are_in_flight_together_share_passes_and_get_their_own_row
     counters.close()
 
 
+def test_a_request_that_is_alone_waits_for_nobody_once_the_one_before_was(tmp_path: Path) -> None:
+    model, counters = served(), Counters(tmp_path)
+    small = SmallRequests(Statistics(counters))
+
+    async def main() -> list[bool]:
+        at_once = []
+        for together in (1, 1, 2, 2, 1):
+            futures = [small.answer(Request(model), [[1, 2]]) for _ in range(together)]
+            at_once.append(all(future and future.done() for future in futures))
+            await asyncio.gather(*[future for future in futures if future])
+            await asyncio.sleep(0)  # the turn is over
+        return at_once
+
+    assert asyncio.run(main()) == [False, True, True, False, False]
+    counters.close()
+
+
 # ---- large bodies, part by part
 
 
