@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="fi
 
 
 def test_nothing_is_lost_whatever_is_killed(tmp_path: Path) -> None:
-    report = Chaos(tmp_path, rounds=len(VICTIMS), seed=5, workers=2, minutes=10).run()
+    report = Chaos(tmp_path, rounds=len(VICTIMS), seed=5, workers=2, minutes=10, shorter=5).run()
     assert report.faults == []
     assert set(report.rounds.values()) == {1}
     assert report.num_jobs > 0

@@ -40,6 +40,20 @@ def test_killed_worker_resumes_bit_for_bit(start_service: Callable[..., Service]
     assert_same_run(service, undisturbed, disturbed)
 
 
+def test_a_worker_that_hangs_is_ended_and_its_job_ends_bit_for_bit(start_service: Callable[..., Service]) -> None:
+    """It is there, and silent: stopped, as where its device answers no more."""
+    service = start_service(**OFTEN, GRADSERVE_WORKER_TIMEOUT_SECONDS="10")
+    undisturbed = finished(service, submit(service, "undisturbed"))
+    job = submit(service, "disturbed")
+    until(lambda: checkpoint(service, job).exists(), PATIENCE_SECONDS)
+    worker = worker_of(service)
+    os.kill(worker, signal.SIGSTOP)
+    disturbed = finished(service, job)
+    assert [warning for warning in disturbed["warnings"] if "no sign of life" in warning]
+    assert not Path(f"/proc/{worker}").exists()
+    assert_same_run(service, undisturbed, disturbed)
+
+
 def test_killed_service_resumes_bit_for_bit(start_service: Callable[..., Service]) -> None:
     service = start_service(**OFTEN)
     undisturbed = finished(service, submit(service, "undisturbed"))
