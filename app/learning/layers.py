@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.errors import ShapeMismatch
+from app.errors import InvalidInput, ShapeMismatch
 from app.specs import layers as specs
 from app.specs.base import Spec
+
+MAX_NUMBERS_A_ROW = 2**28  # a gibibyte in float32
 
 Shape = tuple[int, ...]
 """The shape of one row, without the batch."""
@@ -336,6 +338,7 @@ def shape_after(module: nn.Module, shape: Shape, name: str, pointer: str) -> Sha
 
     Raises:
         ShapeMismatch
+        InvalidInput: it is more than any machine should be asked to hold, which few parameters can bring about.
     """
     try:
         with torch.no_grad():
@@ -343,4 +346,6 @@ def shape_after(module: nn.Module, shape: Shape, name: str, pointer: str) -> Sha
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise ShapeMismatch.at(pointer, f"{name} does not fit an input of {list(shape)} a row: {reason}") from error
+    if (count := out[0].numel()) > MAX_NUMBERS_A_ROW:
+        raise InvalidInput.at(pointer, f"{name} gives {count:,} numbers a row; a layer may give {MAX_NUMBERS_A_ROW:,}")
     return tuple(out.shape[1:])

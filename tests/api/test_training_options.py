@@ -89,6 +89,13 @@ def test_what_does_not_fit_is_told_with_what_it_got_and_wants(
     assert wants in answer.json()["detail"]
 
 
+def test_a_layer_that_makes_too_much_of_a_row_is_refused(client: httpx.Client) -> None:
+    """A few parameters, and 30 GB of numbers for each row: predicting one would end the service."""
+    grow = {"type": "conv2d", "out_channels": 500, "kernel_size": 1, "padding": 1000}
+    spec = layered(grow, grow, {"type": "flatten"}, input_shape=[1, 2, 3])
+    assert pointers(client.post("/train", json=spec)) == ["/network/layers/0"]
+
+
 @pytest.mark.parametrize("inputs", [[[0.5] * 6, [1] * 6], [[-1] * 6, [1] * 6], [[None] * 6, [1] * 6]])
 def test_an_embedding_takes_whole_numbers_that_have_a_place(client: httpx.Client, inputs: Any) -> None:
     spec = layered(EMBEDDING, {"type": "flatten"}) | {"data": {"inputs": inputs, "targets": [0.5, 1.5]}}

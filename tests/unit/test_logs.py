@@ -29,6 +29,22 @@ def test_a_traceback_shows_no_variables(log_format: str) -> None:
     assert "S3CR3T" not in done.stderr
 
 
+FORGED = """
+import sys, structlog
+from app import logs
+logs.configure(sys.argv[1], "info")
+structlog.get_logger("app.access").info("request", path="/a\\n2026-01-01 [info] forged\\x1b[2J")
+"""
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_line_can_be_forged(log_format: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FORGED, log_format], capture_output=True, text=True, check=True)
+    assert len(done.stderr.splitlines()) == 1
+    assert "forged" in done.stderr
+    assert "\x1b[2J" not in done.stderr
+
+
 LINES = """
 import sys, structlog
 from app import logs
