@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.errors import Overloaded
 from app.learning.model import Model
-from app.serving.batcher import Batcher
+from app.serving.batcher import Batcher, Limits
 from app.serving.served_model import ServedModel
 from app.serving.statistics import Request
 from tests.samples import untrained
@@ -184,5 +185,70 @@ def test_an_error_reaches_all_of_its_batch_and_no_later_one(num_bytes: int) -> N
             assert [type(error) for error in found] == [ArithmeticError] * 3
             watched.failing = False
             assert len(await batcher.predict(Request(model), rows_of(2))) == 2
+
+    run(main())
+
+
+# ---- more than a pass takes, and more than may wait
+
+
+def test_a_request_of_more_rows_than_a_pass_goes_through_in_parts_between_which_others_have_their_turn() -> None:
+    model, watched = served(IN_THREAD, gate_open=False)
+
+    async def main() -> list[Tensor]:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(executor, lambda model: None, Limits(batch_rows=4))
+            large = asyncio.create_task(batcher.predict(Request(model), rows_of(10)))
+            await until(watched.entered)
+            small = asyncio.create_task(batcher.predict(Request(model), rows_of(2)))
+            small.add_done_callback(lambda _: order.append("small"))
+            large.add_done_callback(lambda _: order.append("large"))
+            await asyncio.sleep(0)
+            watched.gate.set()
+            return await asyncio.gather(large, small)
+
+    order: list[str] = []
+    answers = run(main())
+    assert sum(watched.passes) == 12
+    assert max(watched.passes) == 4
+    assert order == ["small", "large"]
+    for size, answer in zip((10, 2), answers, strict=True):
+        torch.testing.assert_close(answer, model.model.predict(rows_of(size)))
+
+
+@pytest.mark.parametrize("limits", [Limits(queued_rows=5), Limits(queued_bytes=5 * rows_of(1).nbytes)])
+def test_what_would_wait_behind_too_much_is_refused_until_somebody_leaves(limits: Limits) -> None:
+    model, watched = served(IN_THREAD, gate_open=False)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(executor, lambda model: None, limits)
+            first = asyncio.create_task(batcher.predict(Request(model), rows_of(3)))
+            await until(watched.entered)
+            second = asyncio.create_task(batcher.predict(Request(model), rows_of(2)))
+            await asyncio.sleep(0)
+            for _ in range(2):  # the refused one has taken no place
+                with pytest.raises(Overloaded) as caught:
+                    await batcher.predict(Request(model), rows_of(1))
+                assert caught.value.retry_after_seconds >= 1
+            second.cancel()
+            await asyncio.gather(second, return_exceptions=True)
+            third = asyncio.create_task(batcher.predict(Request(model), rows_of(2, seed=1)))
+            await asyncio.sleep(0)
+            watched.gate.set()
+            torch.testing.assert_close(await first, model.model.predict(rows_of(3)))
+            torch.testing.assert_close(await third, model.model.predict(rows_of(2, seed=1)))
+
+    run(main())
+
+
+def test_a_request_that_nothing_is_before_passes_whatever_its_size() -> None:
+    model, _ = served(IN_THREAD)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(executor, lambda model: None, Limits(batch_rows=4, queued_rows=5, queued_bytes=1))
+            for _ in range(2):
+                assert len(await batcher.predict(Request(model), rows_of(30))) == 30
 
     run(main())
