@@ -58,13 +58,16 @@ LINKS: dict[str, Callable[[Tensor], Tensor]] = {
 """From outputs to rates or probabilities; absent: the outputs are the predictions."""
 
 
+def mean_squared_error(outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """A `LossFunction`."""
+    return mse_loss(outputs, targets) if weights is None else _weighted((outputs - targets).square(), weights)
+
+
 def build_loss(spec: Spec) -> LossFunction:
     """The mean over rows and targets; with weights, `Σ w loss / Σ w`."""
     per_row = LOSSES[type(spec)]
     if isinstance(spec, specs.PlainLoss) and spec.type == "mse":
-        return lambda outputs, targets, weights: (
-            mse_loss(outputs, targets) if weights is None else _weighted(per_row(spec, outputs, targets), weights)
-        )
+        return mean_squared_error
 
     def loss(outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         losses = per_row(spec, outputs, targets)

@@ -11,6 +11,7 @@ from torch import nn
 
 from app.errors import InvalidInput, TooLarge
 from app.learning.batches import Batching, plan_batches
+from app.learning.chain import chained
 from app.learning.compiled import why_not_compiled
 from app.learning.cost import StepCost
 from app.learning.features import input_columns
@@ -93,7 +94,8 @@ def flops_per_row(network: nn.Module) -> int:
 
 def step_cost(network: nn.Module, batching: Batching, num_threads: int, optimizer: str) -> StepCost:
     num_modules = sum(1 for module in network.modules() if not list(module.children()))
-    return StepCost(num_modules, flops_per_row(network) * batching.rows_per_step, num_threads, optimizer)
+    num_chained = len(chained(network)) if isinstance(network, nn.Sequential) else 0
+    return StepCost(num_modules, flops_per_row(network) * batching.rows_per_step, num_threads, optimizer, num_chained)
 
 
 def num_steps(spec: TrainingSpec, batching: Batching, cost: StepCost) -> int:

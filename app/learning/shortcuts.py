@@ -27,7 +27,7 @@ class Backward:
 
 def forward_of(network: nn.Sequential) -> Callable[[Tensor], Tensor]:
     """As calling the network, without looking for hooks at its modules, which have none in training."""
-    layers = [module.forward for module in _in_a_row(network)]
+    layers = [module.forward for module in in_a_row(network)]
 
     def forward(x: Tensor) -> Tensor:
         for layer in layers:
@@ -37,9 +37,9 @@ def forward_of(network: nn.Sequential) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _in_a_row(network: nn.Sequential) -> list[nn.Module]:
+def in_a_row(network: nn.Sequential) -> list[nn.Module]:
     """The modules of a sequence of sequences."""
-    parts = (_in_a_row(part) if type(part) is nn.Sequential else [part] for part in network)
+    parts = (in_a_row(part) if type(part) is nn.Sequential else [part] for part in network)
     return list(chain.from_iterable(parts))
 
 

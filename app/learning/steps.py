@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching
+from app.learning.chain import Chain, chained
 from app.learning.losses import LossFunction
 from app.learning.optimizers import Optimizers, set_learning_rate
 from app.learning.rows import Rows
@@ -56,6 +57,10 @@ class EagerSteps:
             self.autocast = torch.autocast(self.device.type, dtype=getattr(torch, precision))
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
         self.copies = torch.cuda.Stream() if self.device.type == "cuda" else None
+        self.chain: Chain | None = None
+        by_hand = self.device.type == "cpu" and precision == "float32" and mixup is None and not recompute
+        if by_hand and chained(network):
+            self.chain = Chain(network, loss)
         self.learning_rate: float | None = None
 
     def run(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
@@ -129,7 +134,7 @@ class EagerSteps:
     def _gradient(self, rows: Rows) -> Tensor:
         sizes = self.batching.parts(len(rows)) if len(rows) > self.batching.batch_size else ()
         if len(sizes) < 2:
-            return self._backward(rows, None)
+            return self.chain.backward(rows) if self.chain else self._backward(rows, None)
         return self._accumulated(rows, list(sizes))
 
     def _accumulated(self, rows: Rows, sizes: list[int]) -> Tensor:

@@ -9,6 +9,7 @@ from app.learning.cost import EAGER_START_SECONDS, StepCost
 TOY = StepCost(num_modules=1, flops=600, num_threads=1)
 SMALL = StepCost(num_modules=5, flops=1.2e6, num_threads=1)  # 32-64-64-1, 32 rows a step
 WIDE = StepCost(num_modules=5, flops=4e9, num_threads=2)  # 256-1024-1024-1, 512 rows a step
+CHAINED = StepCost(num_modules=5, flops=1.2e6, num_threads=1, num_chained=5)
 UNFUSED = StepCost(num_modules=5, flops=1.2e6, num_threads=1, optimizer="rmsprop")
 COSTS = st.builds(
     StepCost, st.integers(1, 1000), st.floats(0, 1e12), st.integers(1, 64), st.sampled_from(["sgd", "adam", "nadam"])
@@ -25,6 +26,8 @@ STEPS = st.integers(0, 10**12)
         (SMALL, 60_000, False),
         (UNFUSED, 60_000, True),
         (SMALL, 200_000, True),
+        (CHAINED, 200_000, False),
+        (CHAINED, 500_000, True),
         (WIDE, 10_000_000, False),
     ],
 )
