@@ -138,7 +138,7 @@ class Settings(BaseSettings):
         gt=0,
         allow_inf_nan=False,
         description="tables that no dataset and no job names, and uploads that were cut off, are removed this long "
-        "after their last use",
+        "after their last use; longer than any request takes",
     )
     housekeeping_interval_seconds: float = Field(
         600.0, gt=0, allow_inf_nan=False, description="how often what is not kept any more is removed"

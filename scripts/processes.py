@@ -83,11 +83,11 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def memory_of(pid: int, kind: str = "Pss_Anon") -> int:
-    """Bytes in memory; 0 where the process has gone. What it shares with others counts in part.
+def memory_of(pid: int, kind: str = "Anonymous") -> int:
+    """Bytes in memory, by a line of proc(5)'s smaps_rollup; 0 where the process has gone.
 
-    `Pss_Anon` is its own, without what it maps of files, whose share depends on who else on the machine maps them;
-    `Pss` is all.
+    `Anonymous` is its own, whoever shares it for a moment after a fork; `Pss_File` is its share of the files that it
+    maps, which depends on who else on the machine maps them; `Pss` is its share of all.
     """
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

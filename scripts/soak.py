@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 
 from scripts.figures import machine, write_figures
-from scripts.processes import memory_of, num_descriptors, processes_of
+from scripts.processes import memory_of, num_descriptors, processes_of, with_role
 from scripts.service import Service
 from scripts.soak_clients import STEADY, Load
 
@@ -32,7 +32,7 @@ SETTINGS = {
     "GRADSERVE_MAX_FINISHED_JOBS": str(MAX_JOBS),
     "GRADSERVE_MAX_EVENTS_PER_JOB": str(MAX_EVENTS),
     "GRADSERVE_KEEP_EVENTS_DAYS": str(5 / DAY_SECONDS),
-    "GRADSERVE_KEEP_ORPHANS_SECONDS": "10",
+    "GRADSERVE_KEEP_ORPHANS_SECONDS": "60",
     "GRADSERVE_HOUSEKEEPING_INTERVAL_SECONDS": "1",
     "GRADSERVE_MAX_RUNNING_JOBS": "2",
     "GRADSERVE_LOG_LEVEL": "warning",
@@ -138,10 +138,14 @@ class Soak:
             if len(self.report.faults) > 20:
                 raise SystemExit("\n".join(self.report.faults))
 
-    def _sample(self) -> Sample:
+    @property
+    def _main(self) -> int:
         assert self.service.process
+        return self.service.process.pid
+
+    def _sample(self) -> Sample:
         memory = mapped = workers = descriptors = 0
-        for process in processes_of(self.service.process.pid):
+        for process in processes_of(self._main):
             if process.role in ("main", "api", "forkserver"):
                 memory += memory_of(process.pid)
                 mapped += memory_of(process.pid, "Pss_File")
@@ -170,7 +174,7 @@ class Soak:
             "tables are left that nobody names": lambda: self._num_tables() <= MAX_JOBS + 2,
             "folders of jobs are left": lambda: not list((self.service.root / "data" / "jobs").iterdir()),
             "uploads are left": lambda: not list((self.service.root / "data/datasets/.uploads").iterdir()),
-            "workers are left": lambda: self._sample().worker_bytes == 0,
+            "workers are left": lambda: not with_role(self._main, "worker"),
         }
         deadline = time.monotonic() + SETTLE_SECONDS
         for fault, check in checks.items():

@@ -13,6 +13,7 @@ import numpy as np
 MODELS, DATASETS = ("a", "b", "c"), ("left", "right")
 KEPT_VERSIONS = 3
 PAUSE_SECONDS = 0.03
+KEEP_ALIVE_SECONDS = 2.0  # less than the service's, which closes a connection just when it is used again
 WEIGHTS = np.arange(1.0, 5.0)
 STREAM = {"Accept": "text/event-stream"}
 STEADY = {
@@ -50,7 +51,8 @@ class Load:
             thread.join()
 
     def _work(self, once: Callable[[httpx.Client, random.Random], None], rng: random.Random) -> None:
-        with httpx.Client(base_url=self.url, timeout=120) as http:
+        limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS)
+        with httpx.Client(base_url=self.url, timeout=120, limits=limits) as http:
             while not self._ended.is_set():
                 try:
                     once(http, rng)
