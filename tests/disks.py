@@ -61,3 +61,15 @@ def read_only(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def immutable(files: list[Path]) -> Iterator[None]:
+    """Files that take no more writes, not even from who has them open. Skips the test where that can't be had."""
+    names = [str(file) for file in files]
+    if os.geteuid() != 0 or subprocess.run(["chattr", "+i", *names], capture_output=True).returncode:
+        pytest.skip("only root may make files immutable, and not on every file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", *names], check=True)

@@ -40,13 +40,15 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Ready to train and to predict")
 def readyz(deps: Deps) -> Health:
-    """The database answers, and both folders can be written to."""
+    """The database answers, and it and both folders can be written to."""
     deps.jobs.counts()
-    for folder in (deps.settings.data_dir, deps.settings.models_dir):
-        if not os.access(folder, os.W_OK):
-            raise Unavailable(f"{folder} can't be written to")
-        if shutil.disk_usage(folder).free < MIN_FREE_BYTES:
-            raise Unavailable(f"the disk of {folder} is full")
+    settings = deps.settings
+    database = [] if settings.database_url else [settings.data_dir / "gradserve.db"]
+    for place in (settings.data_dir, settings.models_dir, *database):
+        if not os.access(place, os.W_OK):
+            raise Unavailable(f"{place} can't be written to")
+        if shutil.disk_usage(place).free < MIN_FREE_BYTES:
+            raise Unavailable(f"the disk of {place} is full")
     return Health()
 
 

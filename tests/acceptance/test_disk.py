@@ -1,14 +1,15 @@
 """A disk that is full, or takes no more writes: what needs it is refused in words, the rest goes on, all recovers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
 import pytest
 
-from scripts.service import Service
-from tests.disks import Disk, read_only, small_disk
+from scripts.service import Service, ServiceDied
+from tests.disks import Disk, immutable, read_only, small_disk
 from tests.waiting import until
 
 ROWS = np.random.default_rng(7).standard_normal((300, 6))
@@ -149,3 +150,33 @@ def test_read_only_data(rig: Rig, folder: str) -> None:
             refused(rig.http.post("/train", json={"model": "new", **SHORT, "data": new}), 503, "storage_failed")
         serves(rig)
     assert train(rig.http, "unwritten", SHORT | {"data": new})["state"] == "succeeded"
+
+
+def test_a_database_that_takes_no_more_writes(start_service: Callable[..., Service]) -> None:
+    """As on a disk that has gone read-only under a service at work."""
+    service = start_service()
+    with httpx.Client(base_url=service.url, timeout=60) as http:
+        assert train(http, "old", SHORT)["state"] == "succeeded"
+        with immutable(list((service.root / "data").glob("gradserve.db*"))):
+            refused(http.post("/train", json={"model": "new", **SHORT}), 503, "storage_failed")
+            refused(http.get("/readyz"), 503, "unavailable")
+            assert http.post("/predict", json={"model": "old", "inputs": DATA["inputs"][:3]}).status_code == 200
+            assert [job["state"] for job in http.get("/jobs").json()["data"]] == ["succeeded"]
+        assert train(http, "new", SHORT)["state"] == "succeeded"
+        assert http.get("/readyz").status_code == 200
+
+
+def test_a_start_on_a_full_disk_is_refused_in_a_sentence(rig: Rig, tmp_path: Path) -> None:
+    """So that whoever manages the service tries again; it is no start of half a service."""
+    other = Service(tmp_path, settings={"GRADSERVE_DATA_DIR": str(rig.data.path / "other")})
+    (rig.data.path / "other").mkdir()
+    rig.data.fill()
+    try:
+        with pytest.raises(ServiceDied, match="ended with status 1") as caught:
+            other.start()
+    finally:
+        rig.data.free()
+    assert "Error: " in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    other.start()
+    other.stop()
