@@ -15,6 +15,7 @@ from app.learning.metrics import measure
 from app.learning.model import Model
 from app.learning.rows import Rows
 from app.serving.dense import Dense
+from app.serving.signature import unknown_rows
 from app.storage.models import Version
 
 Answer = dict[str, Any]
@@ -54,7 +55,10 @@ class ServedModel:
         return next(self.model.network.parameters()).device.type
 
     def answer(self, values: Tensor | NDArray[np.float64]) -> Answer:
-        """What `/predict` says of values or probabilities `[N, ·]`: numbers, or labels in their own type."""
+        """What `/predict` says of values or probabilities `[N, ·]`: numbers, or labels in their own type.
+
+        A row without probabilities has no label: None.
+        """
         signature, values = self.model.signature, np.asarray(values)
         said: Answer = {"model": self.name, "version": self.version}
         if signature.task == "regression":
@@ -65,6 +69,8 @@ class ServedModel:
             predictions: list[Any] = (values >= 0.5).tolist()
         else:
             predictions = [classes[index] for index in values.argmax(1).tolist()]
+        for row in unknown_rows(values):
+            predictions[row] = None
         return said | {"predictions": predictions, "classes": classes, "probabilities": values}
 
     def evaluate(self, rows: Rows, truth: Tensor) -> dict[str, Any]:

@@ -60,14 +60,25 @@ def label_datatype(classes: Sequence[Label]) -> str:
     return "FP64" if types <= {int, float} else "BYTES"
 
 
+def unknown_rows(values_NL: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
+    """Places of rows that have no prediction: a value is no number, as where an input is too large for float32."""
+    return np.flatnonzero(~np.isfinite(values_NL).all(axis=1))
+
+
 def labels_of(signature: Signature, probabilities_NL: Tensor) -> NDArray[Any] | list[str]:
-    """The elements of a classifier's `predictions`: labels of the likeliest classes, or flags of a multilabel model."""
+    """The elements of a classifier's `predictions`: labels of the likeliest classes, or flags of a multilabel model.
+
+    Text of a row that has no prediction is empty; other datatypes have nothing to say it with.
+    """
     if signature.task == "multilabel":
         flags: NDArray[Any] = (probabilities_NL >= 0.5).numpy().ravel()
         return flags
     assert signature.classes is not None
     codes = probabilities_NL.argmax(1)
     if label_datatype(signature.classes) == "BYTES":
-        return [str(signature.classes[code]) for code in codes.tolist()]
+        words = [str(signature.classes[code]) for code in codes.tolist()]
+        for row in unknown_rows(probabilities_NL.numpy()):
+            words[row] = ""
+        return words
     found: NDArray[Any] = np.array(signature.classes)[codes.numpy()]
     return found

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import orjson
 import polars as pl
 from torch import Tensor
@@ -17,7 +18,7 @@ from app.learning.features import Features
 from app.serving.columns import fit_column
 from app.serving.encode import DTYPES, encode_frame, escape
 from app.serving.served_model import ServedModel
-from app.serving.signature import labels_of
+from app.serving.signature import labels_of, unknown_rows
 from app.specs.resolve import unknown_column
 from app.specs.table import Signature
 from app.storage.arrow_stream import ArrowParts
@@ -105,8 +106,13 @@ class Writer(Protocol):
 
 
 def predictions_frame(signature: Signature, values: Tensor) -> pl.DataFrame:
-    """A column `prediction`, or `prediction_<target>` for each of several; of classifiers `probability_<class>` too."""
+    """A column `prediction`, or `prediction_<target>` for each of several; of classifiers `probability_<class>` too.
+
+    What is not finite is missing, and so are the labels of such a row.
+    """
     numbers = values.numpy()
+    unknown = unknown_rows(numbers)
+    numbers = np.where(np.isfinite(numbers), numbers, np.nan) if len(unknown) else numbers
     if signature.task == "regression":
         targets = [f"prediction_{column.name}" for column in signature.targets]
         names = ["prediction"] if len(targets) == 1 else targets
@@ -120,7 +126,11 @@ def predictions_frame(signature: Signature, values: Tensor) -> pl.DataFrame:
         columns = {"prediction": labels}
     for place, name in enumerate(signature.classes):
         columns[f"probability_{str(name).lower() if isinstance(name, bool) else name}"] = numbers[:, place]
-    return pl.DataFrame(columns).fill_nan(None)
+    frame = pl.DataFrame(columns).fill_nan(None)
+    if len(unknown):
+        is_known = ~pl.int_range(pl.len()).is_in(unknown)
+        frame = frame.with_columns(pl.when(is_known).then(pl.col("^prediction.*$")))
+    return frame
 
 
 class CsvWriter:

@@ -43,7 +43,7 @@ def post(
 
 def said(service: Service, model: str, inputs: list[Any]) -> dict[str, Any]:
     """What `/predict` says to JSON."""
-    answer = httpx.post(f"{service.url}/predict", json={"model": model, "inputs": inputs})
+    answer = httpx.post(f"{service.url}/predict", json={"model": model, "inputs": inputs}, timeout=60)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
@@ -145,6 +145,30 @@ def test_gaps_are_missing_values(service: Service) -> None:
     assert found["prediction"].to_list() == said(service, SPECIES, rows)["predictions"]
     fewer = read(post(service, SPECIES, "kept,count\ntrue,1\n"))
     assert fewer["prediction"].to_list() == said(service, SPECIES, rows[:1])["predictions"]
+
+
+@pytest.mark.parametrize("model", [SPECIES, SIZES, WEATHER])
+def test_a_row_beyond_float32_has_no_prediction(service: Service, model: str) -> None:
+    """By any protocol, and its neighbours have theirs."""
+    table = pl.DataFrame({"size": [1.0, 1e300], "count": [1, 1], "kept": [True, True], "color": ["red", "red"]})
+    json = said(service, model, table.to_dicts())
+    assert json["predictions"][0] is not None
+    assert json["predictions"][1] in (None, [None, None])
+    for accept in (CSV, ARROW):
+        found = read(post(service, model, table.write_csv(), accept=accept))
+        assert None not in found.row(0)
+        assert set(found.row(1)) == {None}
+    inputs: list[dict[str, Any]] = [
+        {"name": name, "datatype": datatype, "shape": [2], "data": table[name].to_list()}
+        for name, datatype in (("size", "FP64"), ("count", "INT64"), ("kept", "BOOL"), ("color", "BYTES"))
+    ]
+    outputs = httpx.post(f"{service.url}/v2/models/{model}/infer", json={"inputs": inputs}, timeout=60).json()[
+        "outputs"
+    ]
+    for output in outputs if model != WEATHER else outputs[1:]:  # a flag is true or false
+        start = output["shape"][1]
+        assert not set(output["data"][:start]) & {None, ""}
+        assert set(output["data"][start:]) <= {None, ""}
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,13 @@ def test_labels_come_back_in_their_type(target: str, spec: dict[str, Any], class
     assert [type(label) for label in found["predictions"]] == [type(classes[0])] * num
 
 
+def test_a_row_without_probabilities_has_no_label() -> None:
+    """As where an input is beyond float32: the first class would be a guess that nobody has made."""
+    nothing = [float("nan")] * 3
+    assert answered(served("k"), [nothing, [0, 0, 1]])["predictions"] == [None, "w"]
+    assert answered(served(["f", "g"]), [[0.5, float("nan")], [0, 1]])["predictions"] == [None, [False, True]]
+
+
 def test_several_labels_are_flags() -> None:
     found = answered(served(["f", "g"]), [[0.5, 0.49], [0.0, 1.0]])
     assert found["predictions"] == [[True, False], [False, True]]
