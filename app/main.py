@@ -54,7 +54,7 @@ from app.jobs.feed import EventFeed, ended_by_signals
 from app.jobs.queue import JobQueue
 from app.jobs.retention import Keep, Retention
 from app.jobs.supervisor import ELECTION_SECONDS, Rules, Supervisor
-from app.learning.plan import resolve_device, usable_cores
+from app.learning.devices import resolve_device, usable_cores
 from app.serving.batcher import Limits
 from app.serving.cache import ModelCache
 from app.serving.predictor import Predictor

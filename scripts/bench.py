@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from scripts import bench_cuda, bench_memory, bench_overload, bench_serving, bench_toy, bench_training
+from scripts import bench_cuda, bench_memory, bench_overload, bench_run_memory, bench_serving, bench_toy, bench_training
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], str]] = {
     "training": lambda given: bench_training.table(given.repetitions),
     "toy": lambda given: bench_toy.table(given.repetitions),
     "cuda": lambda given: bench_cuda.table(given.repetitions),
+    "run-memory": lambda _: bench_run_memory.table(),
     "memory": lambda given: bench_memory.table(given.repetitions),
     "serving": lambda given: bench_serving.table(given.repetitions, given.peers),
     "overload": lambda _: bench_overload.table(),

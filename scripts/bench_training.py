@@ -20,8 +20,9 @@ from sklearn.neural_network import MLPRegressor
 from torch import nn
 
 from app.jobs.session import Session, Workplace
+from app.learning.devices import usable_cores
 from app.learning.fit import State, fit
-from app.learning.plan import plan, usable_cores
+from app.learning.plan import plan
 from app.learning.prepare import prepare
 from app.specs.resolve import resolve, signature_of
 from app.specs.table import Table

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Response
 
 from app.api.auth import require
 from app.api.services import Deps, Services
-from app.learning.plan import memory_of_cards
+from app.learning.devices import memory_of_cards
 from app.serving.cache import MEMORY
 from app.serving.statistics import facts_of
 from app.storage.counters import BOUNDS, Key, Snapshot

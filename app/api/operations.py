@@ -13,7 +13,7 @@ from app import __version__
 from app.api.auth import require
 from app.api.services import Deps
 from app.errors import Unavailable
-from app.learning.plan import devices
+from app.learning.devices import devices
 
 router = APIRouter(tags=["operations"])
 MIN_FREE_BYTES = 16 * 2**20

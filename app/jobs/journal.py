@@ -47,6 +47,8 @@ class Journal:
         self.epochs_before = len(self.history) - session.state.epoch
 
     def end_fold(self, metrics: dict[str, Any], state: State) -> None:
+        """Count a fit whose session has no more to say."""
+        del self.session
         best = state.best_epoch if self.spec.stop.restore_best else state.epoch
         self.folds.append(metrics | {"best_epoch": best, "num_epochs": state.epoch})
 

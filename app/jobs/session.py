@@ -15,13 +15,15 @@ from app.learning.compiled import CompiledSteps
 from app.learning.evaluate import mean_loss
 from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory
 from app.learning.losses import build_loss
+from app.learning.memory import MAX_KEPT_BYTES
 from app.learning.metrics import measure
 from app.learning.model import Model, assemble
 from app.learning.network import freeze, initialize
 from app.learning.optimizers import build_optimizers, export_state, load_state
-from app.learning.plan import MAX_KEPT_BYTES, num_steps, step_cost
+from app.learning.plan import num_steps, step_cost
 from app.learning.prepare import Prepared
 from app.learning.range_test import Snapshot, find_learning_rate
+from app.learning.rehearsal import rehearse
 from app.learning.steps import EagerSteps
 from app.learning.targets import class_chances
 from app.specs.training import TrainingSpec
@@ -52,6 +54,8 @@ class Session:
         self.workplace = workplace
         self.spec, self.prepared, self.state = spec, prepared, State()
         self.device = torch.device(spec.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # streams, graphs and the generator's state are the current device's
         self.network = assemble(spec, prepared.features, prepared.targets.num_outputs)
         initialize(self.network, spec.init)
         if weights is not None:
@@ -98,7 +102,10 @@ class Session:
 
     def _compiled(self, workplace: Workplace) -> CompiledSteps:
         assert self.spec.num_threads is not None
-        cost = step_cost(self.network, self.batching, self.spec.num_threads, self.spec.optimizer.type)
+        features, num_outputs = self.prepared.features, self.prepared.targets.num_outputs
+        like = assemble(self.spec, features, num_outputs)
+        flops = rehearse(self.spec, like, features.num_inputs, num_outputs, self.batching).flops
+        cost = step_cost(self.network, flops, self.spec.num_threads, self.spec.optimizer.type)
         return CompiledSteps(
             self.eager,
             self.spec.optimizer,

@@ -25,6 +25,7 @@ from app.jobs.journal import Journal
 from app.jobs.order import Control, Emit, Outcome, WorkOrder
 from app.jobs.session import Session, Workplace
 from app.learning.fit import fit
+from app.learning.memory import part_rows
 from app.learning.model import Model
 from app.learning.plan import encoded_bytes
 from app.learning.prepare import Frames, Prepared, in_memory, prepare
@@ -40,8 +41,6 @@ from app.storage.tensors import write_tensors
 
 torch.manual_seed(0)  # what torch looks up at its first use is looked up before the fork, too
 torch.nn.Linear(1, 1, device="meta")(torch.empty(1, 1, device="meta"))
-
-PART_ROWS = 2**16  # a part on its way to tensors takes several times its size
 
 
 def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
@@ -70,14 +69,17 @@ class Training:
         self.workplace = Workplace(journal.checkpoints, libraries, journal.warn)
 
     def run(self) -> Outcome:
-        frame, other = self._read()
+        self._read()
         folds = self.spec.validation.folds if isinstance(self.spec.validation, ValidationFolds) else 0
         resumed = self.journal.load()
         weights = self._starting_weights() if resumed is None or folds else None  # a checkpoint has its own
         for fold in range(len(self.journal.folds), folds + 1):
             held_out = fold if fold < folds else None
             spec = self.spec if held_out is not None or not folds else _over_all_rows(self.spec, self.journal.folds)
-            session = Session(spec, self._prepare(frame, other, held_out), weights, self.workplace)
+            prepared = self._prepare(held_out)
+            if held_out is None:
+                self.tables.clear()  # what is encoded is all that is still needed
+            session = Session(spec, prepared, weights, self.workplace)
             if resumed is not None:
                 session.load(*resumed)
                 resumed = None
@@ -92,6 +94,7 @@ class Training:
             metrics = self.journal.losses() | session.measure(model)
             if held_out is not None:
                 self.journal.end_fold(metrics, session.state)
+                del prepared, session, model  # before the next ones take memory
         if folds:
             model = replace(model, spec=self.spec)  # what the job can be repeated from, not its last fit alone
         return self._stage(model, metrics, reason)
@@ -104,8 +107,8 @@ class Training:
 
     # ---- before
 
-    def _read(self) -> tuple[Frames, Frames | None]:
-        """The rows of table and validation dataset: in one part, or in many where they would take too much memory."""
+    def _read(self) -> None:
+        """The rows of table and validation dataset: in memory, or part by part where they would take too much of it."""
         data, validation, root = self.spec.data, self.spec.validation, Path(self.order.data_dir) / "datasets"
         assert isinstance(data, StoredData)
         assert data.digest is not None
@@ -118,17 +121,18 @@ class Training:
         if isinstance(validation, ValidationDataset):
             assert validation.digest is not None
             digests.append(validation.digest)
+        num_rows = part_rows(len(columns))
         paths = [table_path(root, digest) for digest in digests]
-        tables: list[Frames] = [
-            TableParts(path, columns, PART_ROWS)
+        self.tables: list[Frames] = [
+            TableParts(path, columns, num_rows)
             if self.streams
-            else list(read_table(path, columns).iter_slices(PART_ROWS))
+            else list(read_table(path, columns).iter_slices(num_rows))
             for path in paths
         ]
-        return tables[0], tables[1] if len(tables) > 1 else None
 
-    def _prepare(self, table: Frames, other: Frames | None, fold: int | None) -> Prepared:
+    def _prepare(self, fold: int | None) -> Prepared:
         collect = self._on_disk if self.streams else in_memory
+        table, other = self.tables[0], self.tables[1] if len(self.tables) > 1 else None
         prepared = prepare(self.spec, self.signature, table, other, fold, collect)
         if not self.journal.folds:
             for warning in prepared.warnings:

@@ -95,14 +95,13 @@ def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = t
         Diverged: the loss is no finite number any more.
     """
     spec, batching = run.spec, run.batching
-    device = next(run.network.parameters()).device
     span = Span(batching.steps_per_epoch, _num_steps(spec, batching))
     started = clock() - state.elapsed_seconds
     chunk, rate, steps_per_epoch = 1, 0.0, batching.steps_per_epoch
     run.network.train()
     reason = _over(spec, state) or _out_of_epochs(spec, state)
     while reason is None:
-        order = epoch_order(batching, spec.seed, state.epoch, device, run.chances)
+        order = epoch_order(batching, spec.seed, state.epoch, run.train.inputs.device, run.chances)
         while reason is None and state.step_in_epoch < steps_per_epoch:
             begun = clock()
             rates = _learning_rates(spec, state, span, chunk)
@@ -190,6 +189,7 @@ def _track_best(run: Run, state: State, value: float) -> None:
     if not known or value < state.best:  # type: ignore[operator]
         state.best, state.best_epoch = value, state.epoch
         if run.spec.stop.restore_best:
+            state.best_weights = None  # so that there is never more than one copy
             state.best_weights = run.keep(run.network.state_dict())
     if not known or value < state.gained - run.spec.stop.min_delta:
         state.gained, state.epochs_without_gain, state.plateau_epoch = value, 0, state.epoch

@@ -54,7 +54,8 @@ class Rows:
         """On another device; rows of a mapped file, or too many for it, stay and go there block by block."""
         if self.mapping is not None or self.num_bytes > room_on(device):
             return self
-        return self.take(None, 0, len(self), device)
+        weights = self.weights.to(device) if self.weights is not None else None
+        return Rows(self.inputs.to(device), self.targets.to(device), weights)
 
     def split(self, sizes: list[int]) -> list["Rows"]:
         weights = self.weights.split(sizes) if self.weights is not None else [None] * len(sizes)

@@ -111,7 +111,7 @@ class EagerSteps:
             self.learning_rate = learning_rate
         for parameter in self.parameters:
             parameter.grad = None
-        loss = self._gradient(rows)
+        loss = self.gradient(rows)
         if self.scaler:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
@@ -131,7 +131,8 @@ class EagerSteps:
         if self.average is not None:
             self.average.update()
 
-    def _gradient(self, rows: Rows) -> Tensor:
+    def gradient(self, rows: Rows) -> Tensor:
+        """Add a step's gradient to `grad` of the parameters; returns the mean loss."""
         sizes = self.batching.parts(len(rows)) if len(rows) > self.batching.batch_size else ()
         if len(sizes) < 2:
             return self.chain.backward(rows) if self.chain else self._backward(rows, None)

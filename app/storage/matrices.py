@@ -23,7 +23,7 @@ def write_matrix(path: Path, parts: Iterable[NDArray[np.float32]]) -> None:
 
 def map_matrix(path: Path, shape: tuple[int, int]) -> tuple[NDArray[np.float32], Any]:
     """The matrix as an array whose pages are read when they are touched, and its mapping; not to be written to."""
-    with path.open("rb") as file:
-        mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    with path.open("r+b") as file:  # shared: what is private counts as memory that the process may come to need
+        mapping = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     mapping.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapping, dtype=np.float32).reshape(shape), mapping

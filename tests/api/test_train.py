@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -114,6 +115,20 @@ def test_a_dry_run_tells_and_queues_nothing(client: httpx.Client) -> None:
     assert found["seconds_per_epoch"] > 0
     assert client.get("/jobs").json()["data"] == before
     problem(client.get("/models/never"), 404, "model_not_found")
+
+
+def test_what_would_not_fit_is_refused_with_the_figure(client: httpx.Client) -> None:
+    before = client.get("/jobs").json()["data"]
+    attention = {"type": "transformer_encoder", "num_heads": 64, "dropout": 0.1, "num_layers": 8}
+    layers = [{"type": "embedding", "num_embeddings": 2, "embedding_features": 64}, attention, {"type": "last_place"}]
+    far = {"inputs": [[0] * 4096] * 10, "targets": list(range(10))}
+    spec = {"model": "far", "data": far, "network": {"layers": layers, "input_shape": [4096]}}
+    for query in ("", "?dry_run=true"):
+        found = problem(client.post(f"/train{query}", json=spec), 413, "would_not_fit")
+        needed, there = map(float, re.findall(r"([\d.]+) GiB", found["detail"]))
+        assert needed > 300
+        assert needed > there
+    assert client.get("/jobs").json()["data"] == before
 
 
 def test_a_resolved_spec_is_a_request_again(client: httpx.Client) -> None:

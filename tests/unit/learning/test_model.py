@@ -11,13 +11,14 @@ from torch import nn
 
 from app.errors import InvalidInput, ShapeMismatch, TooLarge
 from app.learning import evaluate
+from app.learning.devices import devices, resolve_device, usable_cores
 from app.learning.evaluate import forward_all, mean_loss, rows_at_once
 from app.learning.features import InputColumns
 from app.learning.layers import Recurrent, SelfAttention
 from app.learning.losses import build_loss
 from app.learning.model import Model
 from app.learning.network import count_parameters
-from app.learning.plan import devices, plan, resolve_device, usable_cores
+from app.learning.plan import plan
 from app.learning.rows import Rows
 from app.specs.optimization import PlainLoss
 from app.storage.tensors import read_tensors, write_tensors

@@ -1,0 +1,116 @@
+"""What a run takes of memory, told before anything is allocated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from app.learning.batches import Batching
+from app.learning.optimizers import build_optimizers
+from app.learning.steps import MAX_GATHER_BYTES
+from app.specs.table import Kind, StoredData, Table
+from app.specs.training import TrainingSpec
+
+BASE_BYTES = 390 * 2**20  # a worker's own: Python, torch, and what libraries set up at their first use
+CARD_BASE_BYTES = 512 * 2**20  # what a process takes of a card before its first tensor
+MAPPED_BYTES = 256 * 2**20  # parts on their way to the mapped file, and of it what is read at a time
+MAX_KEPT_BYTES = 256 * 2**20  # the best epoch's weights are kept in memory up to this size, and on disk beyond
+FUSED = ("sgd", "adam", "adamw")  # the others make tensors of a parameter's size on the way to an update
+
+PART_ROWS, PART_CELLS = 2**16, 2**22  # a part of a table on its way to tensors
+PART_BYTES = 28  # of its cell: as it was, in float64 twice, in float32
+STORED_BYTES: dict[Kind, float] = {"numeric": 8, "datetime": 8, "boolean": 0.125, "categorical": 24, "text": 24}
+ROW_BYTES = 24  # of a row beside its cells: the order of an epoch, masks
+TARGET_BYTES = 28  # of a target: as it was, as metrics want it, in float32
+JUDGED_BYTES = 40  # of an output that is judged: in float32 twice, then in float64
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The most of it that a run takes at once, on the host and on a card."""
+
+    host_bytes: int
+    card_bytes: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return self.host_bytes + self.card_bytes
+
+
+@dataclass(frozen=True)
+class RowsBytes:
+    """What a table's rows take: all along, until they are encoded, and when their outputs are judged."""
+
+    encoded: int
+    preparing: int
+    judging: int
+
+
+def run_memory(device: str, learning_bytes: int, rows: RowsBytes) -> Memory:
+    """One thing after the other: rows are made ready, learnt from, and judged."""
+    if device == "cpu":
+        return Memory(BASE_BYTES + rows.encoded + max(rows.preparing, learning_bytes, rows.judging))
+    host = BASE_BYTES + rows.encoded + max(rows.preparing, rows.judging)
+    return Memory(host, CARD_BASE_BYTES + learning_bytes)
+
+
+def network_bytes(spec: TrainingSpec, network: nn.Module, gradient_bytes: int) -> int:
+    """All that an update takes, of which its gradient takes so much at its peak, weights included."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    trained_bytes = sum(parameter.nbytes for parameter in trained)
+    weights_bytes = sum(parameter.nbytes for parameter in network.parameters())
+    kept = state_bytes(spec.optimizer, trained) + (trained_bytes if spec.ema_decay else 0)
+    if spec.engine == "compiled":
+        kept += kept + trained_bytes  # a copy of all, end to end
+    if spec.stop.restore_best and weights_bytes <= MAX_KEPT_BYTES:
+        kept += weights_bytes
+    update = weights_bytes + trained_bytes
+    if spec.optimizer.type not in FUSED:
+        update += trained_bytes if spec.device != "cpu" else 2 * max(parameter.nbytes for parameter in trained)
+    return kept + max(gradient_bytes, update)
+
+
+def state_bytes(optimizer: Any, parameters: Sequence[nn.Parameter]) -> int:
+    """Of the optimizer's state, seen in a step with a number for each parameter."""
+    if optimizer.learning_rate == "auto":
+        optimizer = optimizer.model_copy(update={"learning_rate": 1e-3})
+    ones = {num_axes: nn.Parameter(torch.zeros([1] * num_axes)) for num_axes in {value.ndim for value in parameters}}
+    for one in ones.values():
+        one.grad = torch.zeros_like(one)
+    num_copies = dict.fromkeys(ones, 0)
+    for built in build_optimizers(optimizer, ones.values()):
+        built.step()
+        for kept_for, state in built.state.items():
+            alike = [value for value in state.values() if torch.is_tensor(value) and value.shape == kept_for.shape]
+            num_copies[kept_for.ndim] = len(alike)
+    return sum(num_copies[parameter.ndim] * parameter.nbytes for parameter in parameters)
+
+
+def rows_bytes(spec: TrainingSpec, table: Table, num_inputs: int, num_outputs: int, max_rows_bytes: int) -> RowsBytes:
+    """Of a table whose encoded rows stay in memory up to `max_rows_bytes`, and go to a mapped file beyond."""
+    assert isinstance(spec.data, StoredData)
+    features = [column for name in spec.data.features or () if (column := table.column(name))]
+    encoded = 4 * table.num_rows * num_inputs
+    beside = table.num_rows * (ROW_BYTES + TARGET_BYTES * len(spec.data.targets))
+    judging = JUDGED_BYTES * table.num_rows * num_outputs
+    if encoded > max_rows_bytes:
+        return RowsBytes(beside, MAPPED_BYTES, MAX_GATHER_BYTES + judging)
+    stored = table.num_rows * sum(STORED_BYTES[column.kind] for column in features)
+    part = PART_BYTES * num_inputs * min(table.num_rows, part_rows(len(features)))
+    return RowsBytes(encoded + beside, round(stored + part), judging)
+
+
+def part_rows(num_columns: int) -> int:
+    """How many rows become tensors at a time: on the way, they take several times their size."""
+    return max(1, min(PART_ROWS, PART_CELLS // num_columns))
+
+
+def gathered_bytes(batching: Batching, num_inputs: int, steps_at_once: float) -> int:
+    """The rows of several steps, put side by side, and of those that come next."""
+    if batching.steps_per_epoch == 1:
+        return 0
+    step_bytes = 4 * num_inputs * batching.rows_per_step
+    most = min(batching.steps_per_epoch, steps_at_once, MAX_GATHER_BYTES / step_bytes)
+    return round(2 * step_bytes * max(1, most))

@@ -1,0 +1,180 @@
+"""The most memory that a job's process takes, in a real service, against what a dry run says before.
+
+Every work has a service of its own. The peak is Linux's high-water mark of the process's resident memory (VmHWM), read
+until it ends: what it shares with the process that it was forked from counts, so does a file's mapped part.
+"""
+
+import io
+import resource
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import numpy as np
+import polars as pl
+
+from scripts.processes import processes_of, with_role
+from scripts.service import Service
+
+MIB, GIB = 2**20, 2**30
+WAIT_SECONDS = 900
+IMAGES = [
+    *({"type": "conv2d", "out_channels": 64, "padding": 1}, {"type": "batch_norm"}, {"type": "relu"}),
+    *({"type": "conv2d", "out_channels": 64, "padding": 1}, {"type": "relu"}, {"type": "max_pool2d"}),
+    *({"type": "conv2d", "out_channels": 128, "padding": 1}, {"type": "relu"}, {"type": "global_avg_pool"}),
+]
+WORDS = [{"type": "embedding", "num_embeddings": 200_000, "embedding_features": 128}, {"type": "mean_over_sequence"}]
+SENTENCES = [
+    *({"type": "embedding", "num_embeddings": 5_000, "embedding_features": 128}, {"type": "positional_embedding"}),
+    {"type": "transformer_encoder", "num_heads": 4, "feedforward_features": 512, "num_layers": 4},
+    {"type": "mean_over_sequence"},
+]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job over `num_rows` rows of `num_columns` numbers; with `whole`, whole numbers below that.
+
+    `mapped`: the encoded rows go to a file. `limit_bytes`: of private memory, of each process of the service.
+    """
+
+    name: str
+    num_rows: int
+    num_columns: int
+    network: dict[str, Any]
+    batch_size: int
+    max_steps: int
+    whole: int | None = None
+    mapped: bool = False
+    limit_bytes: int | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {
+            "model": "bench",
+            "data": {"dataset": "rows", "target": "y"},
+            "task": "regression",
+            "network": self.network,
+            "features": {"standardize": True if self.whole is None else "target"},
+            "descent": {"batch_size": self.batch_size},
+            "stop": {"max_steps": self.max_steps},
+            "validation": None,
+            "engine": "eager",
+        }
+
+
+LARGE = Work("296 M parameters, checkpoints, publishing", 1_000, 32, {"hidden_features": [8600] * 5}, 64, 3)
+WORKS = [
+    LARGE,
+    Work("wide MLP, 4 × 2048, batch 4096", 8_192, 64, {"hidden_features": [2048] * 4}, 4096, 2),
+    Work(
+        "convolutions on 3×32×32 images, batch 512", 1_024, 3072, {"layers": IMAGES, "input_shape": [3, 32, 32]}, 512, 2
+    ),
+    Work("embedding of 200 000 words", 20_000, 32, {"layers": WORDS, "input_shape": [32]}, 1024, 6, 200_000),
+    Work("transformer, 128 places, batch 128", 1_000, 128, {"layers": SENTENCES, "input_shape": [128]}, 128, 2, 5_000),
+    Work("3 M rows of 32 numbers, in memory", 3_000_000, 32, {"hidden_features": [64, 64]}, 1024, 300),
+    Work(
+        "the same as a mapped file, no process allowed more private memory than 1 GiB (RLIMIT_DATA)",
+        *(3_000_000, 32, {"hidden_features": [64, 64]}, 1024, 300, None),
+        mapped=True,
+        limit_bytes=GIB,
+    ),
+]
+
+
+class Peak(threading.Thread):
+    """Watches the job's process of a service."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        assert service.process
+        self._pid, self._over, self.num_bytes = service.process.pid, threading.Event(), 0
+
+    def run(self) -> None:
+        while not self._over.wait(0.003):
+            for pid in with_role(self._pid, "worker"):
+                self.num_bytes = max(self.num_bytes, high_water(pid))
+
+    def __enter__(self) -> "Peak":
+        self.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._over.set()
+        self.join()
+
+
+def high_water(pid: int) -> int:
+    """The most resident memory that a process has had, in bytes; 0 where it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def table() -> str:
+    lines = [
+        "| work | parameters (M) | predicted (MiB) | peak (MiB) | **predicted / peak** | a job of ten rows (MiB) "
+        "| peak / (weights, gradients, state) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for work in WORKS:
+        lines.append(measure(work))
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def measure(work: Work) -> str:
+    """A row of the table."""
+    settings = {"GRADSERVE_CHECKPOINT_INTERVAL_SECONDS": "5", "GRADSERVE_MAX_RUNNING_JOBS": "1"}
+    if work.mapped:
+        settings["GRADSERVE_MAX_ROWS_BYTES"] = str(MIB)
+    rows = rows_of(work)
+    with TemporaryDirectory() as folder, Service(Path(folder), settings=settings) as service:
+        url = service.url
+        httpx.put(f"{url}/datasets/rows", content=rows, timeout=WAIT_SECONDS).raise_for_status()
+        ten = {"inputs": [[x] for x in range(10)], "targets": list(range(10))}
+        base = train(service, {"model": "ten", "data": ten, "stop": {"max_seconds": 1}})
+        if work.limit_bytes is not None:
+            limit(service, work.limit_bytes)
+        answer = httpx.post(f"{url}/train?dry_run=true", json=work.body, timeout=WAIT_SECONDS).raise_for_status()
+        foretold, peak = answer.json(), train(service, work.body)
+        state = 16 * foretold["num_parameters"]
+        figures = [foretold["memory_bytes"], peak, foretold["memory_bytes"] / peak, base]
+        return (
+            f"| {work.name} | {foretold['num_parameters'] / 1e6:.1f} | {figures[0] / MIB:.0f} | {peak / MIB:.0f} "
+            f"| **{figures[2]:.2f}** | {base / MIB:.0f} | {f'**{peak / state:.2f}**' if work is LARGE else '–'} |"
+        )
+
+
+def train(service: Service, body: dict[str, Any]) -> int:
+    """The peak of the job's process, in bytes."""
+    with Peak(service) as peak:
+        answer = httpx.post(f"{service.url}/train", json=body, headers={"Prefer": "wait=60"}, timeout=WAIT_SECONDS)
+        job = answer.raise_for_status().json()
+        while not job["terminal"]:
+            job = httpx.get(f"{service.url}/jobs/{job['id']}", timeout=WAIT_SECONDS).json()
+            peak.join(0.1)
+    assert job["state"] == "succeeded", job["error"]
+    return peak.num_bytes
+
+
+def limit(service: Service, num_bytes: int) -> None:
+    """Of private memory, for each process of the service and those that they start; the kernel refuses more."""
+    assert service.process
+    for process in processes_of(service.process.pid):
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (num_bytes, num_bytes))
+
+
+def rows_of(work: Work) -> bytes:
+    generator = np.random.default_rng(0)
+    shape = (work.num_rows, work.num_columns)
+    x = generator.standard_normal(shape) if work.whole is None else generator.integers(0, work.whole, shape)
+    frame = pl.DataFrame(x, schema=[f"x{index}" for index in range(work.num_columns)])
+    file = io.BytesIO()
+    frame.with_columns(y=pl.Series(np.tanh(x[:, 0] + x[:, -1]))).write_parquet(file)
+    return file.getvalue()

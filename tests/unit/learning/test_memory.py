@@ -1,0 +1,108 @@
+"""What a run takes of memory, and what there is."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from app.errors import TooLarge
+from app.learning import devices
+from app.learning.batches import Batching
+from app.learning.devices import control_group_limits, memory_limit_bytes
+from app.learning.memory import gathered_bytes, part_rows, state_bytes
+from app.learning.optimizers import build_optimizers
+from app.specs.optimization import OptimizerSpec
+from tests.unit.learning.test_model import planned
+from tests.unit.learning.test_optimizers import TABLE
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("fields", [fields for fields, _ in TABLE])
+def test_the_optimizers_state_is_what_it_makes(fields: dict[str, Any]) -> None:
+    spec: Any = TypeAdapter(OptimizerSpec).validate_python(fields)
+    network = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5))
+    network(torch.zeros(1, 2, 6)).sum().backward()
+    built = build_optimizers(spec, network.parameters())
+    for optimizer in built:
+        optimizer.step()
+    states = [value for optimizer in built for state in optimizer.state.values() for value in state.values()]
+    kept = sum(value.nbytes for value in states if torch.is_tensor(value) and value.ndim)
+    assert state_bytes(spec, list(network.parameters())) == kept
+
+
+def test_copies_of_the_weights_count() -> None:
+    def takes(**spec: Any) -> int:
+        wide = {"network": {"hidden_features": [2000, 2000]}, "validation": None, "engine": "eager"}
+        memory_bytes: int = planned(**(wide | spec))[1].memory_bytes
+        return memory_bytes
+
+    plain, weights = (
+        takes(optimizer={"type": "sgd"}),
+        4 * planned(network={"hidden_features": [2000, 2000]})[1].num_parameters,
+    )
+    assert takes(optimizer={"type": "adamw"}) - plain == pytest.approx(2 * weights, rel=0.01)
+    assert takes(optimizer={"type": "sgd"}, ema_decay=0.9) - plain == pytest.approx(weights, rel=0.01)
+    assert takes(optimizer={"type": "sgd"}, stop={"restore_best": True}) - plain == pytest.approx(weights, rel=0.01)
+    assert takes(optimizer={"type": "adamw"}, freeze=["layers.2"]) - plain < 0
+
+
+def test_parts_of_wide_tables_have_fewer_rows() -> None:
+    assert part_rows(1) == part_rows(64) == 2**16
+    assert part_rows(10_000) == 2**22 // 10_000
+    assert part_rows(2**30) == 1
+
+
+def test_a_full_batch_is_not_gathered() -> None:
+    assert gathered_bytes(Batching(10**6, 10**6, shuffle=False), 100, 1) == 0
+    assert gathered_bytes(Batching(10**6, 10), 100, 5) == 2 * 5 * 10 * 4 * 100
+    assert gathered_bytes(Batching(10**6, 10), 100, 1e9) <= 2 * 2**26
+
+
+# ---- what there is
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "file"),
+    [
+        ("0::/a/b", "a/b", "memory.max"),
+        ("0::/a/b", "a", "memory.max"),
+        ("0::/elsewhere", ".", "memory.max"),
+        ("4:cpu,memory:/a/b", "memory/a/b", "memory.limit_in_bytes"),
+        ("4:memory:/a/b", "memory", "memory.limit_in_bytes"),
+    ],
+)
+def test_the_limits_of_all_control_groups_count(line: str, folder: str, file: str, tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text(f"7:pids:/other\n{line}\n")
+    for other in ("a/b", "memory/a/b"):
+        (tmp_path / other).mkdir(parents=True)
+        (tmp_path / other / "memory.max").write_text("max\n")
+    (tmp_path / folder / file).write_text("123456\n")
+    assert control_group_limits(tmp_path / "cgroup", tmp_path) == [123456]
+    assert control_group_limits(tmp_path / "none", tmp_path) == []
+
+
+def test_the_process_has_a_limit() -> None:
+    assert 2**28 < memory_limit_bytes() <= devices.devices()[0]["memory_bytes"]  # type: ignore[operator]
+
+
+def test_a_run_beyond_the_limit_is_refused_with_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "memory_limit_bytes", lambda: GIB)
+    planned(network={"hidden_features": [2000, 2000]})
+    with pytest.raises(TooLarge, match=r"would take about 1\.\d GiB, and this machine has 1\.0 GiB") as caught:
+        planned(network={"hidden_features": [10_000, 10_000]}, optimizer={"type": "adamw"}, max_parameters=10**9)
+    assert caught.value.code == "would_not_fit"
+
+
+def test_so_is_a_run_beyond_a_cards_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _card: SimpleNamespace(total_memory=GIB))
+    settled, facts = planned(network={"hidden_features": [64]}, device="cuda:1")
+    assert settled.device == "cuda:1"
+    assert facts.memory_bytes > planned(network={"hidden_features": [64]}, device="cpu")[1].memory_bytes
+    with pytest.raises(TooLarge, match=r"GiB, and cuda:1 has 1\.0 GiB"):
+        planned(network={"hidden_features": [10_000, 10_000]}, max_parameters=10**9, device="cuda:1")

@@ -1,0 +1,114 @@
+"""What is foretold of a gradient is what a real one takes, for every kind of layer."""
+
+import math
+from collections import OrderedDict
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from app.learning import rehearsal
+from app.learning.batches import Batching
+from app.learning.layers import build_sequence, reshape
+from app.learning.rehearsal import Rehearsal, rehearse
+from tests.samples import posted
+from tests.unit.learning.test_network import EXAMPLES, Shape, layer
+
+RECURRENT = ("gru", "lstm")
+DENSE: list[dict[str, Any]] = [{"type": "linear", "out_features": 64}, {"type": "gelu"}] * 8
+ATTENTION = [{"type": "transformer_encoder", "num_heads": 2, "feedforward_features": 8, "num_layers": 2}]
+
+
+def of(layers: list[dict[str, Any]], shape: Shape, batching: Batching, loss: str = "mae", **spec: Any) -> Rehearsal:
+    with torch.device("meta"):
+        module, out = build_sequence([layer(fields) for fields in layers], shape, "")
+        network = nn.Sequential(OrderedDict(input=reshape(shape), layers=nn.Sequential(*module, nn.Flatten())))
+    asked = posted(loss={"type": loss}, **spec)
+    return rehearse(asked, network, math.prod(shape), math.prod(out), batching)
+
+
+def really(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next ones be with memory, and every turn of a loop."""
+    monkeypatch.setattr(rehearsal, "FakeTensorMode", lambda **_: nullcontext())
+    monkeypatch.setattr(rehearsal, "AllPlacesAtOnce", lambda rnn: rnn)
+
+
+@pytest.mark.parametrize(("fields", "shape", "_out"), [case for case in EXAMPLES if case[0]["type"] not in RECURRENT])
+def test_every_layer_takes_what_was_foretold(
+    fields: dict[str, Any], shape: Shape, _out: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [{"type": "prelu"}] * (fields["type"] != "embedding") + [fields]
+    foretold = of(layers, shape, Batching(50, 50))
+    really(monkeypatch)
+    assert foretold == of(layers, shape, Batching(50, 50))
+
+
+@pytest.mark.parametrize(
+    ("fields", "least"),
+    [
+        ({"type": "gru", "hidden_features": 32}, 0.75),
+        ({"type": "gru", "hidden_features": 32, "num_layers": 2, "bidirectional": True}, 0.75),
+        ({"type": "lstm", "hidden_features": 32, "num_layers": 2}, 0.5),  # much of oneDNN's workspace is never touched
+    ],
+)
+def test_recurrent_layers_take_about_what_was_foretold(
+    fields: dict[str, Any], least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foretold = of([fields], (20, 16), Batching(50, 50))
+    really(monkeypatch)
+    found = of([fields], (20, 16), Batching(50, 50))
+    assert least < foretold.peak_bytes / found.peak_bytes < 1.25
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "batching", "spec"),
+    [
+        (DENSE, (64,), Batching(400, 100), {"precision": "bfloat16"}),
+        (DENSE, (64,), Batching(400, 100), {"activation_checkpointing": True}),
+        (DENSE, (64,), Batching(400, 50, 4), {}),
+        (DENSE, (64,), Batching(75, 50, 2), {"precision": "bfloat16", "activation_checkpointing": True}),
+        (ATTENTION, (7, 4), Batching(400, 100), {"precision": "bfloat16"}),
+    ],
+)
+def test_whatever_the_precision_and_the_parts(
+    layers: list[dict[str, Any]], shape: Shape, batching: Batching, spec: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foretold = of(layers, shape, batching, **spec)
+    really(monkeypatch)
+    monkeypatch.setattr(rehearsal, "PARTS", 1000)
+    assert foretold.peak_bytes == pytest.approx(of(layers, shape, batching, **spec).peak_bytes, rel=0.05)
+
+
+def test_what_takes_less() -> None:
+    whole = of(DENSE, (64,), Batching(1000, 1000)).peak_bytes
+    assert of(DENSE, (64,), Batching(1000, 1000), precision="bfloat16").peak_bytes < 0.8 * whole
+    assert of(DENSE, (64,), Batching(1000, 1000), activation_checkpointing=True).peak_bytes < 0.8 * whole
+    assert of(DENSE, (64,), Batching(1000, 100, 10)).peak_bytes < 0.4 * whole
+
+
+def test_operations_are_counted_at_every_place() -> None:
+    linear, again = (
+        {"type": "linear", "out_features": 3, "bias": False},
+        {"type": "linear", "out_features": 2, "bias": False},
+    )
+    forward, backward = 2 * (4 * 3 + 3 * 2), 2 * (4 * 3 + 2 * 3 * 2)  # no gradient of the inputs is needed
+    assert of([linear, again], (4,), Batching(10, 5)).flops == 5 * (forward + backward)
+    assert of([linear, again], (4,), Batching(100, 5, 10)).flops == 50 * (forward + backward)
+    image = {"type": "conv2d", "out_channels": 3, "kernel_size": 3, "bias": False}
+    assert of([image], (2, 8, 8), Batching(5, 5)).flops == 5 * 2 * (2 * 3 * 3 * 3 * 8 * 8) * 2
+    words = {"type": "embedding", "num_embeddings": 100_000, "embedding_features": 8}
+    assert of([words], (4,), Batching(5, 5)).flops == 0
+
+
+def test_the_network_stays_on_the_meta_device_and_no_number_is_drawn() -> None:
+    with torch.device("meta"):
+        network = nn.Sequential(
+            OrderedDict(input=nn.Identity(), layers=nn.Sequential(nn.Linear(4, 1), nn.Dropout(0.5)))
+        )
+    before = torch.get_rng_state()
+    rehearse(posted(loss={"type": "mse"}, activation_checkpointing=True), network.eval(), 4, 1, Batching(5, 5))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.is_meta and parameter.grad is None for parameter in network.parameters())
+    assert not network.training
