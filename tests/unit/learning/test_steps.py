@@ -151,11 +151,29 @@ def test_frozen_parameters_stay() -> None:
     assert torch.equal(network[1][0].weight, kept)
 
 
-def test_bfloat16_is_near_float32() -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_the_bits_are_near_float32(precision: str) -> None:
     batching, data = Batching(NUM_ROWS, 4), rows(weighted=False)
-    exact, rough = train(batching, data)[1], train(batching, data, precision="bfloat16")[1]
+    exact, rough = train(batching, data)[1], train(batching, data, precision=precision)[1]
     assert rough == pytest.approx(exact, rel=0.05)
     assert rough != exact
+
+
+def test_a_float16_step_that_overflows_is_left_out_and_the_scale_halved() -> None:
+    network, data = net(), rows(weighted=False)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizers = build_optimizers(SGD(learning_rate=0.1, momentum=0.5), network.parameters())
+    engine = EagerSteps(network, MSE, optimizers, Batching(NUM_ROWS, 4), max_grad_norm=None, precision="float16")
+    assert engine.scaler
+    scale = engine.scaler.get_scale()
+    data.targets *= 1e4
+    engine.run(data, None, 0, [0.1])
+    assert_same(network.state_dict(), before)
+    assert engine.scaler.get_scale() == scale / 2
+    data.targets /= 1e4
+    engine.scaler.update(16.0)
+    engine.run(data, None, 1, [0.1])
+    assert not torch.equal(network.state_dict()["1.0.weight"], before["1.0.weight"])
 
 
 def test_mixed_rows_are_between_their_parents() -> None:
