@@ -118,13 +118,22 @@ def _copy_folders(source: Path, target: Path, unfinished: set[str] | None = None
     """Folders that never change; one that is deleted meanwhile is left out."""
     for folder in _folders(source):
         try:
-            if unfinished and orjson.loads((folder / "config.json").read_bytes()).get("job_id") in unfinished:
+            if unfinished and _job_of(folder) in unfinished:
                 continue
             shutil.copytree(folder, target / folder.name)
         except (FileNotFoundError, shutil.Error):
             if folder.exists():
                 raise
             shutil.rmtree(target / folder.name, ignore_errors=True)
+
+
+def _job_of(version: Path) -> str | None:
+    """Whose version it is; None where that can't be read: what is broken is copied as it is, and hides no other."""
+    try:
+        config = orjson.loads((version / "config.json").read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return None
+    return config.get("job_id") if isinstance(config, dict) else None
 
 
 def _folders(folder: Path) -> Iterator[Path]:
