@@ -13,6 +13,7 @@ import structlog
 import torch
 
 from app.errors import CorruptVersion, ModelNotFound, VersionNotFound
+from app.learning.model import Model
 from app.serving.cache import MEMORY, ModelCache
 from app.serving.served_model import ServedModel
 from app.specs.alias import Alias
@@ -142,6 +143,26 @@ def test_what_was_deleted_leaves_the_memory(store: ModelStore) -> None:
     store.delete("goes")
     cache.refresh()
     assert {name for name, num_bytes in memory_of(store).items() if num_bytes} == {"stays"}
+
+
+def test_a_version_is_warm_before_it_answers(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row has gone through the network, and its weights are the file itself."""
+    cache, passes = cache_of(store), []
+    predict = Model.predict
+
+    def watched(model: Model, inputs: torch.Tensor) -> torch.Tensor:
+        passes.append(len(inputs))
+        return predict(model, inputs)
+
+    monkeypatch.setattr(Model, "predict", watched)
+    publish(store, MODEL)
+    found = cache.get("m", None)
+    assert passes == [1]
+    file = str(store.root / "m" / "1" / "model.safetensors")
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(file)]
+    ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
+    for parameter in found.model.network.parameters():
+        assert any(start <= parameter.data_ptr() < end for start, end in ranges)
 
 
 def test_memory_is_given_back(store: ModelStore) -> None:
