@@ -6,12 +6,13 @@ be laid out by hand: its offsets are relative, so the schema's message is put in
 """
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import polars as pl
 
-from app.errors import Unparseable
+from app.errors import TooLarge, Unparseable
 
 _MAGIC = b"ARROW1"
 _CONTINUATION = b"\xff\xff\xff\xff"
@@ -19,6 +20,9 @@ _END = _CONTINUATION + bytes(4)
 _METADATA_V5 = 4
 _SCHEMA, _DICTIONARY, _RECORDS = 1, 2, 3
 _BLOCK_BYTES = 2**20
+_FREE_GROWTH_BYTES = 2**30
+_MAX_GROWTH = 200
+_NOT_COMPRESSED = -1
 
 
 class ArrowParts:
@@ -46,12 +50,80 @@ class Message(NamedTuple):
 
 
 def write_arrow_file(stream: Path, file: Path) -> None:
-    """Raises Unparseable where the stream is cut off or its lengths make no sense."""
+    """Raises Unparseable where the stream is cut off or its lengths make no sense, TooLarge where they are a bomb's."""
     try:
         with stream.open("rb") as source, file.open("wb") as target:
             _copy(source, target, stream.stat().st_size)
     except (struct.error, IndexError) as error:
         raise Unparseable("the Arrow stream is broken: a message's header points outside of it") from error
+
+
+def check_arrow_file(path: Path) -> None:
+    """Look through what a file's footer leads to, before anyone takes the memory that its buffers say they need.
+
+    Raises:
+        Unparseable, TooLarge
+    """
+    num_bytes = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, num_bytes - 10))
+            (length,) = struct.unpack_from("<i", file.read(4))
+            if not 0 < length <= num_bytes - 10:
+                raise Unparseable("the Arrow file is cut off, or a length in it is wrong")
+            file.seek(num_bytes - 10 - length)
+            for start, num_metadata_bytes, num_body_bytes in _blocks(file.read(length)):
+                if min(start, num_metadata_bytes, num_body_bytes) < 0 or start > num_bytes:
+                    raise Unparseable("the Arrow file is broken: its footer points outside of it")
+                file.seek(start)
+                prefix = file.read(8)
+                here = 8 if prefix.startswith(_CONTINUATION) else 4
+                file.seek(start + here)
+                message = _parse(file.read(min(num_metadata_bytes, num_bytes)))
+                file.seek(start + num_metadata_bytes)
+                _check_buffers(message._replace(num_body_bytes=num_body_bytes), file)
+    except (struct.error, IndexError, OverflowError) as error:
+        raise Unparseable("the Arrow file is broken: a header points outside of it") from error
+
+
+def _blocks(footer: bytes) -> Iterator[tuple[int, int, int]]:
+    """Position, length of the metadata and length of the body of each dictionary and batch of records."""
+    (table,) = struct.unpack_from("<I", footer)
+    for field in _fields(footer, table)[2:]:
+        if field:
+            vector = field + struct.unpack_from("<I", footer, field)[0]
+            (count,) = struct.unpack_from("<I", footer, vector)
+            for place in range(vector + 4, vector + 4 + 24 * count, 24):
+                yield struct.unpack_from("<qi4xq", footer, place)
+
+
+def _check_buffers(message: Message, source: BinaryIO) -> None:
+    """Raise for a message, whose body begins where `source` is, if its buffers unpack to more than honest ones do."""
+    if message.kind not in (_DICTIONARY, _RECORDS):
+        return
+    start, batch, metadata = source.tell(), message.header, message.metadata
+    if message.kind == _DICTIONARY:
+        field = _fields(metadata, batch)[1]
+        batch = field + struct.unpack_from("<I", metadata, field)[0]
+    _, _, buffers, compression = _fields(metadata, batch)
+    if not buffers or not compression:
+        return
+    vector = buffers + struct.unpack_from("<I", metadata, buffers)[0]
+    left = max(_FREE_GROWTH_BYTES, _MAX_GROWTH * message.num_body_bytes)
+    for place in range(vector + 4, vector + 4 + 16 * struct.unpack_from("<I", metadata, vector)[0], 16):
+        offset, length = struct.unpack_from("<qq", metadata, place)
+        if length == 0:
+            continue
+        if offset < 0 or not 8 <= length <= message.num_body_bytes - offset:
+            raise Unparseable("the Arrow data are broken: a buffer is outside of its message")
+        source.seek(start + offset)
+        (size,) = struct.unpack("<q", source.read(8))
+        if size < _NOT_COMPRESSED:
+            raise Unparseable("the Arrow data are broken: a buffer has a length of less than nothing")
+        left -= max(size, 0)
+        if left < 0:
+            raise TooLarge("the Arrow data unpack to far more than their size, which is too large")
+    source.seek(start)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
@@ -66,6 +138,7 @@ def _copy(source: BinaryIO, target: BinaryIO, num_bytes: int) -> None:
             blocks[message.kind].append(block)
         elif message.kind == _SCHEMA and schema is None:
             schema = message
+        _check_buffers(message, source)
         target.write(_CONTINUATION + struct.pack("<i", len(message.metadata)) + message.metadata)
         _copy_body(source, target, message.num_body_bytes)
     if schema is None:

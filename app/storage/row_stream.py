@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from app.errors import UnsupportedMedia
-from app.storage.arrow_stream import write_arrow_file
+from app.storage.arrow_stream import check_arrow_file, write_arrow_file
 from app.storage.blocks import row_blocks
 from app.storage.columns import storable_table
 from app.storage.delimited import Dialect, read_dialect, scan_delimited
@@ -44,7 +44,9 @@ def open_rows(upload: Upload, max_columns: int) -> RowStream:
         if found == "arrow_stream":
             body, stream = body.with_suffix(".arrow"), body
             write_arrow_file(stream, body)
-        elif found != "arrow_file":
+        elif found == "arrow_file":
+            check_arrow_file(body)
+        else:
             raise UnsupportedMedia(f"rows to predict can be CSV or Arrow IPC, not {NAMES[found]}")
         table = storable_table(pl.scan_ipc(body, glob=False), max_columns)
         names = tuple(table.collect_schema().names())

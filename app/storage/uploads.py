@@ -12,7 +12,7 @@ import polars as pl
 from polars.exceptions import ComputeError, PanicException, PolarsError
 
 from app.errors import DISK_FAILED, DISK_FULL, InvalidInput, TooLarge, Unparseable
-from app.storage.arrow_stream import write_arrow_file
+from app.storage.arrow_stream import check_arrow_file, write_arrow_file
 from app.storage.blocks import BLOCK_BYTES
 from app.storage.columns import (
     DECIMAL_COMMA_READINGS,
@@ -126,6 +126,8 @@ def _settled(body: Path, found: Format, staged: Path, max_columns: int) -> pl.La
     if found == "arrow_stream":
         body, stream = body.with_suffix(".arrow"), body
         write_arrow_file(stream, body)
+    elif found == "arrow_file":
+        check_arrow_file(body)
     table = pl.scan_parquet(body, glob=False) if found == "parquet" else pl.scan_ipc(body, glob=False)
     _check_cells(table, body.stat().st_size)
     return settle_types(storable_table(table, max_columns), TYPED_READINGS)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from app.errors import Unparseable
-from app.storage.arrow_stream import write_arrow_file
+from app.errors import TooLarge, Unparseable
+from app.storage.arrow_stream import check_arrow_file, write_arrow_file
 
 FRAME = pl.DataFrame(
     {
@@ -92,6 +92,43 @@ def test_a_damaged_stream_is_refused_or_copied(
     folder = tmp_path_factory.getbasetemp()
     damaged = bytes(damage.get(place, byte) for place, byte in enumerate(STREAM))
     (folder / "stream").write_bytes(damaged)
-    with suppress(Unparseable):
+    with suppress(Unparseable, TooLarge):
         write_arrow_file(folder / "stream", folder / "file")
         assert (folder / "file").read_bytes().endswith(b"ARROW1")
+
+
+# ---- buffers that say that they unpack to more than there is memory
+
+
+def compressed(compression: str, *, stream: bool) -> bytes:
+    content = io.BytesIO()
+    (FRAME.write_ipc_stream if stream else FRAME.write_ipc)(content, compression=compression)  # type: ignore[operator]
+    return content.getvalue()
+
+
+def looked_through(folder: Path, body: bytes) -> None:
+    (folder / "body").write_bytes(body)
+    if body.startswith(b"ARROW1"):
+        check_arrow_file(folder / "body")
+    else:
+        write_arrow_file(folder / "body", folder / "file")
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("size", [2**40, 2**62, -2])
+def test_a_length_that_lies_is_found_before_memory_is_taken(
+    tmp_path: Path, compression: str, stream: bool, size: int
+) -> None:
+    """Each place that could hold a length gets the lie, and as many as there are buffers did hold one."""
+    body = compressed(compression, stream=stream)
+    looked_through(tmp_path, body)
+    refused = 0
+    for place in range(0, len(body) - 8, 8):
+        try:
+            looked_through(tmp_path, body[:place] + size.to_bytes(8, "little", signed=True) + body[place + 8 :])
+        except TooLarge:
+            refused += 1
+        except Unparseable as error:
+            refused += "length of less than nothing" in str(error)
+    assert refused >= FRAME.width
