@@ -44,7 +44,8 @@ def post(path: str, num_bytes: int, **headers: str) -> bytes:
 
 
 def predicts(service: Service) -> bool:
-    answer = httpx.post(f"{service.url}/predict", content=PREDICT, headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{service.url}/predict", content=PREDICT, headers=headers, timeout=60)
     return answer.status_code == 200
 
 
@@ -161,7 +162,7 @@ def test_bodies_that_have_come_are_bounded_together(service: Service) -> None:
         with connect(service) as connection:
             connection.sendall(post("/predict", 10**6, Content_Type="application/json") + b" " * 90_000)
             content, headers = PREDICT + b" " * 20_000, {"Content-Type": "application/json"}
-            return httpx.post(f"{service.url}/predict", content=content, headers=headers).status_code
+            return httpx.post(f"{service.url}/predict", content=content, headers=headers, timeout=60).status_code
 
     until(lambda: answered_beside_a_large_one() == 429)
     assert predicts(service)
@@ -172,7 +173,7 @@ def test_a_chunked_body_that_does_not_end(service: Service) -> None:
     with connect(service) as connection:
         connection.sendall(head + b"4\r\na,b\n\r\n")
         assert_problem(trickle(connection, b"1\r\n1\r\n"), 408, "request_timeout")
-    assert httpx.get(f"{service.url}/datasets/slow").status_code == 404
+    assert httpx.get(f"{service.url}/datasets/slow", timeout=60).status_code == 404
     until(lambda: not list((service.root / "data" / "datasets" / ".uploads").iterdir()))
 
 
