@@ -85,7 +85,9 @@ def floor() -> Iterator[str]:
     """The URL of an app that knows no model, served as the service is."""
     port = free_port()
     options = ["--port", str(port), "--log-level", "warning", "--no-access-log", "--lifespan", "off"]
-    process = subprocess.Popen([sys.executable, "-m", "uvicorn", "scripts.floor:app", *options], cwd=HERE.parent)
+    command = [sys.executable, "-m", "uvicorn", "scripts.floor:app", *options]
+    # in a session of its own, as the service is: where Linux shares a busy machine out among sessions, both get as much
+    process = subprocess.Popen(command, cwd=HERE.parent, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: httpx.post(f"{url}/predict", json={"inputs": []}).is_success)
