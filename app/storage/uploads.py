@@ -24,6 +24,7 @@ from app.storage.columns import (
 from app.storage.delimited import Dialect, check_rows, read_dialect, scan_delimited
 from app.storage.formats import MAX_LINE_BYTES, NAMES, Format, check_declared, detect_format, gunzip
 from app.storage.ndjson import scan_ndjson
+from app.storage.parquet_pages import check_parquet
 
 _HEAD_BYTES = 4096
 _FIRST_CELLS = 2**20
@@ -128,6 +129,8 @@ def _settled(body: Path, found: Format, staged: Path, max_columns: int) -> pl.La
         write_arrow_file(stream, body)
     elif found == "arrow_file":
         check_arrow_file(body)
+    elif found == "parquet":
+        check_parquet(body)
     table = pl.scan_parquet(body, glob=False) if found == "parquet" else pl.scan_ipc(body, glob=False)
     _check_cells(table, body.stat().st_size)
     return settle_types(storable_table(table, max_columns), TYPED_READINGS)
