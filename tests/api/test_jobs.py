@@ -338,6 +338,7 @@ def test_a_stream_that_falls_behind_loses_nothing(
 ) -> None:
     monkeypatch.setattr(feed_module, "BUFFER", 3)
     monkeypatch.setattr(feed_module, "PAGE", 7)
+    monkeypatch.setattr(feed_module, "PAGE_OF_ONE", 7)
     job = queue.submit({}, "m")
     queue.claim(1)
     with client.stream("GET", f"/jobs/{job.id}/events", headers=STREAM) as answer:
