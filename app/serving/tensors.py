@@ -69,8 +69,16 @@ def from_bytes(datatype: str, shape: Sequence[int], data: memoryview, pointer: s
             f"{datatype} of shape {list(shape)} takes {count * dtype.itemsize} bytes; there are {len(data)}",
         )
     if datatype == "BOOL":  # a byte that is neither 0 nor 1 would be no valid bool
-        return np.not_equal(np.frombuffer(data, np.uint8), 0).reshape(shape)
-    return np.frombuffer(data, dtype).reshape(shape)
+        return _shaped(np.not_equal(np.frombuffer(data, np.uint8), 0), shape, pointer)
+    return _shaped(np.frombuffer(data, dtype), shape, pointer)
+
+
+def _shaped(elements: Numbers, shape: Sequence[int], pointer: str) -> Numbers:
+    """As many elements as the shape says; of none, it can still be larger than any array may be."""
+    try:
+        return elements.reshape(shape)
+    except ValueError as error:
+        raise ShapeMismatch.at(pointer, f"no array can have the shape {list(shape)}") from error
 
 
 def _texts(data: memoryview, count: int, pointer: str) -> pl.Series:
@@ -133,7 +141,7 @@ def from_json(datatype: str, shape: Sequence[int], data: Any, pointer: str) -> N
         return pl.Series(flat, dtype=pl.String)
     try:
         with np.errstate(over="raise"):
-            return np.array(flat, dtype=DTYPES[datatype]).reshape(shape)
+            return _shaped(np.array(flat, dtype=DTYPES[datatype]), shape, pointer)
     except (OverflowError, FloatingPointError) as error:
         raise InvalidInput.at(pointer, f"a number is out of the range of {datatype}") from error
 

@@ -435,6 +435,7 @@ def v2_cases() -> Iterator[Case]:
     yield tensor("a shape beyond all bounds", *wrong, "/inputs/0/shape/0", shape=[10**30, 1])
     yield tensor("a huge shape", 413, "too_large", None, shape=[2**62, 2**62])
     yield tensor("a wide shape", *shape, "/inputs/0/data", shape=[1, 2**62])
+    yield tensor("a huge shape of nothing", *shape, None, shape=[0, 2**62, 2**62], data=[])
     yield tensor("a shape of nothing", *shape, None, shape=[0, 1], data=[])
     yield tensor("data of another length", *shape, "/inputs/0/data", data=[1, 2])
     yield tensor("ragged data", *shape, "/inputs/0/data", shape=[2, 1], data=[[1], [1, 2]])

@@ -52,6 +52,8 @@ def test_null_is_missing() -> None:
         ("FP32", [2, 2], b"\0" * 17),
         ("FP64", [2**62, 2**62], b"\0" * 8),
         ("INT8", [0, 2], b"\0"),
+        ("FP32", [0, 2**62, 2**62], b""),
+        ("BOOL", [0, 2**62, 2**62], b""),
         ("BYTES", [1], b"\xff\xff\xff\xffabc"),
         ("BYTES", [1], b"\x04\0\0\0abc"),
         ("BYTES", [1], b"\x03\0"),
@@ -87,6 +89,7 @@ def test_bytes_that_lie_are_refused(datatype: str, shape: list[int], data: bytes
         ("BYTES", [1], [5]),
         ("BYTES", [2], ["x" * 1000, {}]),
         ("FP32", [2**62], [1]),
+        ("FP32", [0, 2**62, 2**62], []),
     ],
 )
 def test_json_that_does_not_fit_is_refused(datatype: str, shape: list[int], data: Any) -> None:
