@@ -75,10 +75,10 @@ WORKS = [
     ),
     Work("embedding of 200 000 words", 20_000, 32, {"layers": WORDS, "input_shape": [32]}, 1024, 6, 200_000),
     Work("transformer, 128 places, batch 128", 1_000, 128, {"layers": SENTENCES, "input_shape": [128]}, 128, 2, 5_000),
-    Work("3 M rows of 32 numbers, in memory", 3_000_000, 32, {"hidden_features": [64, 64]}, 1024, 300),
+    Work("3 M rows of 32 numbers, in memory", 3_000_000, 32, {"hidden_features": [64, 64]}, 1024, 50),
     Work(
         "the same as a mapped file, no process allowed more private memory than 1 GiB (RLIMIT_DATA)",
-        *(3_000_000, 32, {"hidden_features": [64, 64]}, 1024, 300, None),
+        *(3_000_000, 32, {"hidden_features": [64, 64]}, 1024, 50, None),
         mapped=True,
         limit_bytes=GIB,
     ),
@@ -130,7 +130,7 @@ def table() -> str:
 
 def measure(work: Work) -> str:
     """A row of the table."""
-    settings = {"GRADSERVE_CHECKPOINT_INTERVAL_SECONDS": "5", "GRADSERVE_MAX_RUNNING_JOBS": "1"}
+    settings = {"GRADSERVE_CHECKPOINT_INTERVAL_SECONDS": "5", "GRADSERVE_MAX_STALL_SECONDS": "600"}
     if work.mapped:
         settings["GRADSERVE_MAX_ROWS_BYTES"] = str(MIB)
     rows = rows_of(work)
