@@ -5,7 +5,6 @@ until it ends: what it shares with the process that it was forked from counts, s
 """
 
 import io
-import resource
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ import httpx
 import numpy as np
 import polars as pl
 
-from scripts.processes import processes_of, with_role
+from scripts.processes import with_role
 from scripts.service import Service
 
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 WAIT_SECONDS = 900
 IMAGES = [
     *({"type": "conv2d", "out_channels": 64, "padding": 1}, {"type": "batch_norm"}, {"type": "relu"}),
@@ -38,7 +37,7 @@ SENTENCES = [
 class Work:
     """A job over `num_rows` rows of `num_columns` numbers; with `whole`, whole numbers below that.
 
-    `mapped`: the encoded rows go to a file. `limit_bytes`: of private memory, of each process of the service.
+    `mapped`: the encoded rows go to a file.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Work:
     max_steps: int
     whole: int | None = None
     mapped: bool = False
-    limit_bytes: int | None = None
 
     @property
     def body(self) -> dict[str, Any]:
@@ -77,10 +75,9 @@ WORKS = [
     Work("transformer, 128 places, batch 128", 1_000, 128, {"layers": SENTENCES, "input_shape": [128]}, 128, 2, 5_000),
     Work("3 M rows of 32 numbers, in memory", 3_000_000, 32, {"hidden_features": [64, 64]}, 1024, 50),
     Work(
-        "the same as a mapped file, no process allowed more private memory than 1 GiB (RLIMIT_DATA)",
+        "the same as a mapped file",
         *(3_000_000, 32, {"hidden_features": [64, 64]}, 1024, 50, None),
         mapped=True,
-        limit_bytes=GIB,
     ),
 ]
 
@@ -139,8 +136,6 @@ def measure(work: Work) -> str:
         httpx.put(f"{url}/datasets/rows", content=rows, timeout=WAIT_SECONDS).raise_for_status()
         ten = {"inputs": [[x] for x in range(10)], "targets": list(range(10))}
         base = train(service, {"model": "ten", "data": ten, "stop": {"max_seconds": 1}})
-        if work.limit_bytes is not None:
-            limit(service, work.limit_bytes)
         answer = httpx.post(f"{url}/train?dry_run=true", json=work.body, timeout=WAIT_SECONDS).raise_for_status()
         foretold, peak = answer.json(), train(service, work.body)
         state = 16 * foretold["num_parameters"]
@@ -161,13 +156,6 @@ def train(service: Service, body: dict[str, Any]) -> int:
             peak.join(0.1)
     assert job["state"] == "succeeded", job["error"]
     return peak.num_bytes
-
-
-def limit(service: Service, num_bytes: int) -> None:
-    """Of private memory, for each process of the service and those that they start; the kernel refuses more."""
-    assert service.process
-    for process in processes_of(service.process.pid):
-        resource.prlimit(process.pid, resource.RLIMIT_DATA, (num_bytes, num_bytes))
 
 
 def rows_of(work: Work) -> bytes:
