@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
-from scripts import docs
+from scripts import bench, docs
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,3 +82,10 @@ def test_constraints_name_every_dependency_exactly() -> None:
 def test_scripts_are_described() -> None:
     described = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "scripts" / "README.md").read_text(), re.MULTILINE))
     assert described == {path.name for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix}
+
+
+def test_each_benchmark_has_its_place_and_is_told_of() -> None:
+    page, scripts = (ROOT / "docs" / "benchmarks.md").read_text(), (ROOT / "scripts" / "README.md").read_text()
+    for name in bench.BENCHMARKS:
+        assert f"<!-- {name} -->\n" in page
+        assert f"`bench {name}`" in scripts
