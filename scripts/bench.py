@@ -7,6 +7,8 @@ import torch
 
 from scripts import (
     bench_cuda,
+    bench_large_predict,
+    bench_large_table,
     bench_memory,
     bench_overload,
     bench_run_memory,
@@ -23,6 +25,8 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], str]] = {
     "start": lambda given: bench_start.table(given.repetitions),
     "cuda": lambda given: bench_cuda.table(given.repetitions),
     "run-memory": lambda _: bench_run_memory.table(),
+    "large-predict": lambda given: bench_large_predict.table(given.repetitions),
+    "large-table": lambda _: bench_large_table.table(),
     "memory": lambda given: bench_memory.table(given.repetitions),
     "serving": lambda given: bench_serving.table(given.repetitions, given.peers),
     "overload": lambda _: bench_overload.table(),

@@ -112,9 +112,17 @@ def limited(pids: list[int]) -> Iterator[None]:
 
 
 def test_what_linux_kills_fails_its_job(rig: Rig) -> None:
-    """It may choose among all processes of the service, and finds the worker."""
+    """It may choose among all processes of the service, and finds the worker.
+
+    The job was accepted when there was room, which has gone by the time that it goes on.
+    """
+    large = rig.submit("large", LARGE | {"stop": {"max_epochs": 100_000}})
+    until(lambda: rig.job(large)["progress"]["epoch"] > 0, 60)
+    rig.http.post(f"/jobs/{large}/pause").raise_for_status()
+    until(lambda: rig.job(large)["state"] == "paused", 60)
     with limited([process.pid for process in processes_of(rig.main)]):
-        error = rig.failed(rig.submit("large", LARGE))
+        rig.http.post(f"/jobs/{large}/resume").raise_for_status()
+        error = rig.failed(large)
         assert error["code"] == "worker_died"
         assert "out of memory" in error["detail"]
         rig.assert_all_else_is_well()

@@ -40,8 +40,12 @@ def test_the_source_has_nothing_that_runs_what_it_reads(kind: str) -> None:
 
 
 def test_the_service_fetches_nothing() -> None:
+    """`gradserve health` asks, in a process of its own, the service on this machine."""
     found = [file for file, text in SOURCES.items() if re.search(FETCHING, text, re.MULTILINE)]
-    assert [file for file in found if not file.startswith(CLIENTS)] == []
+    assert [file for file in found if not file.startswith(CLIENTS)] == ["app/cli_service.py"]
+    (health,) = re.findall(r"^def health\(.*?(?=^\S)", SOURCES["app/cli_service.py"], re.MULTILINE | re.DOTALL)
+    assert len(re.findall(FETCHING, SOURCES["app/cli_service.py"], re.MULTILINE)) == 1
+    assert re.search(FETCHING, health, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

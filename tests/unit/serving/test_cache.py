@@ -9,7 +9,6 @@ from pathlib import Path
 import orjson
 import polars as pl
 import pytest
-import structlog
 import torch
 
 from app.errors import CorruptVersion, ModelNotFound, VersionNotFound
@@ -19,6 +18,7 @@ from app.serving.served_model import ServedModel
 from app.specs.alias import Alias
 from app.storage.counters import Counters
 from app.storage.models import ModelStore, Version
+from tests.logs import logged_by
 from tests.samples import publish, untrained
 
 FRAME = pl.DataFrame({"x": [1.0, 2.0, 3.0], "y": [0.5, 1.5, 2.75]})
@@ -203,7 +203,7 @@ def test_what_is_broken_is_read_and_told_of_once_while_it_looks_the_same(
         publish(store, MODEL)
     for version in "23":
         tamper(store, "m", version)
-    with structlog.testing.capture_logs() as logs:
+    with logged_by("app.serving.cache") as logs:
         for _ in range(5):
             assert cache.get("m", None).version == "1"
     assert [(line["log_level"], line["version"]) for line in logs] == [("error", "3"), ("error", "2")]

@@ -10,7 +10,6 @@ from typing import Any
 
 import orjson
 import pytest
-import structlog
 import torch
 
 from app.errors import (
@@ -24,6 +23,7 @@ from app.errors import (
 from app.specs.alias import Alias, Canary, Shadow
 from app.storage.models import FILES, FORMAT_VERSION, ModelStore, write_version
 from app.storage.tensors import write_tensors
+from tests.logs import logged_by
 
 
 def nested(depth: int) -> Any:
@@ -266,7 +266,7 @@ def test_a_broken_marker_of_the_last_version_is_rebuilt(store: ModelStore, conte
     for _ in range(2):
         publish(store)
     (store.root / "m" / "last_version").write_bytes(content)
-    with structlog.testing.capture_logs() as logs:
+    with logged_by("app.storage.models") as logs:
         assert publish(store) == "3"
     assert logs[0]["file"].endswith("m/last_version")
     assert (store.root / "m" / "last_version").read_bytes() == b"3"
@@ -279,7 +279,7 @@ def test_broken_aliases_are_refused_and_versions_serve_on(store: ModelStore, con
     path = store.root / "m" / "aliases.json"
     whole = path.read_bytes()
     path.write_bytes(content)
-    with structlog.testing.capture_logs() as logs:
+    with logged_by("app.storage.aliases") as logs:
         for call in (
             lambda: store.resolve("m", "champion"),
             lambda: store.set_alias("m", "other", Alias(version="1")),
