@@ -18,9 +18,9 @@ import polars as pl
 from scripts.service import Service
 
 MB = 10**6
-NUM_ROWS, NUM_COLUMNS = 8_000_000, 64
-ROWS_AT_ONCE, GROUP_ROWS = 250_000, 20_000  # made, and in a row group of the file, which is read as a whole
-LIMIT_BYTES = 1200 * MB
+NUM_ROWS, NUM_COLUMNS = 2_000_000, 256
+ROWS_AT_ONCE, GROUP_ROWS = 50_000, 5_000  # made, and in a row group of the file, which is read as a whole
+LIMIT_BYTES = 1400 * MB
 MAPPED_FROM_BYTES = 100 * MB
 WAIT_SECONDS = 1200
 ROOTS = [
@@ -32,7 +32,7 @@ BODY: dict[str, Any] = {
     "data": {"dataset": "rows", "target": "y"},
     "network": {"hidden_features": [32]},
     "descent": {"batch_size": 4096},
-    "stop": {"max_epochs": 2},
+    "stop": {"max_epochs": 1},
     "validation": None,
     "engine": "eager",
 }
