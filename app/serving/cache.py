@@ -6,7 +6,7 @@ Where no version is asked for, the newest that can be loaded answers: one whose 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import structlog
@@ -65,11 +65,13 @@ class ModelCache:
                 errors.append(error)
         raise errors[0]
 
-    def _keys(self, name: str, version: str | None) -> list[Key]:
-        """What answers a request: the first of these that can be loaded."""
+    def _keys(self, name: str, version: str | None) -> Iterator[Key]:
+        """What answers a request: the first of these that can be loaded, which is nearly always the first of all."""
         if version is None:
-            return [(name, number) for number in reversed(self.store.versions(name))]
-        return [(name, self.store.resolve(name, version))]
+            for number in reversed(self.store.versions(name)):
+                yield name, number
+        else:
+            yield name, self.store.resolve(name, version)
 
     def _get(self, key: Key) -> ServedModel:
         if found := self._touch(key):
