@@ -12,11 +12,10 @@ from app.errors import BadData
 from app.learning.averaging import WeightAverage
 from app.learning.batches import plan_batches
 from app.learning.compiled import CompiledSteps
-from app.learning.evaluate import mean_loss
+from app.learning.evaluate import Judgement, mean_loss
 from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory
 from app.learning.losses import build_loss
 from app.learning.memory import MAX_KEPT_BYTES
-from app.learning.metrics import measure
 from app.learning.model import Model, assemble
 from app.learning.network import freeze, initialize
 from app.learning.optimizers import build_optimizers, export_state, load_state
@@ -131,7 +130,7 @@ class Session:
     def run(self) -> Run:
         chances = None
         if self.spec.descent.sampling == "class_balanced":
-            chances = class_chances(self.prepared.train_truth)
+            chances = class_chances(self.prepared.train.targets.flatten().long())
         return Run(
             self.spec,
             self.network,
@@ -152,10 +151,8 @@ class Session:
             return keep_in_memory(weights)
         return self.workplace.checkpoints.keep(weights)
 
-    def _judge(self, outputs: Tensor) -> float:
-        values = self.prepared.targets.activate(outputs)
-        measured = measure(self.prepared.targets.signature.task, values, self.prepared.truth)
-        return measured.get(self.spec.stop.metric, 0.0)  # roc_auc has no value where one class is missing
+    def _judge(self) -> Judgement:
+        return Judgement(self.prepared.targets, self.prepared.truth)
 
     def finish(self) -> Model:
         """The model of the weights that are to be kept; gradients and the optimizer's state give their memory back."""
@@ -169,13 +166,12 @@ class Session:
             self.average.swap()
         return Model(self.spec, self.prepared.features, self.prepared.targets, self.network)
 
-    def measure(self, model: Model) -> dict[str, float]:
+    def measure(self) -> dict[str, float]:
         """The task's metrics over the validation rows (`val_…`), or the training rows where there are none."""
         judged, prefix = (self.validation, "val") if self.validation is not None else (self.train, "train")
-        _, outputs = mean_loss(self.network, self.loss, judged)
-        values = self.prepared.targets.activate(outputs)
-        measured = measure(model.signature.task, values, self.prepared.truth)
-        return {f"{prefix}_{name}": value for name, value in measured.items()}
+        judgement = self._judge()
+        mean_loss(self.network, self.loss, judged, judgement)
+        return {f"{prefix}_{name}": value for name, value in judgement.values().items()}
 
     # ---- on disk
 

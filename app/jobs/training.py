@@ -14,9 +14,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-import torch._dynamo  # torch.optim and meta tensors import it on first use, which takes a second
-import torchmetrics.functional.classification  # as do metrics: both are here before the fork
-import torchmetrics.functional.regression  # noqa: F401
+import torch._dynamo  # torch.optim and meta tensors import it on first use, which takes a second: before the fork
 from torch import Tensor
 
 from app import __version__
@@ -91,7 +89,7 @@ class Training:
                 return self._interrupted(reason)
             model = session.finish()
             _require_finite(model)
-            metrics = self.journal.losses() | session.measure(model)
+            metrics = self.journal.losses() | session.measure()
             if held_out is not None:
                 self.journal.end_fold(metrics, session.state)
                 del prepared, session, model  # before the next ones take memory

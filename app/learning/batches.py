@@ -72,4 +72,5 @@ def epoch_order(
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
     if chances is not None:
         return torch.multinomial(chances, batching.num_rows, replacement=True, generator=generator).to(device)
-    return torch.randperm(batching.num_rows, generator=generator).to(device)
+    dtype = torch.int32 if batching.num_rows < 2**31 else torch.int64  # the draws are the same
+    return torch.randperm(batching.num_rows, generator=generator, dtype=dtype).to(device)

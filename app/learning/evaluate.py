@@ -1,5 +1,6 @@
 """Forward passes without gradients, in batches that bound memory."""
 
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -7,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from app.learning.losses import LossFunction
+from app.learning.metrics import METRICS
 from app.learning.rows import Rows
+from app.learning.targets import Targets
 
+MAX_JUDGED = 2**20  # outputs that are judged at once: losses and metrics take several times their size for a moment
 MAX_ACTIVATIONS = {"cpu": 2**20, "cuda": 2**24}
 """Numbers of the widest layer that one forward pass may hold; a processor is quickest where they stay in its cache."""
 
@@ -56,17 +60,52 @@ def _width(network: nn.Module, row: Tensor) -> int:
     return max(1, *widths)
 
 
+class Judgement:
+    """The task's metrics of outputs that come part by part, in the order of `truth`."""
+
+    def __init__(self, targets: Targets, truth: Tensor) -> None:
+        self._metrics = METRICS[targets.signature.task]()
+        self._targets, self._truth, self._begin = targets, truth, 0
+
+    def add(self, outputs: Tensor) -> None:
+        """Outputs `[n, O]` of the next rows."""
+        end = self._begin + len(outputs)
+        self._metrics.add(self._targets.activate(outputs).cpu(), self._truth[self._begin : end])
+        self._begin = end
+
+    def values(self) -> dict[str, float]:
+        return self._metrics.values()
+
+
 @torch.no_grad()
-def mean_loss(network: nn.Module, loss: LossFunction, rows: Rows) -> tuple[float, Tensor]:
-    """The loss over all rows and the outputs `[N, O]`; puts the network back into the mode it was in."""
+def mean_loss(network: nn.Module, loss: LossFunction, rows: Rows, judgement: Judgement | None = None) -> float:
+    """The loss over all rows, whose outputs `judgement` sees; puts the network back into the mode it was in."""
     training, device = network.training, next(network.parameters()).device
     network.eval()
-    outputs = []
-    for part in rows.inputs.split(rows_at_once(network, rows.inputs, device)):
-        outputs.append(network(part.to(device)))
-        rows.release()
-    everything = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    weights = rows.weights.to(device) if rows.weights is not None else None
-    value = loss(everything.float(), rows.targets.to(device), weights).item()
+    mean = total = 0.0
+    for outputs, targets, weights in _judged(network, rows, device):
+        share = float(len(outputs)) if weights is None else weights.sum().item()
+        total += share
+        if share:  # of one part, the mean is its loss to the last bit
+            mean += (loss(outputs, targets, weights).item() - mean) * (share / total)
+        if judgement is not None:
+            judgement.add(outputs)
     network.train(training)
-    return value, everything
+    return mean
+
+
+def _judged(network: nn.Module, rows: Rows, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Outputs, targets and weights of the next rows: of as many as are `MAX_JUDGED` outputs, or a pass."""
+    outputs, begin, end = list[Tensor](), 0, 0
+    for inputs in rows.inputs.split(rows_at_once(network, rows.inputs, device)):
+        outputs.append(network(inputs.to(device)).float())
+        rows.release()
+        end += len(inputs)
+        if end == len(rows) or (end - begin) * outputs[0][0].numel() >= MAX_JUDGED:
+            weights = rows.weights[begin:end].to(device) if rows.weights is not None else None
+            yield (
+                outputs[0] if len(outputs) == 1 else torch.cat(outputs),
+                rows.targets[begin:end].to(device),
+                weights,
+            )
+            outputs, begin = [], end

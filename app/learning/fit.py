@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from app.errors import Diverged
 from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching, epoch_order
-from app.learning.evaluate import mean_loss
+from app.learning.evaluate import Judgement, mean_loss
 from app.learning.losses import LossFunction
 from app.learning.rows import Rows
 from app.learning.schedules import Span, learning_rate_at
@@ -74,7 +74,7 @@ class Run:
     validation: Rows | None = None
     chances: Tensor | None = None  # of each row to be drawn, where not every row is seen once
     average: WeightAverage | None = None
-    judge: Callable[[Tensor], float] | None = None  # the watched metric of validation outputs, where it is no loss
+    judge: Callable[[], Judgement] | None = None  # of validation outputs, where no loss is watched
     keep: Callable[[dict[str, Tensor]], KeptWeights] = keep_in_memory  # of the best epoch so far
 
 
@@ -171,9 +171,12 @@ def _validate(run: Run) -> dict[str, float]:
     rows = run.validation
     if rows is None:
         return {}
-    val_loss, outputs = mean_loss(run.network, run.loss, rows)
-    judged = {f"val_{run.spec.stop.metric}": run.judge(outputs)} if run.judge else {}
-    return {"val_loss": val_loss} | judged
+    judgement = run.judge() if run.judge else None
+    losses = {"val_loss": mean_loss(run.network, run.loss, rows, judgement)}
+    if judgement is None:
+        return losses
+    metric = run.spec.stop.metric
+    return losses | {f"val_{metric}": judgement.values().get(metric, 0.0)}  # no roc_auc where one class is missing
 
 
 def watched(spec: TrainingSpec, metrics: dict[str, Any]) -> float:

@@ -8,23 +8,26 @@ import torch
 from torch import nn
 
 from app.learning.batches import Batching
+from app.learning.evaluate import MAX_JUDGED
 from app.learning.optimizers import build_optimizers
+from app.learning.rows import MAPPED_BYTES
 from app.learning.steps import MAX_GATHER_BYTES
 from app.specs.table import Kind, StoredData, Table
-from app.specs.training import TrainingSpec
+from app.specs.training import TrainingSpec, ValidationFraction
 
-BASE_BYTES = 390 * 2**20  # a worker's own: Python, torch, and what libraries set up at their first use
+BASE_BYTES = 340 * 2**20  # a worker's own: Python, torch, and what libraries set up at their first use
 CARD_BASE_BYTES = 512 * 2**20  # what a process takes of a card before its first tensor
-MAPPED_BYTES = 256 * 2**20  # parts on their way to the mapped file, and of it what is read at a time
 MAX_KEPT_BYTES = 256 * 2**20  # the best epoch's weights are kept in memory up to this size, and on disk beyond
 FUSED = ("sgd", "adam", "adamw")  # the others make tensors of a parameter's size on the way to an update
 
 PART_ROWS, PART_CELLS = 2**16, 2**22  # a part of a table on its way to tensors
 PART_BYTES = 28  # of its cell: as it was, in float64 twice, in float32
 STORED_BYTES: dict[Kind, float] = {"numeric": 8, "datetime": 8, "boolean": 0.125, "categorical": 24, "text": 24}
-ROW_BYTES = 24  # of a row beside its cells: the order of an epoch, masks
-TARGET_BYTES = 28  # of a target: as it was, as metrics want it, in float32
+MASK_BYTES = 3  # of a row, while rows are made ready: what is usable, learnt from, held out
+DRAW_BYTES = 4  # of a row: its place in a drawn order
+WEIGHT_BYTES = 4
 JUDGED_BYTES = 40  # of an output that is judged: in float32 twice, then in float64
+SCORE_BYTES = 10  # of a row that is judged with two classes: its score and its class, also sorted
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,22 @@ class Memory:
 
 @dataclass(frozen=True)
 class RowsBytes:
-    """What a table's rows take: all along, until they are encoded, and when their outputs are judged."""
+    """What a table's rows take beside each other: encoded ones all along; what they are made from, until they are;
+    what is kept of them to learn from; and what their outputs take when they are judged.
+    """
 
     encoded: int
     preparing: int
+    learning: int
     judging: int
 
 
 def run_memory(device: str, learning_bytes: int, rows: RowsBytes) -> Memory:
-    """One thing after the other: rows are made ready, learnt from, and judged."""
+    """One thing after the other: rows are made ready, then learnt from and judged by turns."""
     if device == "cpu":
-        return Memory(BASE_BYTES + rows.encoded + max(rows.preparing, learning_bytes, rows.judging))
-    host = BASE_BYTES + rows.encoded + max(rows.preparing, rows.judging)
+        most = max(rows.preparing, rows.learning + max(learning_bytes, rows.judging))
+        return Memory(BASE_BYTES + rows.encoded + most)
+    host = BASE_BYTES + rows.encoded + max(rows.preparing, rows.learning + rows.judging)
     return Memory(host, CARD_BASE_BYTES + learning_bytes)
 
 
@@ -92,19 +99,38 @@ def rows_bytes(spec: TrainingSpec, table: Table, num_inputs: int, num_outputs: i
     """Of a table whose encoded rows stay in memory up to `max_rows_bytes`, and go to a mapped file beyond."""
     assert isinstance(spec.data, StoredData)
     features = [column for name in spec.data.features or () if (column := table.column(name))]
-    encoded = 4 * table.num_rows * num_inputs
-    beside = table.num_rows * (ROW_BYTES + TARGET_BYTES * len(spec.data.targets))
-    judging = JUDGED_BYTES * table.num_rows * num_outputs
+    encoded, num_rows = 4 * table.num_rows * num_inputs, table.num_rows
+    num_judged = round(_judged_share(spec) * num_rows)
+    truth, seen = _target_bytes(spec)
+    weight = WEIGHT_BYTES if spec.data.sample_weight or getattr(spec.loss, "class_weight", None) else 0
+    order = DRAW_BYTES if spec.descent.variant != "full_batch" else 0
+    known = num_rows * (MASK_BYTES + DRAW_BYTES + 2 * truth + weight)
+    part = PART_BYTES * num_inputs * min(num_rows, part_rows(len(features)))
+    learning = num_rows * (order + seen + weight) + num_judged * truth
+    judging = JUDGED_BYTES * min(num_judged * num_outputs, MAX_JUDGED)
+    judging += num_judged * SCORE_BYTES if spec.task == "binary" else 0
     if encoded > max_rows_bytes:
-        return RowsBytes(beside, MAPPED_BYTES, MAX_GATHER_BYTES + judging)
-    stored = table.num_rows * sum(STORED_BYTES[column.kind] for column in features)
-    part = PART_BYTES * num_inputs * min(table.num_rows, part_rows(len(features)))
-    return RowsBytes(encoded + beside, round(stored + part), judging)
+        return RowsBytes(0, known + part, learning + min(encoded, MAPPED_BYTES), judging)
+    stored = num_rows * sum(STORED_BYTES[column.kind] for column in features)
+    return RowsBytes(encoded, round(stored) + known + part, learning, judging)
+
+
+def _target_bytes(spec: TrainingSpec) -> tuple[int, int]:
+    """Of a row's targets: as metrics want them, and as the loss does."""
+    assert isinstance(spec.data, StoredData)
+    if spec.task in ("binary", "multiclass"):
+        return 2, 8 if spec.loss.type == "cross_entropy" else 4
+    return 8 * len(spec.data.targets), 4 * len(spec.data.targets)
+
+
+def _judged_share(spec: TrainingSpec) -> float:
+    """How many of the rows are judged at once, at most: all where none are held out, or another table's."""
+    return spec.validation.fraction if isinstance(spec.validation, ValidationFraction) else 1.0
 
 
 def part_rows(num_columns: int) -> int:
-    """How many rows become tensors at a time: on the way, they take several times their size."""
-    return max(1, min(PART_ROWS, PART_CELLS // num_columns))
+    """How many rows become tensors at a time, a power of two: on the way, they take several times their size."""
+    return 1 << max(1, min(PART_ROWS, PART_CELLS // num_columns)).bit_length() - 1
 
 
 def gathered_bytes(batching: Batching, num_inputs: int, steps_at_once: float) -> int:

@@ -1,63 +1,135 @@
-"""What a person asks of a model, by task (torchmetrics does the counting)."""
+"""What a person asks of a model, by task: counted part by part, so that no more than a part need be in memory.
+
+The area under the ROC curve alone needs all rows: of each, a float32 and a flag are kept until the end.
+Shape suffixes: N rows of a part, T targets, L classes or labels.
+"""
 
 from collections.abc import Callable
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from app.specs.table import Task
 
 MIN_ROWS_FOR_R2 = 2
+SCORES_AT_ONCE = 2**18
 
 
-def _regression(values: Tensor, targets: Tensor) -> dict[str, float]:
-    from torchmetrics.functional import regression
+class Metrics(Protocol):
+    """A task's metrics of rows that come in parts."""
 
-    values, targets = values.double(), targets.double()
-    metrics = {
-        "mae": regression.mean_absolute_error(values, targets).item(),
-        "rmse": regression.mean_squared_error(values, targets, squared=False).item(),
-    }
-    if len(targets) >= MIN_ROWS_FOR_R2 and bool((targets.var(0) > 0).all()):
-        metrics["r2"] = regression.r2_score(values, targets, multioutput="uniform_average").item()
-    return metrics
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
+        """Values `[N, T]` in the target's units or probabilities `[N, L]`, and what they should have been."""
+
+    def values(self) -> dict[str, float]:
+        """Of all rows so far, of which there is one at least."""
 
 
-def _classes(probabilities: Tensor, codes: Tensor) -> dict[str, float]:
-    from torchmetrics.functional import classification
+class RegressionMetrics:
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.absolute = self.squared_T = self.mean_T = self.spread_T = torch.zeros(())
 
-    num_classes = probabilities.shape[1]
-    best = probabilities.argmax(1)
-    metrics = {"accuracy": (best == codes).double().mean().item()}
-    counts = classification.multiclass_stat_scores(best, codes, num_classes, average=None)
-    metrics["f1_macro"] = _macro_f1(counts)
-    if num_classes == 2 and 0 < int(codes.sum()) < len(codes):
-        metrics["roc_auc"] = classification.binary_auroc(probabilities[:, 1].float(), codes).item()
-    return metrics
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
+        truth_NT = truth.double()
+        errors_NT = predicted.double() - truth_NT
+        self.squared_T = self.squared_T + errors_NT.square().sum(0)
+        self.absolute = self.absolute + errors_NT.abs_().sum()
+        num_rows, mean_T = len(truth_NT), truth_NT.mean(0)  # merged as in Chan et al. 1983
+        total, shift_T = self.num_rows + num_rows, mean_T - self.mean_T
+        self.spread_T = (
+            self.spread_T + (truth_NT - mean_T).square_().sum(0) + shift_T.square() * (self.num_rows * num_rows / total)
+        )
+        self.mean_T, self.num_rows = self.mean_T + shift_T * (num_rows / total), total
 
-
-def _macro_f1(counts: Tensor) -> float:
-    """The mean F1 over the classes that occur or are predicted; `counts` are `[L, (tp, fp, tn, fn, support)]`."""
-    tp, fp, fn = counts[:, 0].double(), counts[:, 1].double(), counts[:, 3].double()
-    occurs = (tp + fp + fn) > 0
-    return (2 * tp[occurs] / (2 * tp + fp + fn)[occurs]).mean().item()
-
-
-def _labels(probabilities: Tensor, flags: Tensor) -> dict[str, float]:
-    from torchmetrics.functional import classification
-
-    flags = flags.long()
-    counts = classification.multilabel_stat_scores(probabilities.float(), flags, flags.shape[1], average=None)
-    exact = ((probabilities >= 0.5).long() == flags).all(1).double().mean().item()
-    accuracy = ((probabilities >= 0.5).long() == flags).double().mean().item()
-    return {"accuracy": accuracy, "exact_match": exact, "f1_macro": _macro_f1(counts)}
+    def values(self) -> dict[str, float]:
+        num_values = self.num_rows * len(self.squared_T)
+        found = {
+            "mae": self.absolute.item() / num_values,
+            "rmse": (self.squared_T.sum() / num_values).sqrt().item(),
+        }
+        if self.num_rows >= MIN_ROWS_FOR_R2 and bool((self.spread_T > 0).all()):
+            found["r2"] = (1 - self.squared_T / self.spread_T).mean().item()
+        return found
 
 
-METRICS: dict[Task, Callable[[Tensor, Tensor], dict[str, float]]] = {
-    "regression": _regression,
-    "binary": _classes,
-    "multiclass": _classes,
-    "multilabel": _labels,
+class ClassMetrics:
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.right_L = self.said_L = self.true_L = torch.zeros((), dtype=torch.int64)
+        self.scores: list[NDArray[np.float32]] = []
+        self.positive: list[NDArray[np.bool_]] = []
+
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
+        best, codes, num_classes = predicted.argmax(1), truth.long(), predicted.shape[1]
+        self.num_rows += len(codes)
+        self.right_L = self.right_L + codes[best == codes].bincount(minlength=num_classes)
+        self.said_L = self.said_L + best.bincount(minlength=num_classes)
+        self.true_L = self.true_L + codes.bincount(minlength=num_classes)
+        if num_classes == 2:
+            self.scores.append(predicted[:, 1].float().numpy())
+            self.positive.append((codes == 1).numpy())
+
+    def values(self) -> dict[str, float]:
+        found = {
+            "accuracy": self.right_L.sum().item() / self.num_rows,
+            "f1_macro": macro_f1(self.right_L, self.said_L, self.true_L),
+        }
+        if len(self.true_L) == 2 and bool((self.true_L > 0).all()):
+            scores, positive = np.concatenate(self.scores), np.concatenate(self.positive)
+            found["roc_auc"] = area_under_roc(scores[positive], scores[~positive])
+        return found
+
+
+class LabelMetrics:
+    def __init__(self) -> None:
+        self.num_rows = self.num_exact = 0
+        self.num_right = 0
+        self.right_L = self.said_L = self.true_L = torch.zeros((), dtype=torch.int64)
+
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
+        said_NL, true_NL = predicted >= 0.5, truth >= 0.5
+        agree_NL = said_NL == true_NL
+        self.num_rows += len(truth)
+        self.num_exact += int(agree_NL.all(1).sum())
+        self.num_right += int(agree_NL.sum())
+        self.right_L = self.right_L + (said_NL & true_NL).sum(0)
+        self.said_L, self.true_L = self.said_L + said_NL.sum(0), self.true_L + true_NL.sum(0)
+
+    def values(self) -> dict[str, float]:
+        return {
+            "accuracy": self.num_right / (self.num_rows * len(self.true_L)),
+            "exact_match": self.num_exact / self.num_rows,
+            "f1_macro": macro_f1(self.right_L, self.said_L, self.true_L),
+        }
+
+
+def macro_f1(right_L: Tensor, said_L: Tensor, true_L: Tensor) -> float:
+    """The mean F1 over the classes that occur or are predicted."""
+    either = said_L + true_L
+    occurs = either > 0
+    return (2 * right_L[occurs].double() / either[occurs]).mean().item()
+
+
+def area_under_roc(positive: NDArray[np.float32], negative: NDArray[np.float32]) -> float:
+    """How often a positive's score is above a negative's; equal ones count half (Mann & Whitney 1947)."""
+    positive.sort()
+    negative.sort()
+    twice = 0
+    for begin in range(0, len(positive), SCORES_AT_ONCE):
+        part = positive[begin : begin + SCORES_AT_ONCE]
+        twice += sum(int(np.searchsorted(negative, part, side).sum()) for side in ("left", "right"))
+    return twice / 2 / len(positive) / len(negative)
+
+
+METRICS: dict[Task, Callable[[], Metrics]] = {
+    "regression": RegressionMetrics,
+    "binary": ClassMetrics,
+    "multiclass": ClassMetrics,
+    "multilabel": LabelMetrics,
 }
 
 
@@ -70,5 +142,7 @@ def measure(task: Task, predicted: Tensor, truth: Tensor) -> dict[str, float]:
     """
     if len(truth) == 0:
         return {}
+    metrics = METRICS[task]()
     with torch.no_grad():
-        return METRICS[task](predicted.cpu(), truth.cpu())
+        metrics.add(predicted.cpu(), truth.cpu())
+    return metrics.values()

@@ -2,8 +2,8 @@
 
 import mmap
 from collections.abc import Callable, Iterable, Iterator
-from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,8 +14,8 @@ from torch import Tensor
 from app.errors import BadData
 from app.learning.features import Features
 from app.learning.rows import Rows
-from app.learning.targets import Targets, class_weights
-from app.specs.table import Signature, StoredData
+from app.learning.targets import Labels, Targets, class_weights, count_classes, joined, parts_of, values_of
+from app.specs.table import Label, Signature, StoredData
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
 SPLIT_STREAM = 1  # which of the seed's streams the split draws from
@@ -30,26 +30,27 @@ Collect = Callable[[Iterable[Tensor], tuple[int, int]], tuple[Tensor, mmap.mmap 
 
 @dataclass
 class Prepared:
-    """`truth` is in the metrics' terms, of the validation rows where there are some, else of the training rows.
-
-    `train_truth` is that of the training rows.
-    """
+    """`truth` is in the metrics' terms, of the validation rows where there are some, else of the training rows."""
 
     features: Features
     targets: Targets
     train: Rows
     validation: Rows | None
     truth: Tensor
-    train_truth: Tensor
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass
 class Part:
-    """Some of a table's rows: those of `mask` `[all rows]`. `known` are their targets and weights, always in memory."""
+    """Some of a table's rows: those of `mask` `[all rows]`. What the metrics and the loss want of them is in memory.
 
-    def __init__(self, frames: Frames, known: pl.DataFrame, mask: NDArray[np.bool_]) -> None:
-        self.frames, self.mask = frames, mask
-        self.known = known.filter(pl.Series(mask))
+    `truth`: values `[N, T]`, or class numbers `[N]`; `weights` `[N]`.
+    """
+
+    frames: Frames
+    mask: NDArray[np.bool_]
+    truth: NDArray[Any]
+    weights: NDArray[np.float32] | None
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         begin = 0
@@ -59,7 +60,13 @@ class Part:
             yield frame if mask.all() else frame.filter(pl.Series(mask))
 
     def __len__(self) -> int:
-        return self.known.height
+        return len(self.truth)
+
+    def some(self, chosen: NDArray[np.bool_]) -> "Part":
+        """Some of these rows; `chosen` is a mask over them."""
+        mask = np.zeros_like(self.mask)
+        mask[self.mask] = chosen
+        return Part(self.frames, mask, self.truth[chosen], None if self.weights is None else self.weights[chosen])
 
 
 def in_memory(parts: Iterable[Tensor], shape: tuple[int, int]) -> tuple[Tensor, None]:
@@ -90,63 +97,65 @@ def prepare(
         BadData: nothing is left to learn from, or rows that the spec does not allow.
     """
     warnings: list[str] = []
-    everything = _usable(spec, table, warnings)
-    train, held_out = _split(spec, signature, everything, fold)
-    if other is not None:
-        held_out = _usable(spec, other, warnings)
+    train, classes = _usable(spec, signature, table, warnings)
+    train, held_out = _split(spec, train, fold)
     features = Features.fit(signature.inputs, train, spec.features)
-    for frame in held_out or ():
-        features.check(frame)
-    targets = Targets.fit(signature, spec, train.known, everything.known)
+    targets = Targets.fit(signature, spec, train.truth, classes)
+    if other is not None:
+        held_out, _ = _usable(spec, signature, other, warnings, targets)
+    if held_out is not None:
+        features.check_all(held_out)
     return Prepared(
         features,
         targets,
         _encode(spec, features, targets, train, collect),
         None if held_out is None else _encode(spec, features, targets, held_out, collect),
-        targets.truth((held_out or train).known),
-        targets.truth(train.known),
+        torch.from_numpy((held_out or train).truth),
         warnings,
     )
 
 
-def _usable(spec: TrainingSpec, frames: Frames, warnings: list[str]) -> Part:
-    """Rows whose targets and weight are there."""
+def _usable(
+    spec: TrainingSpec, signature: Signature, frames: Frames, warnings: list[str], targets: Targets | None = None
+) -> tuple[Part, tuple[Label, ...] | None]:
+    """Rows whose targets and weight are there, and their classes; with `targets`, the classes are those."""
     assert isinstance(spec.data, StoredData)
-    needed = [*spec.data.targets, *([spec.data.sample_weight] if spec.data.sample_weight else [])]
-    known = pl.concat([frame.select(needed) for frame in frames])
-    part = Part(frames, known, known.select(pl.all_horizontal(pl.all().is_not_null())).to_series().to_numpy())
-    if len(part) < known.height:
-        warnings.append(
-            f"{known.height - len(part)} of {known.height} rows have no {' or '.join(needed)} and are left out"
-        )
-    if not len(part):
+    weight = spec.data.sample_weight
+    needed = [*spec.data.targets, *([weight] if weight else [])]
+    labels = Labels() if signature.task in ("binary", "multiclass") else None
+    masks, truths, weights = list[Any](), list[Any](), list[Any]()
+    for frame in frames:
+        known = frame.select(needed)
+        masks.append(known.select(pl.all_horizontal(pl.all().is_not_null())).to_series().to_numpy())
+        known = known.filter(pl.Series(masks[-1]))
+        if targets is not None:
+            truths.append(targets.truth(known).numpy())
+        else:
+            truths.append(labels.add(known[needed[0]]) if labels else values_of(signature, known))
+        if weight:
+            weights.append(known[weight].cast(pl.Float32).to_numpy())
+    mask = joined(masks)
+    num_usable = sum(map(len, truths))
+    if num_usable < len(mask):
+        warnings.append(f"{len(mask) - num_usable} of {len(mask)} rows have no {' or '.join(needed)} and are left out")
+    if not num_usable:
         raise BadData(f"no row has {' and '.join(needed)}")
-    return part
+    classes, truth = labels.settle(truths) if labels and targets is None else (None, joined(truths))
+    return Part(frames, mask, truth, joined(weights) if weight else None), classes
 
 
-def _split(spec: TrainingSpec, signature: Signature, rows: Part, fold: int | None) -> tuple[Part, Part | None]:
-    labels = None
-    if signature.task in ("binary", "multiclass"):
-        labels = rows.known[signature.targets[0].name].rank("dense").to_numpy().astype(np.int64)
+def _split(spec: TrainingSpec, rows: Part, fold: int | None) -> tuple[Part, Part | None]:
+    labels = rows.truth if rows.truth.ndim == 1 else None
     if isinstance(spec.validation, ValidationFolds) and fold is not None:
         chosen = folds_of_rows(len(rows), spec.validation.folds, labels, spec.seed) == fold
     elif isinstance(spec.validation, ValidationFraction) and len(rows) > 1:
         chosen = held_out_rows(len(rows), spec.validation.fraction, labels, spec.seed)
     else:
         return rows, None
-    return _some(rows, ~chosen), _some(rows, chosen)
+    return rows.some(~chosen), rows.some(chosen)
 
 
-def _some(rows: Part, chosen: NDArray[np.bool_]) -> Part:
-    """Some of a part's rows; `chosen` is a mask over these."""
-    mask = np.zeros_like(rows.mask)
-    mask[np.flatnonzero(rows.mask)[chosen]] = True
-    part = copy(rows)
-    part.mask, part.known = mask, rows.known.filter(pl.Series(chosen))
-    return part
-
-
-def folds_of_rows(num_rows: int, num_folds: int, labels: NDArray[np.int64] | None, seed: int) -> NDArray[np.int64]:
+def folds_of_rows(num_rows: int, num_folds: int, labels: NDArray[Any] | None, seed: int) -> NDArray[np.int32]:
     """The fold of each row `[N]`: of equal sizes but for one row, and in every class of equal shares.
 
     Raises:
@@ -154,43 +163,65 @@ def folds_of_rows(num_rows: int, num_folds: int, labels: NDArray[np.int64] | Non
     """
     if num_rows < num_folds:
         raise BadData(f"{num_rows} rows can't be divided into {num_folds} folds")
-    order = np.random.default_rng([seed, SPLIT_STREAM]).permutation(num_rows)
-    if labels is not None:
-        order = order[np.argsort(labels[order], kind="stable")]
-    folds = np.empty(num_rows, dtype=np.int64)
-    folds[order] = np.arange(num_rows) % num_folds
+    folds = np.empty(num_rows, dtype=np.int32)
+    counts = _count(num_rows, labels)
+    before = np.cumsum(counts) - counts
+    for rows, codes, places in _drawn(num_rows, labels, seed, len(counts)):
+        folds[rows] = (before[codes] + places) % num_folds
     return folds
 
 
-def held_out_rows(num_rows: int, fraction: float, labels: NDArray[np.int64] | None, seed: int) -> NDArray[np.bool_]:
+def held_out_rows(num_rows: int, fraction: float, labels: NDArray[Any] | None, seed: int) -> NDArray[np.bool_]:
     """A mask `[N]` with `fraction` of the rows (at least one, never all), in every class its share."""
-    shuffled = np.random.default_rng([seed, SPLIT_STREAM]).permutation(num_rows)
-    if labels is not None:
-        by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
-        _, counts = np.unique(labels, return_counts=True)
-        rank = (np.concatenate([np.arange(count) for count in counts]) + 0.5) / np.repeat(counts, counts)
-        shuffled = by_label[np.argsort(rank, kind="stable")]
     mask = np.zeros(num_rows, dtype=bool)
-    mask[shuffled[: min(num_rows - 1, max(1, round(num_rows * fraction)))]] = True
+    counts = _count(num_rows, labels)
+    shares = _shares(counts, min(num_rows - 1, max(1, round(num_rows * fraction))))
+    for rows, codes, places in _drawn(num_rows, labels, seed, len(counts)):
+        mask[rows[places < shares[codes]]] = True
     return mask
+
+
+def _count(num_rows: int, labels: NDArray[Any] | None) -> NDArray[np.int64]:
+    return np.array([num_rows]) if labels is None else count_classes(labels, int(labels.max()) + 1)
+
+
+def _shares(counts: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
+    """How many rows of each class make up `num_rows`: row `k` of `n` in a class comes `(k + ½) / n` of the way."""
+    total = counts.sum()
+    most = np.minimum(counts, np.ceil((num_rows + len(counts) / 2 + 1) / total * counts).astype(np.int64) + 2)
+    way = (np.concatenate([np.arange(most_of) for most_of in most]) + 0.5) / np.repeat(counts, most)
+    first = np.argsort(way, kind="stable")[:num_rows]
+    return np.bincount(np.repeat(np.arange(len(counts)), most)[first], minlength=len(counts))
+
+
+def _drawn(
+    num_rows: int, labels: NDArray[Any] | None, seed: int, num_classes: int
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]]:
+    """All rows in a drawn order, some at a time: with each one's class, and how many of that class came before it."""
+    order = np.arange(num_rows, dtype=np.int32 if num_rows < 2**31 else np.int64)
+    np.random.default_rng([seed, SPLIT_STREAM]).shuffle(order)
+    seen = np.zeros(num_classes, np.int64)
+    for rows in parts_of(order):
+        codes = np.zeros(len(rows), np.uint8) if labels is None else labels[rows]
+        counts = np.bincount(codes, minlength=num_classes)
+        places = np.empty(len(rows), np.int64)
+        first = np.cumsum(counts) - counts
+        places[np.argsort(codes, kind="stable")] = np.arange(len(rows)) - np.repeat(first, counts)
+        yield rows, codes, seen[codes] + places
+        seen += counts
 
 
 def _encode(spec: TrainingSpec, features: Features, targets: Targets, part: Part, collect: Collect) -> Rows:
     inputs, mapping = collect(map(features.transform, part), (len(part), features.num_inputs))
-    return Rows(inputs, targets.transform(part.known), _weights(spec, targets, part.known), mapping)
+    return Rows(inputs, targets.seen(part.truth), _weights(spec, targets, part), mapping)
 
 
-def _weights(spec: TrainingSpec, targets: Targets, frame: pl.DataFrame) -> Tensor | None:
+def _weights(spec: TrainingSpec, targets: Targets, part: Part) -> Tensor | None:
     assert isinstance(spec.data, StoredData)
-    weights = None
-    if spec.data.sample_weight:
-        values = frame[spec.data.sample_weight].cast(pl.Float32).to_numpy().copy()
-        if not np.isfinite(values).all() or (values < 0).any() or values.sum() == 0:
-            raise BadData(
-                f"sample weights in {spec.data.sample_weight!r} must be finite, not negative, and not all zero"
-            )
-        weights = torch.from_numpy(values)
+    weights = part.weights
+    if weights is not None and (not np.isfinite(weights).all() or (weights < 0).any() or not weights.any()):
+        raise BadData(f"sample weights in {spec.data.sample_weight!r} must be finite, not negative, and not all zero")
     if getattr(spec.loss, "class_weight", None) is not None:
-        by_class = class_weights(spec.loss, targets.codes(frame), targets.classes)
+        by_class = class_weights(spec.loss, part.truth, targets.classes)
         weights = by_class if weights is None else weights * by_class
-    return weights
+    return None if weights is None else torch.from_numpy(weights)

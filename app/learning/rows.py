@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MAPPED_BYTES = 256 * 2**20  # of a mapped file, which may be in memory at once
+SCATTERED_ROWS = MAPPED_BYTES // 2**16  # a row that is read comes with the pages around it: 16 of them on Linux
+
 
 @dataclass(slots=True)
 class Rows:
@@ -41,14 +44,23 @@ class Rows:
             ]
         else:
             index = order[first:last]
-            picked = [
-                part.index_select(0, index.to(part.device)) if part is not None else None
-                for part in (self.inputs, self.targets, self.weights)
-            ]
+            others = (self.targets, self.weights)
+            picked = [self._gathered(index.to(self.inputs.device))]
+            picked += [part.index_select(0, index.to(part.device)) if part is not None else None for part in others]
         inputs, targets, weights = (_send(part, device) if part is not None else None for part in picked)
         assert inputs is not None
         assert targets is not None
         return Rows(inputs, targets, weights)
+
+    def _gathered(self, index: Tensor) -> Tensor:
+        """The inputs of these rows; of a mapped file, so few at a time that little of it is in memory at once."""
+        if self.mapping is None or self.inputs.nbytes <= MAPPED_BYTES:
+            return self.inputs.index_select(0, index)
+        gathered = self.inputs.new_empty(len(index), self.inputs.shape[1])
+        for part, room in zip(index.split(SCATTERED_ROWS), gathered.split(SCATTERED_ROWS), strict=True):
+            torch.index_select(self.inputs, 0, part, out=room)
+            self.release()
+        return gathered
 
     def to(self, device: torch.device) -> "Rows":
         """On another device; rows of a mapped file, or too many for it, stay and go there block by block."""

@@ -17,7 +17,6 @@ from app.learning.optimizers import Optimizers, set_learning_rate
 from app.learning.rows import Rows
 from app.learning.shortcuts import Backward, forward_of, step_of
 
-MAPPED_ROW_BYTES = 2**14  # what a row of a mapped file takes for a moment: the pages around it
 MAX_GATHER_BYTES = 64 * 2**20  # rows of several steps are gathered at once, up to this much
 
 
@@ -66,8 +65,7 @@ class EagerSteps:
     def run(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
         if len(learning_rates) == 1:
             return self._step(self._arrived(self._fetch(rows, order, (first, first + 1))), learning_rates[0]).view(1)
-        row_bytes = max(1, rows.inputs[:1].nbytes) if rows.mapping is None else MAPPED_ROW_BYTES
-        at_once = max(1, MAX_GATHER_BYTES // (row_bytes * self.batching.rows_per_step))
+        at_once = max(1, MAX_GATHER_BYTES // (max(1, rows.inputs[:1].nbytes) * self.batching.rows_per_step))
         last = first + len(learning_rates)
         spans = [(begin, min(begin + at_once, last)) for begin in range(first, last, at_once)]
         losses: list[Tensor] = []

@@ -3,6 +3,7 @@
 Shape suffixes: N rows, T targets, L classes or labels.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.errors import BadData
+from app.learning.features import Moments
 from app.learning.losses import LINKS
 from app.specs.table import Label, Signature
 from app.specs.training import TrainingSpec
+
+ROWS_AT_ONCE = 2**18
 
 
 @dataclass
@@ -28,28 +32,27 @@ class Targets:
     std: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, signature: Signature, spec: TrainingSpec, train: pl.DataFrame, everything: pl.DataFrame) -> "Targets":
-        """Classes are those of all rows; means and deviations those of the training rows.
+    def fit(
+        cls, signature: Signature, spec: TrainingSpec, train: NDArray[Any], classes: tuple[Label, ...] | None
+    ) -> "Targets":
+        """Of the training rows' truth; `classes` are those of all rows, None where the task has none.
 
         Raises:
             BadData: a single class.
         """
         names = [column.name for column in signature.targets]
         found = cls(signature, spec.loss.type, np.zeros(len(names)), np.ones(len(names)))
-        if signature.task in ("binary", "multiclass"):
-            classes = tuple(everything[names[0]].unique().sort().to_list())
+        if classes is not None:
             if len(classes) < 2:
                 raise BadData(f"all rows that can be used have the same label in {names[0]!r}: {classes[0]!r}")
             found.signature = signature.model_copy(update={"classes": classes})
         elif signature.task == "multilabel":
             found.signature = signature.model_copy(update={"classes": tuple(names)})
         elif spec.features and spec.features.standardize and spec.loss.type != "poisson_nll":
-            values = found.values(train)
-            std = values.std(0)
-            found.mean, found.std = (
-                values.mean(0),
-                np.where(std > 1e-12 * np.maximum(1, np.abs(values.mean(0))), std, 1.0),
-            )
+            moments = Moments()
+            for part in parts_of(train):
+                moments.add(part)
+            found.mean, found.std = moments.mean, moments.std()
         return found
 
     @property
@@ -63,22 +66,28 @@ class Targets:
         return len(self.classes) if self.loss == "cross_entropy" else len(self.signature.targets)
 
     def transform(self, frame: pl.DataFrame) -> Tensor:
-        """What the loss compares outputs with: `[N, T]` floats, or `[N]` class numbers for cross-entropy.
+        """As `seen`, of a frame's targets.
 
         Raises:
             BadData: a label that no training row had, or a rate below zero.
         """
-        if self.signature.task in ("binary", "multiclass"):
-            codes = self.codes(frame)
-            return codes if self.loss == "cross_entropy" else codes.float()[:, None]
-        values = self.values(frame)
-        if self.loss == "poisson_nll" and (values < 0).any():
-            raise BadData("poisson_nll needs targets that are not negative")
-        return torch.from_numpy(((values - self.mean) / self.std).astype(np.float32))
+        return self.seen(self.truth(frame).numpy())
 
-    def values(self, frame: pl.DataFrame) -> NDArray[np.float64]:
-        """Targets `[N, T]` in their own units; flags as 0 and 1."""
-        return np.column_stack([frame[column.name].cast(pl.Float64).to_numpy() for column in self.signature.targets])
+    def seen(self, truth: NDArray[Any]) -> Tensor:
+        """What the loss compares outputs with: `[N, T]` floats, or `[N]` class numbers for cross-entropy.
+
+        Raises:
+            BadData: a rate below zero.
+        """
+        if self.signature.task in ("binary", "multiclass"):
+            by_number = self.loss == "cross_entropy"
+            return torch.from_numpy(truth.astype(np.int64) if by_number else truth.astype(np.float32)[:, None])
+        if self.loss == "poisson_nll" and (truth < 0).any():
+            raise BadData("poisson_nll needs targets that are not negative")
+        seen = np.empty(truth.shape, np.float32)
+        for part, room in zip(parts_of(truth), parts_of(seen), strict=True):
+            room[:] = (part - self.mean) / self.std
+        return torch.from_numpy(seen)
 
     def codes(self, frame: pl.DataFrame) -> Tensor:
         """Class numbers `[N]` of a single target, whatever type its column has here.
@@ -99,7 +108,7 @@ class Targets:
     def truth(self, frame: pl.DataFrame) -> Tensor:
         """What metrics compare predictions with: values `[N, T]`, class numbers `[N]` or flags `[N, L]`."""
         by_class = self.signature.task in ("binary", "multiclass")
-        return self.codes(frame) if by_class else torch.from_numpy(self.values(frame))
+        return self.codes(frame) if by_class else torch.from_numpy(values_of(self.signature, frame))
 
     def activate(self, outputs: Tensor) -> Tensor:
         """Outputs `[N, O]` to values in the target's units `[N, T]`, or to probabilities `[N, L]`."""
@@ -121,23 +130,76 @@ class Targets:
         return cls(signature, config["loss"], tensors["targets.mean"].numpy(), tensors["targets.std"].numpy())
 
 
-def class_weights(spec: Any, codes: Tensor, classes: tuple[Label, ...]) -> Tensor:
+class Labels:
+    """Class numbers of a column that comes part by part, before all of its labels are known."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Label, int] = {}
+
+    def add(self, labels: pl.Series) -> NDArray[np.int32]:
+        """The next rows' labels as numbers that will be the classes' places in the order in which they came."""
+        given = labels.unique(maintain_order=True)
+        numbers = [self._numbers.setdefault(label, len(self._numbers)) for label in given]
+        return labels.replace_strict(given, pl.Series(numbers, dtype=pl.Int32)).cast(pl.Int32).to_numpy()
+
+    def settle(self, parts: list[NDArray[Any]]) -> tuple[tuple[Label, ...], NDArray[Any]]:
+        """The classes, sorted, and the class number of each row `[N]`, in the least bytes that hold it."""
+        came = list(self._numbers)
+        order = pl.Series(came).arg_sort().to_list()
+        places = np.empty(len(came), np.min_scalar_type(-len(came)))
+        places[order] = np.arange(len(came))
+        return tuple(came[place] for place in order), joined([places[part] for part in parts])
+
+
+def values_of(signature: Signature, frame: pl.DataFrame) -> NDArray[np.float64]:
+    """Targets `[N, T]` in their own units; flags as 0 and 1."""
+    return np.column_stack([frame[column.name].cast(pl.Float64).to_numpy() for column in signature.targets])
+
+
+def parts_of(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Views of so many rows each that what is computed of one takes little memory."""
+    for begin in range(0, len(rows), ROWS_AT_ONCE):
+        yield rows[begin : begin + ROWS_AT_ONCE]
+
+
+def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Parts one below the other; each goes out of the list, and of memory, as soon as it is copied."""
+    rows = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    parts.reverse()
+    begin = 0
+    while parts:
+        part = parts.pop()
+        rows[begin : begin + len(part)] = part
+        begin += len(part)
+    return rows
+
+
+def class_weights(spec: Any, codes: NDArray[Any], classes: tuple[Label, ...]) -> NDArray[np.float32]:
     """A weight per row `[N]` from `loss.class_weight`.
 
     Raises:
         BadData: a weight for a label that is no class.
     """
     if spec.class_weight == "balanced":
-        counts = torch.bincount(codes, minlength=len(classes)).clamp_min(1)
-        per_class = len(codes) / (len(classes) * counts.double())
+        counts = np.maximum(1, count_classes(codes, len(classes)))
+        per_class = len(codes) / (len(classes) * counts.astype(np.float64))
     else:
         names = [_as_key(label) for label in classes]
         if unknown := [key for key in spec.class_weight if key not in names]:
             raise BadData(
                 f"loss.class_weight has {unknown[0]!r}, which is no class; the classes are {', '.join(names[:20])}"
             )
-        per_class = torch.tensor([spec.class_weight.get(name, 1.0) for name in names], dtype=torch.float64)
-    return per_class[codes].float()
+        per_class = np.array([spec.class_weight.get(name, 1.0) for name in names])
+    weights: NDArray[np.float32] = per_class.astype(np.float32)[codes]
+    return weights
+
+
+def count_classes(codes: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
+    """How many rows each class has `[L]`."""
+    counts = np.zeros(num_classes, np.int64)
+    for part in parts_of(codes):
+        counts += np.bincount(part, minlength=num_classes)
+    return counts
 
 
 def class_chances(codes: Tensor) -> Tensor:

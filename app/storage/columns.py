@@ -14,6 +14,7 @@ MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
 """Spellings of a missing value in text without types."""
 
 MAX_NAME_CHARACTERS = 1000
+MIN_GROUP_ROWS, MAX_GROUP_ROWS, GROUP_CELLS = 2**10, 2**17, 2**22
 DATETIME = pl.Datetime("us")
 
 _PRUNING_ROWS = 1000
@@ -22,6 +23,12 @@ _ISO_DATETIME = r"^\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(
 
 Reading = Callable[[pl.Expr], pl.Expr]
 """From a column of text to its values; missing where the text reads otherwise."""
+
+
+def group_rows(num_columns: int) -> int:
+    """Rows of a row group of a stored table, which is written and read as a whole: a power of two."""
+    num_rows = max(MIN_GROUP_ROWS, min(MAX_GROUP_ROWS, GROUP_CELLS // num_columns))
+    return 1 << num_rows.bit_length() - 1
 
 
 def check_names(names: Sequence[str], max_columns: int, pointer: str = "") -> None:

@@ -18,6 +18,7 @@ from app.storage.columns import (
     DECIMAL_COMMA_READINGS,
     TYPED_READINGS,
     UNTYPED_READINGS,
+    group_rows,
     settle_types,
     storable_table,
 )
@@ -31,7 +32,6 @@ _FIRST_CELLS = 2**20
 _MAX_GZIP_LAYERS = 2
 _FREE_CELLS = 2**30
 _MAX_CELLS_PER_BYTE = 100
-_CELLS_PER_ROW_GROUP = 2**23
 _OF_SYSTEM = re.compile(rf"\(os error ({'|'.join(map(str, DISK_FULL + DISK_FAILED))})\)$")
 _BOM = b"\xef\xbb\xbf"
 
@@ -159,9 +159,8 @@ def _settled_csv(body: Path, dialect: Dialect, staged: Path) -> pl.LazyFrame:
 
 def write_parquet(table: pl.LazyFrame, path: Path) -> None:
     """Streams the table into a file, in row groups that fit into memory however many columns there are."""
-    num_columns = len(table.collect_schema())
-    row_group_size = max(1024, min(2**17, _CELLS_PER_ROW_GROUP // num_columns))
-    table.sink_parquet(path, compression="zstd", row_group_size=row_group_size, engine="streaming")
+    num_rows = group_rows(len(table.collect_schema()))
+    table.sink_parquet(path, compression="zstd", row_group_size=num_rows, engine="streaming")
 
 
 def check_lines(path: Path) -> None:

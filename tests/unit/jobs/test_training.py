@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from app.jobs import session, training
 from app.jobs.order import Outcome, WorkOrder
-from app.learning import memory
+from app.learning import memory, rows
 from app.learning.plan import plan
 from app.storage.checkpoints import Checkpoints
 from app.storage.profile import profile_table
@@ -53,6 +53,8 @@ def weights(folder: Path, job: str) -> dict[str, Any]:
 def test_a_table_that_is_mapped_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "PART_ROWS", 64)
     in_memory, _ = run(tmp_path, job="memory", stop={"max_epochs": 3})
+    monkeypatch.setattr(rows, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(rows, "SCATTERED_ROWS", 7)  # of the batches of 32
     mapped, _ = run(tmp_path, job="mapped", stop={"max_epochs": 3}, order={"max_rows_bytes": 1})
     assert in_memory.metrics == mapped.metrics
     one, other = weights(tmp_path, "memory"), weights(tmp_path, "mapped")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from app.errors import Diverged
-from app.learning.evaluate import mean_loss
+from app.learning.evaluate import Judgement, mean_loss
 from app.learning.fit import State, _track_best, fit
 from app.specs.optimization import ConstantSchedule, StopSpec
 from tests.unit.learning.runs import (
@@ -96,8 +96,8 @@ def test_the_losses_of_an_epoch_are_means_over_rows() -> None:
         run(started, watcher)
         rows, validation = started.train, started.validation
         assert validation is not None
-        expected = mean_loss(started.network, started.loss, rows)[0]
-        held_out = mean_loss(started.network, started.loss, validation)[0]
+        expected = mean_loss(started.network, started.loss, rows)
+        held_out = mean_loss(started.network, started.loss, validation)
         assert [row["train_loss"] for row in watcher.history] == pytest.approx([expected] * 3, rel=1e-5)
         assert [row["val_loss"] for row in watcher.history] == pytest.approx([held_out] * 3, rel=1e-6)
 
@@ -109,7 +109,7 @@ def test_an_epoch_that_was_cut_short_is_one_of_its_rows() -> None:
     watcher = Watcher()
     run(started, watcher)
     rows = started.train.take(None, 0, 20, torch.device("cpu"))
-    expected = mean_loss(started.network, started.loss, rows)[0]
+    expected = mean_loss(started.network, started.loss, rows)
     assert [row["train_loss"] for row in watcher.history] == pytest.approx([expected])
 
 
@@ -165,7 +165,13 @@ def test_the_last_epoch_is_kept_where_none_is_restored() -> None:
 def test_an_epoch_that_could_not_be_judged_is_never_the_best() -> None:
     values = iter([float("nan"), 3.0, float("nan"), 2.0, float("nan")])
     started = session(stop={"max_epochs": 5, "metric": "rmse"})
-    fit(replace(started.run(), judge=lambda _: next(values)), started.state, Watcher())
+
+    class Judged(Judgement):
+        def values(self) -> dict[str, float]:
+            return super().values() | {"rmse": next(values)}
+
+    run = replace(started.run(), judge=lambda: Judged(started.prepared.targets, started.prepared.truth))
+    fit(run, started.state, Watcher())
     assert (started.state.best_epoch, started.state.best) == (4, 2.0)
 
 
@@ -188,7 +194,7 @@ def test_the_moving_average_is_what_is_validated_and_kept() -> None:
     assert any(not torch.equal(value, live[name]) for name, value in weights(started).items())
     validation = started.validation
     assert validation is not None
-    loss = mean_loss(started.network, started.loss, validation)[0]
+    loss = mean_loss(started.network, started.loss, validation)
     assert watcher.history[-1]["val_loss"] == pytest.approx(loss, rel=1e-6)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -13,9 +14,10 @@ from app.errors import TooLarge
 from app.learning import devices
 from app.learning.batches import Batching
 from app.learning.devices import control_group_limits, memory_limit_bytes
-from app.learning.memory import gathered_bytes, part_rows, state_bytes
+from app.learning.memory import gathered_bytes, part_rows, rows_bytes, run_memory, state_bytes
 from app.learning.optimizers import build_optimizers
 from app.specs.optimization import OptimizerSpec
+from tests.samples import resolved, table_of
 from tests.unit.learning.test_model import planned
 from tests.unit.learning.test_optimizers import TABLE
 
@@ -53,7 +55,8 @@ def test_copies_of_the_weights_count() -> None:
 
 def test_parts_of_wide_tables_have_fewer_rows() -> None:
     assert part_rows(1) == part_rows(64) == 2**16
-    assert part_rows(10_000) == 2**22 // 10_000
+    assert part_rows(65) == 2**15
+    assert part_rows(10_000) == 2**8
     assert part_rows(2**30) == 1
 
 
@@ -61,6 +64,22 @@ def test_a_full_batch_is_not_gathered() -> None:
     assert gathered_bytes(Batching(10**6, 10**6, shuffle=False), 100, 1) == 0
     assert gathered_bytes(Batching(10**6, 10), 100, 5) == 2 * 5 * 10 * 4 * 100
     assert gathered_bytes(Batching(10**6, 10), 100, 1e9) <= 2 * 2**26
+
+
+@pytest.mark.parametrize(("target", "most"), [("y", 25), ("k", 20)])
+@pytest.mark.parametrize("more", [{}, {"validation": None}])
+def test_a_mapped_table_takes_few_bytes_a_row(target: str, most: int, more: dict[str, Any]) -> None:
+    """Whatever its width: 10 GB of rows of 64 numbers are 39 million rows."""
+
+    def takes(num_rows: int) -> int:
+        frame = pl.DataFrame({"x": [0.0, 1.5], "y": [1.5, 2.0], "k": ["a", "b"]})
+        table = table_of(frame).model_copy(update={"num_rows": num_rows})
+        spec = resolved(frame, target, {"features": ["x"]}, **more)
+        rows = rows_bytes(spec, table, num_inputs=64, num_outputs=1, max_rows_bytes=1)
+        return run_memory("cpu", 0, rows).num_bytes
+
+    few, many = 10**7, 4 * 10**7
+    assert 8 < (takes(many) - takes(few)) / (many - few) <= most
 
 
 # ---- what there is

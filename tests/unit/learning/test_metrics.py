@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as sklearn
 
+from app.learning import metrics
 from app.learning.metrics import METRICS, measure
 from app.specs.resolve import METRICS_OF_TASK
 from app.specs.table import Task
@@ -78,6 +79,26 @@ def test_multilabel() -> None:
             "f1_macro": sklearn.f1_score(truth, flags, average="macro"),
         }
     )
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_parts_measure_as_the_whole(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However rows come in parts, also where the first ones have one class or one value."""
+    monkeypatch.setattr(metrics, "SCORES_AT_ONCE", 3)
+    predicted = torch.tensor(rng.random((40, 1 if task == "regression" else 2))).round(decimals=1)
+    truth = {"regression": torch.tensor(rng.normal(1e6, 1, (40, 1))), "multilabel": (predicted > 0.4).double()}
+    whole = truth.get(task, torch.arange(40) // 20)
+    for size in (1, 7, 20, 40):
+        parts = METRICS[task]()
+        for part, of_part in zip(predicted.split(size), whole.split(size), strict=True):
+            parts.add(part, of_part)
+        assert parts.values() == pytest.approx(measure(task, predicted, whole), rel=1e-9)
+
+
+def test_equal_scores_count_half() -> None:
+    truth, scores = rng.integers(0, 2, 300), rng.integers(0, 9, 300) / 8
+    found = measure("binary", torch.tensor(np.column_stack([1 - scores, scores])), torch.tensor(truth))
+    assert found["roc_auc"] == pytest.approx(sklearn.roc_auc_score(truth, scores), rel=1e-12)
 
 
 def test_no_rows_have_no_metrics() -> None:

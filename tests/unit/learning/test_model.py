@@ -12,7 +12,7 @@ from torch import nn
 from app.errors import InvalidInput, ShapeMismatch, TooLarge
 from app.learning import evaluate
 from app.learning.devices import devices, resolve_device, usable_cores
-from app.learning.evaluate import forward_all, mean_loss, rows_at_once
+from app.learning.evaluate import Judgement, forward_all, mean_loss, rows_at_once
 from app.learning.features import InputColumns
 from app.learning.layers import Recurrent, SelfAttention
 from app.learning.losses import build_loss
@@ -70,6 +70,14 @@ def test_loaded_weights_are_the_files_and_no_copies(tmp_path: Path) -> None:
 # ---- forward passes
 
 
+class Seen(Judgement):
+    def __init__(self) -> None:
+        self.parts: list[torch.Tensor] = []
+
+    def add(self, outputs: torch.Tensor) -> None:
+        self.parts.append(outputs)
+
+
 def test_parts_of_a_forward_pass_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     network, inputs = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), torch.randn(17, 3)
     whole = forward_all(network, inputs)
@@ -78,9 +86,11 @@ def test_parts_of_a_forward_pass_are_the_whole(monkeypatch: pytest.MonkeyPatch) 
     expected = loss(whole, targets, weights).item()
     monkeypatch.setitem(evaluate.MAX_ACTIVATIONS, "cpu", 20)  # four rows
     torch.testing.assert_close(forward_all(network, inputs), whole)
-    value, outputs = mean_loss(network, loss, Rows(inputs, targets, weights))
-    assert value == pytest.approx(expected)
-    torch.testing.assert_close(outputs, whole)
+    for max_judged in (1, 20, 34, 100):
+        monkeypatch.setattr(evaluate, "MAX_JUDGED", max_judged)
+        seen = Seen()
+        assert mean_loss(network, loss, Rows(inputs, targets, weights), seen) == pytest.approx(expected)
+        torch.testing.assert_close(torch.cat(seen.parts), whole)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +117,7 @@ def test_judging_leaves_the_mode_as_it_was() -> None:
     rows = Rows(torch.randn(5, 3), torch.randn(5, 1))
     for training in (True, False):
         network.train(training)
-        values = {mean_loss(network, loss, rows)[0] for _ in range(3)}
+        values = {mean_loss(network, loss, rows) for _ in range(3)}
         assert len(values) == 1
         assert network.training is training
 

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import BadData
-from app.learning.prepare import folds_of_rows, held_out_rows
-from tests.samples import prepared, resolved
+from app.learning import targets
+from app.learning.prepare import folds_of_rows, held_out_rows, prepare
+from app.specs.resolve import signature_of
+from tests.samples import prepared, resolved, table_of
 
 labels = st.lists(st.integers(0, 4), min_size=2, max_size=80)
 fractions = st.floats(0.01, 0.9)
@@ -32,6 +34,31 @@ def test_each_class_gives_its_share(of_rows: list[int], fraction: float, seed: i
     for code in set(of_rows):
         share = (codes == code).mean() * wanted
         assert abs(mask[codes == code].sum() - share) <= 1 + 1e-9
+
+
+@given(labels, fractions, seeds, st.integers(1, 30))
+def test_rows_are_drawn_the_same_some_at_a_time(of_rows: list[int], fraction: float, seed: int, at_once: int) -> None:
+    codes = np.array(of_rows)
+    whole = held_out_rows(len(codes), fraction, codes, seed), folds_of_rows(len(codes), 2, codes, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "ROWS_AT_ONCE", at_once)
+        parts = held_out_rows(len(codes), fraction, codes, seed), folds_of_rows(len(codes), 2, codes, seed)
+    np.testing.assert_array_equal(whole, parts)
+
+
+@pytest.mark.parametrize("target", ["y", "k"])
+def test_targets_are_the_same_some_at_a_time(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = resolved(FRAME, target, {"features": ["x"], "sample_weight": "w"}, validation={"fraction": 0.3})
+    whole = prepared(spec, FRAME)
+    monkeypatch.setattr(targets, "ROWS_AT_ONCE", 4)
+    parts = prepare(spec, signature_of(spec, table_of(FRAME)), list(FRAME.iter_slices(7)), None)
+    assert whole.targets.signature == parts.targets.signature
+    for one, other in ((whole.train, parts.train), (whole.validation, parts.validation)):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one.targets, other.targets, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=0)
+    torch.testing.assert_close(whole.truth, parts.truth, rtol=0, atol=0)
 
 
 def test_seeds_hold_out_different_rows() -> None:
@@ -94,7 +121,7 @@ def test_every_row_is_in_one_part() -> None:
     rows = torch.cat([found.train.inputs, found.validation.inputs]).flatten()
     assert sorted(rows.tolist()) == FRAME["x"].to_list()
     assert found.truth.flatten().tolist() == [x / 2 for x in found.validation.inputs.flatten().tolist()]
-    assert found.train_truth.flatten().tolist() == [x / 2 for x in found.train.inputs.flatten().tolist()]
+    assert found.train.targets.flatten().tolist() == [x / 2 for x in found.train.inputs.flatten().tolist()]
 
 
 def test_folds_hold_out_every_row_once() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.errors import BadData
-from app.learning.targets import Targets, class_chances, class_weights
+from app.learning.targets import Labels, Targets, class_chances, class_weights, values_of
 from app.specs.optimization import CrossEntropyLoss
 from app.specs.resolve import signature_of
 from app.specs.table import Signature
@@ -26,7 +26,12 @@ def frame_of(y: list[Any], **more: list[Any]) -> pl.DataFrame:
 def fit(frame: pl.DataFrame, target: str | list[str] = "y", train: pl.DataFrame | None = None, **spec: Any) -> Targets:
     resolved_spec = resolved(frame, target, {"features": ["x"]}, **spec)
     signature = signature_of(resolved_spec, table_of(frame))
-    return Targets.fit(signature, resolved_spec, frame if train is None else train, frame)
+    train = frame if train is None else train
+    if signature.task not in ("binary", "multiclass"):
+        return Targets.fit(signature, resolved_spec, values_of(signature, train), None)
+    labels = Labels()
+    classes, codes = labels.settle([labels.add(part[target]) for part in frame.iter_slices(3)])
+    return Targets.fit(signature, resolved_spec, codes[: len(train)], classes)
 
 
 LABELS: list[tuple[list[Any], dict[str, Any]]] = [
@@ -158,15 +163,15 @@ def test_multilabel() -> None:
 
 
 def test_balanced_classes_weigh_the_same() -> None:
-    codes = torch.tensor([0, 0, 0, 1, 2, 2])
+    codes = np.array([0, 0, 0, 1, 2, 2])
     found = class_weights(CrossEntropyLoss(class_weight="balanced"), codes, ("a", "b", "c"))
     assert found.tolist() == pytest.approx([6 / 9] * 3 + [2.0] + [1.0] * 2)
     assert [found[codes == code].sum().item() for code in range(3)] == pytest.approx([2.0, 2.0, 2.0])
 
 
 def test_a_class_without_rows_has_no_say() -> None:
-    found = class_weights(CrossEntropyLoss(class_weight="balanced"), torch.tensor([0, 0]), ("a", "b"))
-    assert found.isfinite().all()
+    found = class_weights(CrossEntropyLoss(class_weight="balanced"), np.array([0, 0]), ("a", "b"))
+    assert np.isfinite(found).all()
 
 
 @pytest.mark.parametrize(
@@ -175,12 +180,12 @@ def test_a_class_without_rows_has_no_say() -> None:
 )
 def test_weights_by_label(classes: tuple[Any, ...], weights: dict[str, float]) -> None:
     spec = CrossEntropyLoss(class_weight=weights)
-    assert class_weights(spec, torch.tensor([0, 1, 1]), classes).tolist() == [1.0, 3.0, 3.0]
+    assert class_weights(spec, np.array([0, 1, 1]), classes).tolist() == [1.0, 3.0, 3.0]
 
 
 def test_a_weight_for_no_class_is_refused() -> None:
     with pytest.raises(BadData, match=r"'z'.*a, b"):
-        class_weights(CrossEntropyLoss(class_weight={"z": 1.0}), torch.tensor([0]), ("a", "b"))
+        class_weights(CrossEntropyLoss(class_weight={"z": 1.0}), np.array([0]), ("a", "b"))
 
 
 def test_balanced_draws_make_classes_as_likely() -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import GradserveError, InvalidInput, ShapeMismatch, TooLarge, UnknownColumn
-from app.storage.tables import MAX_FAULTS, frame_from_inputs, frame_from_records, read_table
+from app.storage import tables
+from app.storage.tables import MAX_FAULTS, TableParts, frame_from_inputs, frame_from_records, read_table
 
 
 def pointers(error: InvalidInput) -> list[str]:
@@ -179,3 +180,22 @@ def test_reading_some_columns(tmp_path: Path) -> None:
     assert read_table(tmp_path / "t.parquet", ["age", "height"]).to_dicts() == [{"age": 3, "height": 1}]
     with pytest.raises(UnknownColumn, match="'heihgt'; did you mean 'height'"):
         read_table(tmp_path / "t.parquet", ["age", "heihgt"])
+
+
+# ---- in parts
+
+
+@pytest.mark.parametrize(("part_rows", "group"), [(3, 4), (4, 4), (8, 2), (100, 1)])
+def test_parts_are_the_table_as_often_as_one_likes(
+    part_rows: int, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "group_rows", lambda _columns: group)
+    frame = pl.DataFrame({"a": range(21), "b": [str(i) for i in range(21)], "c": [0.5] * 21})
+    frame.write_parquet(tmp_path / "table.parquet", row_group_size=4)
+    parts = TableParts(tmp_path / "table.parquet", ["b", "a"], part_rows)
+    for _ in range(2):
+        found = list(parts)
+        assert [part.height for part in found[:-1]] == [part_rows] * (len(found) - 1)
+        assert pl.concat(found).equals(frame.select("b", "a"))
+    with pytest.raises(UnknownColumn):
+        TableParts(tmp_path / "table.parquet", ["z"], part_rows)
