@@ -28,7 +28,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], str]] = {
     "large-predict": lambda given: bench_large_predict.table(given.repetitions),
     "large-table": lambda _: bench_large_table.table(),
     "memory": lambda given: bench_memory.table(given.repetitions),
-    "serving": lambda given: bench_serving.table(given.repetitions, given.peers),
+    "serving": lambda given: bench_serving.table(given.repetitions, given.seconds, given.peers),
     "overload": lambda _: bench_overload.table(),
 }
 
@@ -37,10 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("name", choices=BENCHMARKS)
     parser.add_argument("--repetitions", type=int, default=7, metavar="N", help="the median of so many [7]")
-    parser.add_argument("--peers", action="store_true", help="serving: LitServe and MLServer too, which pip gets first")
+    parser.add_argument("--seconds", type=int, default=4, metavar="N", help="serving: how long each load lasts [4]")
+    parser.add_argument("--peers", action="store_true", help="serving: others too, which pip gets the first time")
     given = parser.parse_args()
     table = BENCHMARKS[given.name](given)
-    options = f"--repetitions {given.repetitions}{' --peers' if given.peers else ''}"
+    options = f"--repetitions {given.repetitions}"
+    options += f" --seconds {given.seconds}" if given.seconds != parser.get_default("seconds") else ""
+    options += " --peers" if given.peers else ""
     command = f"`scripts/bench {given.name} {options}` on {machine()}, torch {torch.__version__}:"
     print(table)
     write_figures("benchmarks.md", given.name, f"{command}\n\n{table}")

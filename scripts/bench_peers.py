@@ -1,124 +1,109 @@
-"""The same network and the same rows, served by others: each in a virtual environment that is then removed."""
+"""The network that the service serves, served by others: the same weights, rows and load, on the same machine.
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+A peer that can't be installed or started here, or predicts other numbers, stands in the table with the reason.
+"""
+
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
-from scripts.load import MODEL, NUM_ROWS, WIDTH, Measured, rows, wait_until, wrk
-from scripts.service import free_port
+from app.client import Client
+from scripts.load import KEY, MODEL, NUM_ROWS, Figures, Load, figure, rows, wrk
+from scripts.peer import BODIES, PEERS, NotMeasured, Peer, Weights, environment, last_line, post, serving
 
-NETWORK = """
-import torch
-torch.set_num_threads(1)
-network = torch.nn.Sequential(
-    torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)
-).eval().requires_grad_(False)
-"""
-LITSERVE = """
-import sys, litserve, torch
-from network import network
-class Api(litserve.LitAPI):
-    def setup(self, device): pass
-    def decode_request(self, request): return torch.tensor(request["inputs"])
-    def predict(self, inputs): return network(inputs)
-    def encode_response(self, outputs): return {"predictions": outputs.tolist()}
-if __name__ == "__main__":
-    litserve.LitServer(Api(), accelerator="cpu").run(port=int(sys.argv[1]), log_level="warning")
-"""
-MLSERVER = """
-import torch
-from mlserver import MLModel
-from mlserver.codecs import NumpyCodec
-from mlserver.types import InferenceResponse
-from network import network
-class Served(MLModel):
-    async def load(self): return True
-    async def predict(self, payload):
-        inputs = torch.from_numpy(NumpyCodec.decode_input(payload.inputs[0]))
-        outputs = [NumpyCodec.encode_output("predictions", network(inputs).numpy())]
-        return InferenceResponse(model_name=self.name, outputs=outputs)
-"""
+TOLERANCE = 1e-4  # of the predictions' deviation
 
 
-class Peer(NamedTuple):
-    """`command`: run in the folder of the files, with a port; `as_v2`: bodies are of the Open Inference Protocol."""
+class Trained(NamedTuple):
+    """A network by its weights, and what the service predicts with it for `NUM_ROWS` rows."""
 
-    package: str
-    code: str
-    command: tuple[str, ...]
-    path: str
-    as_v2: bool = False
+    weights: Weights
+    predictions: NDArray[np.float64]
 
 
-PEERS = [
-    Peer("litserve", LITSERVE, ("bin/python", "served.py", "{port}"), "/predict"),
-    Peer("mlserver", MLSERVER, ("bin/mlserver", "start", "."), f"/v2/models/{MODEL}/infer", as_v2=True),
-]
+def trained(url: str) -> Trained:
+    with TemporaryDirectory() as folder, Client(url, KEY) as client:
+        file = Path(folder) / "model.safetensors"
+        client.download(MODEL, client.model(MODEL)["newest"]["version"], file.name, file)
+        return Trained(_plain_weights(load_file(file)), client.predict(MODEL, np.array(rows(NUM_ROWS)))["predictions"])
 
 
-def table() -> str:
-    lines = [
-        f"| server | 1 row, 32 connections | 1 row, 1 connection: p50 | {NUM_ROWS} rows of JSON, 4 connections |",
-        "|---|---|---|---|",
-    ]
+def _plain_weights(stored: dict[str, NDArray[Any]]) -> Weights:
+    """Those of a network that takes and gives numbers as they are: the scales of both become its outer layers'."""
+    weights = {name.removeprefix("network.layers."): values.astype(np.float64) for name, values in stored.items()}
+    weights["0.weight"] /= weights.pop("features.std")
+    weights["0.bias"] -= weights["0.weight"] @ weights.pop("features.mean")
+    scale = weights.pop("targets.std")
+    weights["4.weight"] *= scale[:, None]
+    weights["4.bias"] = weights["4.bias"] * scale + weights.pop("targets.mean")
+    return {name: values.astype(np.float32) for name, values in weights.items()}
+
+
+def table(network: Trained, floor: Figures, ours: Figures, repetitions: int, seconds: int) -> str:
+    """The peers below the floor and the service, with how many times as good ours is beside each figure."""
+    loads = [load for load in ours if load.body in BODIES]
+    found: dict[str, Mapping[Load, float | str]] = {"the floor": floor, "Gradserve": ours}
     for peer in PEERS:
-        with TemporaryDirectory() as folder, serving(peer, Path(folder)) as url:
-            one, many = (write_body(peer, Path(folder), number) for number in (1, NUM_ROWS))
-            together, alone, large = wrk(url, one, 32), wrk(url, one, 1), wrk(url, many, 4)
-            version = installed(Path(folder), peer.package)
-        lines.append(f"| {peer.package} {version} | {rate(together)} | {alone.p50_ms:.2f} ms | {rate(large)} |")
+        found[f"{peer.title} {peer.requirements[0].partition('==')[2]}"] = figures_of(
+            peer, network, loads, repetitions, seconds
+        )
+    lines = [f"| server | {' | '.join(load.title for load in loads)} |", "|---" * (len(loads) + 1) + "|"]
+    lines += [
+        f"| {title} | {' | '.join(_cell(load, figures[load], ours[load]) for load in loads)} |"
+        for title, figures in found.items()
+    ]
     return "\n".join(lines)
 
 
-def rate(found: Measured) -> str:
-    assert not found.refused + found.broken, found
-    return f"{found.per_second:.{0 if found.per_second >= 100 else 1}f}/s"
+def _cell(load: Load, found: float | str, ours: float) -> str:
+    if isinstance(found, str):
+        return found
+    times = ours / found if load.field == "per_second" else found / ours
+    return figure(load, found) + (f", **{times:.{0 if times >= 10 else 1}f}** ×" if found != ours else "")
 
 
-@contextmanager
-def serving(peer: Peer, folder: Path) -> Iterator[str]:
-    """The URL to post to. Its packages come from wherever pip finds them."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    torch = next(line for line in Path("constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-    subprocess.run([folder / "bin/pip", "install", "-q", torch, "numpy", peer.package], check=True)
-    port = free_port()
-    (folder / "network.py").write_text(NETWORK)
-    (folder / "served.py").write_text(peer.code)
-    (folder / "model-settings.json").write_text(json.dumps({"name": MODEL, "implementation": "served.Served"}))
-    ports = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
-    (folder / "settings.json").write_text(json.dumps({"host": "127.0.0.1", **ports}))
-    command = [part.format(port=port) for part in peer.command]
-    environment = os.environ | {"PYTHONPATH": str(folder)}
-    process = subprocess.Popen(
-        [folder / command[0], *command[1:]], cwd=folder, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+def figures_of(
+    peer: Peer, network: Trained, loads: list[Load], repetitions: int, seconds: int
+) -> dict[Load, float | str]:
+    """The median of each load, or what stands in the way."""
     try:
-        url = f"http://127.0.0.1:{port}{peer.path}"
-        wait_until(lambda: httpx.post(url, content=write_body(peer, folder, 1).read_bytes()).is_success)
-        yield url
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait()
+        with serving(peer, environment(peer), network.weights) as (url, folder):
+            found = {load: refusal(peer, url, folder / load.body, network) for load in loads}
+            wrk(url, folder / "one.json", 32, seconds=1)  # what is compiled as it runs has been by then
+            taken = [load for load in loads if not found[load]]
+            times: dict[Load, list[float]] = {load: [] for load in taken}
+            for load in taken * repetitions:
+                outcome = wrk(url, folder / load.body, load.connections, seconds=seconds)
+                times[load].append(getattr(outcome, load.field))
+                if outcome.refused + outcome.broken or not outcome.per_second:
+                    found[load] = f"{outcome.refused} answers were refusals and {outcome.broken} broken"
+            return {load: found[load] or statistics.median(times[load]) for load in loads}
+    except NotMeasured as reason:
+        return {load: "–" if load != loads[0] else f"not measured: {reason}" for load in loads}
 
 
-def write_body(peer: Peer, folder: Path, number: int) -> Path:
-    path, table = folder / f"{number}.json", rows(number)
-    flat = [value for row in table for value in row]
-    tensor = {"name": "inputs", "shape": [number, WIDTH], "datatype": "FP32", "data": flat}
-    path.write_text(json.dumps({"inputs": [tensor] if peer.as_v2 else table}))
-    return path
+def refusal(peer: Peer, url: str, body: Path, network: Trained) -> str:
+    """Empty where a peer predicts the rows of a body as the service does.
 
-
-def installed(folder: Path, package: str) -> str:
-    code = f"from importlib.metadata import version; print(version({package!r}))"
-    done = subprocess.run([folder / "bin/python", "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    Raises:
+        NotMeasured: it predicts other numbers.
+    """
+    try:
+        response = post(url, body)
+    except httpx.TransportError as error:
+        return f"no answer: {error or type(error).__name__}"
+    if not response.is_success:
+        return f"refused: {response.status_code} {last_line(response.text)}"
+    answer = response.json()
+    found = np.ravel(answer["outputs"][0]["data"] if peer.as_v2 else answer["predictions"])
+    expected = network.predictions[: BODIES[body.name]]
+    if found.shape != expected.shape or np.abs(found - expected).max() > TOLERANCE * network.predictions.std():
+        raise NotMeasured(f"it predicts {found[:3]} …, the service {expected[:3]} …")
+    return ""

@@ -34,6 +34,24 @@ class Measured(NamedTuple):
     broken: int
 
 
+class Load(NamedTuple):
+    """What is sent, by how many connections, and which figure of `Measured` is looked at."""
+
+    title: str
+    body: str
+    connections: int
+    field: str
+    unit: str
+    goal: str
+
+
+Figures = dict[Load, float]
+
+
+def figure(load: Load, value: float) -> str:
+    return f"{value:.{0 if value >= 1000 else 1 if value >= 10 else 2}f}{load.unit}"
+
+
 def require_wrk() -> None:
     if not shutil.which("wrk"):
         raise SystemExit("wrk is not installed; on Debian and Ubuntu: apt-get install wrk")
@@ -65,15 +83,14 @@ def write_bodies(folder: Path) -> list[str]:
     return [f"Inference-Header-Content-Length: {len(head)}"]
 
 
-def train(url: str, model: str, hidden_features: list[int]) -> None:
-    """A network over rows of `WIDTH` numbers, which need not have learnt anything."""
+def train(url: str, model: str, hidden_features: list[int], max_steps: int = 1) -> None:
+    """A network over rows of `WIDTH` numbers, which after a single step predicts about the same for all."""
     table = rows(64, seed=2)
     body = {
         "model": model,
         "data": {"inputs": table, "targets": [sum(row) for row in table]},
         "network": {"hidden_features": hidden_features},
-        "optimizer": {"type": "sgd", "learning_rate": 1e-6},
-        "stop": {"max_steps": 1},
+        "stop": {"max_steps": max_steps},
     }
     headers = {"Authorization": f"Bearer {KEY}", "Prefer": "wait=60"}
     job = httpx.post(f"{url}/train", json=body, headers=headers, timeout=90).json()
