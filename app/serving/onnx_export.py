@@ -1,14 +1,17 @@
 """A model as one ONNX file: features, network and targets, with the tensors that `app.serving.signature` names.
 
 The network and all arithmetic are exported by torch; text, which torch does not have, is looked up by nodes put in
-front (ai.onnx.ml LabelEncoder) and behind (Gather). Needs the extra `onnx`, which is imported when it is used.
+front (ai.onnx.ml LabelEncoder) and behind (Gather). ONNX can't read times, so that they are whole numbers here. Needs
+the extra `onnx`, which is imported when it is used.
 Shape suffixes: N rows, F encoded numbers, T targets, L classes.
 """
 
+import json
 import logging
 import random
 import string
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,14 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.errors import InvalidInput, Unavailable
-from app.learning.features import MISSING, NUM_RESERVED_CODES, UNSEEN, Features
+from app.learning.features import MEASURES_OF_KIND, MISSING, NUM_RESERVED_CODES, UNSEEN, Features
 from app.learning.model import Model
-from app.serving.encode import encode_frame
+from app.serving.calendar import MISSING_TIME, calendar_parts
+from app.serving.encode import DTYPES, encode_frame
 from app.serving.signature import MATRIX, PREDICTIONS, PROBABILITIES, labels_of
 from app.specs.table import Column, Signature
 
 MAX_BYTES = 2**31 - 2**20  # of a protobuf message
 NUM_CHECKED_ROWS = 64
+MICROSECONDS_PER_YEAR = 31_556_952 * 10**6  # on average
+TIMES = f"microseconds since 1970-01-01T00:00:00 UTC; a missing one is {MISSING_TIME}"
 INNER = "inner/"  # before all names that no user sees, so that columns may have any other
 TOLERANCE = 1e-4  # relative, of outputs that differ by the order in which float32 numbers are added up
 
@@ -53,6 +59,8 @@ def export_onnx(model: Model, name: str) -> bytes:
     _add_inputs(onnx, proto.graph, model.features, model.signature)
     _add_outputs(onnx, proto.graph, model.signature)
     proto.producer_name, proto.graph.name = "gradserve", name
+    if times := [column.name for column in model.features.columns if column.kind == "datetime"]:
+        onnx.helper.set_model_props(proto, {"datetime_inputs": json.dumps(times), "datetime_unit": TIMES})
     if not any(entry.domain == "ai.onnx.ml" for entry in proto.opset_import):
         proto.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
     onnx.checker.check_model(proto)
@@ -62,8 +70,6 @@ def export_onnx(model: Model, name: str) -> bytes:
 
 
 def _check_exportable(model: Model) -> None:
-    if column := next((column for column in model.features.columns if column.kind == "datetime"), None):
-        raise _not_exportable(f"{column.name!r} is a datetime, and ONNX has no calendar")
     for column in model.features.columns:
         if column.name in (PREDICTIONS, PROBABILITIES) or column.name.startswith(INNER):
             raise _not_exportable(f"{column.name!r} is the name of an output or of a part of the graph")
@@ -89,8 +95,8 @@ class _WholeModel(nn.Module):
         self.positional = model.signature.positional
         self.standardize = features.spec is not None and features.spec.standardize is True
         self.impute = features.spec is not None
-        plain = [column.name for column in features.columns if column.kind != "categorical"]
-        self.flagged = [plain.index(name) for name in features.flagged]
+        places = first_measures(features)
+        self.flagged = [places[name] for name in features.flagged]
         self.register_buffer("mean", torch.from_numpy(features.mean.copy()))
         self.register_buffer("std", torch.from_numpy(features.std.copy()))
 
@@ -107,7 +113,11 @@ class _WholeModel(nn.Module):
             plain, codes = [columns[0].double()], []
         else:
             given = list(zip(columns, self.kinds, strict=True))
-            plain = [column.double() for column, kind in given if kind != "categorical"]
+            plain = [
+                calendar_parts(column) if kind == "datetime" else column.double()
+                for column, kind in given
+                if kind != "categorical"
+            ]
             codes = [column.float() for column, kind in given if kind == "categorical"]
         parts = []
         if plain:
@@ -160,7 +170,14 @@ def _exported(model: Model) -> Any:
 
 
 def _dtype(column: Column) -> torch.dtype:
-    return {"categorical": torch.int64, "boolean": torch.bool}.get(column.kind, torch.float64)
+    types = {"categorical": torch.int64, "datetime": torch.int64, "boolean": torch.bool}
+    return types.get(column.kind, torch.float64)
+
+
+def first_measures(features: Features) -> dict[str, int]:
+    """By column, the place of its measure, or of the first of them, among all."""
+    widths = [MEASURES_OF_KIND[column.kind] for column in features.columns]
+    return dict(zip((column.name for column in features.columns), accumulate(widths, initial=0), strict=False))
 
 
 # ---- what is put around it
@@ -173,10 +190,16 @@ def _add_inputs(onnx: Any, graph: Any, features: Features, signature: Signature)
     kinds: list[str] = ["matrix"] if signature.positional else [column.kind for column in features.columns]
     names = [MATRIX] if signature.positional else [column.name for column in features.columns]
     width = len(signature.inputs) if signature.positional else 1
-    elements = {"matrix": types.FLOAT, "boolean": types.BOOL, "categorical": types.STRING}
+    elements = {
+        "matrix": types.FLOAT,
+        "boolean": types.BOOL,
+        "categorical": types.STRING,
+        "datetime": types.INT64,
+    }
     nodes, inputs = [], []
     for name, kind, inside in zip(names, kinds, inner, strict=True):
-        inputs.append(helper.make_tensor_value_info(name, elements.get(kind, types.DOUBLE), ["rows", width]))
+        element, said = elements.get(kind, types.DOUBLE), TIMES if kind == "datetime" else ""
+        inputs.append(helper.make_tensor_value_info(name, element, ["rows", width], said))
         if kind == "categorical":
             codes = {word: place + NUM_RESERVED_CODES for place, word in enumerate(features.vocabularies[name])}
             codes.setdefault("", MISSING)
@@ -283,7 +306,7 @@ def _compare(model: Model, values: Tensor, found: list[NDArray[Any]]) -> None:
 def sample_rows(model: Model, num_rows: int) -> pl.DataFrame:
     """Rows as `encode_frame` takes them, with gaps where the model takes gaps, and words that it never saw."""
     features, chance = model.features, random.Random(0)  # noqa: S311
-    plain = [column for column in features.columns if column.kind != "categorical"]
+    places = first_measures(features)
     impute = features.spec is not None and features.spec.missing == "impute"
     series = []
     for column in features.columns:
@@ -292,7 +315,13 @@ def sample_rows(model: Model, num_rows: int) -> pl.DataFrame:
             cells: list[Any] = [chance.choice(words) for _ in range(num_rows)]
             series.append(pl.Series(column.name, cells, dtype=pl.String))
             continue
-        place = plain.index(column)
+        place = places[column.name]
+        if column.kind == "datetime":
+            years = [chance.gauss(features.mean[place], features.std[place] + 1) for _ in range(num_rows)]
+            moments = [round((year - 1970) * MICROSECONDS_PER_YEAR) for year in years]
+            cells = [None if impute and chance.random() < 0.2 else moment for moment in moments]
+            series.append(pl.Series(column.name, cells, dtype=pl.Int64).cast(DTYPES["datetime"]))
+            continue
         numbers = np.array([chance.gauss(features.mean[place], features.std[place]) for _ in range(num_rows)])
         cells = numbers.astype(np.float32).tolist()  # which is what a model of plain rows is given
         if column.kind == "boolean":
@@ -312,6 +341,8 @@ def feed_of(model: Model, frame: pl.DataFrame) -> dict[str, NDArray[Any]]:
         cells = frame[column.name]
         if column.kind == "categorical":
             feed[column.name] = np.array(cells.fill_null("").to_list(), dtype=object)[:, None]
+        elif column.kind == "datetime":
+            feed[column.name] = cells.dt.timestamp("us").fill_null(MISSING_TIME).to_numpy()[:, None]
         else:
             numbers = cells.fill_null(float("nan")).to_numpy()[:, None]
             feed[column.name] = numbers != 0 if column.kind == "boolean" else numbers

@@ -9,15 +9,16 @@ import polars as pl
 import pytest
 
 from scripts.service import Service
-from tests.published import COLUMNS, FEATURES, columns_model, publish
+from tests.published import COLUMNS, DRAWN, FEATURES, columns_model, publish
 from tests.samples import untrained
 
 
 @pytest.fixture(scope="module", autouse=True)
 def published(service: Service) -> None:
     publish(service.root / "models", "exported", columns_model())
-    times = COLUMNS.select("y", when=pl.Series(range(COLUMNS.height)).cast(pl.Datetime("us")))
-    publish(service.root / "models", "times", untrained(times))
+    when = pl.Series(10**15 + 10**13 * row for row in range(COLUMNS.height)).cast(pl.Datetime("us"))
+    publish(service.root / "models", "times", untrained(COLUMNS.select("y", when=when), **DRAWN))
+    publish(service.root / "models", "named", untrained(COLUMNS.select("y", predictions="z")))
 
 
 def feed_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -40,10 +41,22 @@ def test_onnx(service: Service) -> None:
     np.testing.assert_allclose(probabilities, said["probabilities"], rtol=1e-4)
 
 
+def test_times_go_in_as_microseconds(service: Service) -> None:
+    answer = httpx.get(f"{service.url}/models/times/versions/1/export", timeout=60)
+    assert answer.status_code == 200, answer.text
+    times = ["2002-02-28T12:30:00", "2020-02-29", None]
+    rows = [{"when": time} for time in times]
+    said = httpx.post(f"{service.url}/predict", json={"model": "times", "inputs": rows}).json()
+    session = onnxruntime.InferenceSession(answer.content, providers=["CPUExecutionProvider"])
+    feed = {"when": np.array(times, "datetime64[us]").astype(np.int64)[:, None]}
+    assert len(set(said["predictions"])) == 3
+    np.testing.assert_allclose(session.run(["predictions"], feed)[0].ravel(), said["predictions"], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
-        ("times/versions/1/export", 422, "not_exportable"),
+        ("named/versions/1/export", 422, "not_exportable"),
         ("exported/versions/9/export", 404, "version_not_found"),
         ("exported/versions/1/export?format=pmml", 422, "invalid_input"),
     ],

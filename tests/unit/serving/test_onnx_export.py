@@ -1,6 +1,7 @@
 """What is exported runs in onnxruntime and says the same; what can't be exported is named."""
 
 import builtins
+import json
 from functools import partial
 from math import prod
 from typing import Any
@@ -9,9 +10,14 @@ import numpy as np
 import onnxruntime
 import polars as pl
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.errors import InvalidInput, Unavailable
+from app.learning.features import CALENDAR
 from app.learning.model import Model
+from app.serving.calendar import calendar_parts
 from app.serving.encode import encode_frame
 from app.serving.onnx_export import export_onnx, feed_of, sample_rows
 from app.serving.signature import input_types, output_types
@@ -23,6 +29,20 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporter gives many
 
 WORDS = pl.DataFrame(
     {f"x{place}": np.random.default_rng(place).integers(0, 9, 60) for place in range(8)} | {"y": range(60)}
+)
+TIMES = pl.DataFrame(
+    {
+        "x": [None if row % 7 == 0 else row * 0.1 for row in range(60)],
+        "when": pl.Series([None if row % 9 == 0 else 10**15 + row * 7 * 10**12 for row in range(60)]).cast(
+            pl.Datetime("us")
+        ),
+        "kept": [row % 2 == 0 for row in range(60)],
+        "color": [("red", "blue")[row % 2] for row in range(60)],
+        "paid": pl.Series([None if row % 5 == 0 else 10**15 + row**3 * 10**11 for row in range(60)]).cast(
+            pl.Datetime("us")
+        ),
+        "y": [row * 0.3 for row in range(60)],
+    }
 )
 FLAGS = COLUMNS.with_columns(kept=pl.col("kept").cast(pl.String), code=pl.Series([row % 3 for row in range(60)]))
 
@@ -56,6 +76,8 @@ MODELS: dict[str, Any] = {
     "whole-number labels": lambda: untrained(
         FLAGS, "code", data={"features": ["size", "kept"]}, task="multiclass", **DRAWN
     ),
+    "times among others": lambda: untrained(TIMES, **DRAWN),
+    "times with no place for gaps": lambda: untrained(TIMES.drop_nulls(), features={"missing": "error"}, **DRAWN),
     "rates": lambda: columns_model("y", loss={"type": "poisson_nll"}),
     "layers after each other": lambda: untrained(
         WORDS,
@@ -117,16 +139,40 @@ def test_gaps_and_words_that_it_never_saw() -> None:
     np.testing.assert_allclose(session.run(["probabilities"], feed)[0], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("table", "why"),
-    [
-        (COLUMNS.select("y", when=pl.Series(range(60)).cast(pl.Datetime("us"))), "'when' is a datetime"),
-        (COLUMNS.select("y", predictions="z"), "'predictions' is the name of an output"),
-    ],
-)
-def test_what_has_no_form_in_onnx(table: pl.DataFrame, why: str) -> None:
-    with pytest.raises(InvalidInput, match=why) as caught:
-        export_onnx(untrained(table), "m")
+def test_times_are_whole_numbers_and_the_file_says_so() -> None:
+    """From NumPy's own, which keep what is missing as the file takes it."""
+    model = untrained(TIMES, **DRAWN)
+    session = onnxruntime.InferenceSession(export_onnx(model, "m"), providers=["CPUExecutionProvider"])
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said["datetime_inputs"]) == ["when", "paid"]
+    assert said["datetime_unit"].startswith("microseconds since 1970-01-01T00:00:00 UTC")
+    when = np.array(["2024-02-29T23:59:59.999999", "1969-12-31T23:00", "NaT", "1582-01-01"], "datetime64[us]")
+    rows = pl.DataFrame({"x": [1.0, 2.0, None, 4.0], "kept": [1.0, 0, 1, 0], "color": ["red"] * 4})
+    frame = rows.with_columns(when=pl.Series(when), paid=pl.Series(when[::-1])).select(
+        column.name for column in model.features.columns
+    )
+    feed = {
+        "x": np.array([[1.0], [2.0], [np.nan], [4.0]]),
+        "kept": np.array([[True], [False], [True], [False]]),
+        "color": np.array([["red"]] * 4, dtype=object),
+        "when": when.astype(np.int64)[:, None],
+        "paid": when[::-1].astype(np.int64)[:, None],
+    }
+    expected = model.predict(encode_frame(model.features, frame)).numpy()
+    np.testing.assert_allclose(session.run(["predictions"], feed)[0], expected, rtol=1e-4)
+
+
+@given(st.lists(st.integers(-(2**62), 2**62), min_size=1))
+def test_the_calendar_is_that_of_the_features(moments: list[int]) -> None:
+    found = calendar_parts(torch.tensor(moments)[:, None]).numpy()
+    stamps = pl.Series(moments).cast(pl.Datetime("us")).dt
+    for place, part in enumerate(CALENDAR):
+        assert found[:, place].tolist() == getattr(stamps, part)().to_list(), part
+
+
+def test_what_has_no_form_in_onnx() -> None:
+    with pytest.raises(InvalidInput, match="'predictions' is the name of an output") as caught:
+        export_onnx(untrained(COLUMNS.select("y", predictions="z")), "m")
     assert caught.value.code == "not_exportable"
 
 
