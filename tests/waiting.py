@@ -6,11 +6,20 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+SHORTEST_REST_SECONDS, LONGEST_REST_SECONDS = 0.005, 0.1
+
 
 def until(condition: Callable[[], T], seconds: float = 20.0) -> T:
-    """The condition's first truthy value; the test fails where it has none in time."""
-    deadline = time.monotonic() + seconds
+    """The condition's first truthy value; the test fails where it has none in time.
+
+    It rests four times as long as it looks, so that looking takes little of what is waited for: a request to a service
+    costs both sides far more than a look at a file.
+    """
+    looked_at = time.monotonic()
+    deadline = looked_at + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
-        time.sleep(0.005)
+        now = time.monotonic()
+        assert now < deadline, f"still {value!r} after {seconds} s"
+        time.sleep(min(max(SHORTEST_REST_SECONDS, 4 * (now - looked_at)), LONGEST_REST_SECONDS))
+        looked_at = time.monotonic()
     return value
