@@ -46,6 +46,7 @@ from app.api import (
 )
 from app.api.auth import Keys
 from app.api.guard import Guard
+from app.api.hot_path import HotPath
 from app.api.http_counts import HttpCounts
 from app.api.rate_limit import RateLimit
 from app.api.services import Services
@@ -131,7 +132,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     traces: tracing.Tracing | None = app.state.tracing
     statistics = Statistics(counters, traces.record if traces else None)
     services = await to_thread.run_sync(build_services, settings, database, statistics)
-    app.state.services, app.state.http_counts = services, HttpCounts(counters)
+    app.state.services, app.state.ledger.counts = services, HttpCounts(counters)
     end_with_parent()
     supervisor = Supervisor(services.jobs, services.models, _rules(settings), counters)
     supervisor.start()
@@ -141,12 +142,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         retention = Retention(database, _keep(settings))
         housekeeping = asyncio.create_task(keep_house(services, retention, supervisor))
         refreshing = asyncio.create_task(keep_memory(services.predictor.cache))
-        yield {"connection_limits": _connection_limits(settings)}
+        hot_path = HotPath(app.state.keys, app.state.guard, app.state.ledger, services)
+        yield {"connection_limits": _connection_limits(settings), "hot_path": hot_path}
         retention.stop()
         housekeeping.cancel()
         refreshing.cancel()
     services.feed.close()
-    app.state.ledger.write()
+    app.state.ledger.flush()
+    statistics.settle()
     await to_thread.run_sync(supervisor.stop)
     services.predictor.close()
     database.close()

@@ -55,6 +55,8 @@ class Keys:
         self._file: KeyFile | None = None
         self._stored: dict[bytes, tuple[bytes, Caller]] = {}
         self._stamp: object = None
+        self._is_unread = False
+        self._generation = 0
         self._fresh_until = 0.0
 
     def watch(self, file: KeyFile) -> None:
@@ -69,6 +71,11 @@ class Keys:
     def __bool__(self) -> bool:
         self._refresh()
         return bool(self._given) or self._stamp is not None
+
+    def generation(self) -> int:
+        """Another number once the keys have become others."""
+        self._refresh()
+        return self._generation
 
     def find(self, key: bytes) -> Caller | None:
         """Whose key this is, if anyone's. Nothing of a hash can be told from the time that it takes."""
@@ -88,9 +95,11 @@ class Keys:
         self._fresh_until = now + REFRESH_SECONDS
         try:
             stamp = self._file.stamp()
-            if stamp != self._stamp:
-                self._stamp = stamp
+            if stamp != self._stamp or self._is_unread:
+                self._stamp, self._is_unread = stamp, True
+                self._generation += 1
                 self._stored = _by_id(self._file.read())
+                self._is_unread = False
         except (OSError, InvalidInput):
             log.exception("the file of keys can't be read; those of before hold on")
 

@@ -7,6 +7,7 @@ connection waits for is looked at a few times in each of the limits; a client th
 import asyncio
 import resource
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.guard import ON_ALL
+from app.api.hot_path import HotPath
 from app.api.problems import MEDIA_TYPE, Problem
 
 LOOKS = 4  # in the shortest of the limits
@@ -61,6 +63,11 @@ class Corked:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def write_whole(self, answer: bytes) -> None:
+        """Nothing comes after it."""
+        self._release()
+        self._transport.write(answer)
+
     def write(self, data: bytes) -> None:
         if self._held:
             held, self._held = self._held, b""
@@ -103,6 +110,10 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._limits: Limits = self.app_state["connection_limits"]
+        self._hot_path: HotPath = self.app_state["hot_path"]
+        self._kept = b""  # what has come of a request that may be for the hot path
+        self._is_ahead = False  # a request is on the hot path
+        self._idle_since = 0.0
         self._wait: Wait | None = None
         self._step = 0  # goes on with each request, its headers' end, and each time its reader falls behind
         self._in_headers = False
@@ -114,7 +125,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = Corked(transport, self.loop)  # type: ignore[assignment]
+        self._corked = self.transport = Corked(transport, self.loop)  # type: ignore[assignment]
         self._timer = self.loop.call_later(self._limits.look_seconds, self._look)
         if len(self.connections) > self._limits.max_connections:
             self._answer(503, "overloaded", "the service has as many connections as it may; try again")
@@ -124,10 +135,70 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._kept:
+            data, self._kept = self._kept + data, b""
+        if self._is_ahead:  # what was sent without waiting for the answer is looked at after it
+            self._kept = data
+        elif not (self._is_between_requests() and self._take(data)):
+            self._pass_on(data)
+
+    def _pass_on(self, data: bytes) -> None:
+        """The general way."""
         self._num_other_bytes += len(data)
         super().data_received(data)
         if self._num_other_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self._refuse(431, "headers_too_large", f"a request's headers may have {MAX_HEADER_BYTES} bytes")
+
+    # ---- the hot path
+
+    def _is_between_requests(self) -> bool:
+        cycle = self.cycle
+        is_done = cycle is None or (cycle.response_complete and not cycle.more_body)
+        return is_done and not (self._in_headers or self._is_last or self.flow.write_paused)
+
+    def _take(self, data: bytes) -> bool:
+        """Answer a request on the hot path, or keep what is not all of it yet; else return False."""
+        head = self._hot_path.head(data, self.server)
+        if head is None or len(data) > head.size + head.body_size:
+            return False
+        if len(data) < head.size + head.body_size:
+            self._kept = data
+            self._unset_keepalive_if_required()
+            return True
+        self._is_ahead = True  # at first, because the answer may come at once
+        common = self.server_state.default_headers
+        if not self._hot_path.begin(head, data[head.size :], common, partial(self._end_ahead, data)):
+            self._is_ahead = False
+            return False
+        return True
+
+    def _end_ahead(self, data: bytes, answer: bytes | None) -> None:
+        self._is_ahead = False
+        if self.transport.is_closing():
+            return
+        if answer is None:
+            self._pass_on(data)
+        else:
+            self._corked.write_whole(answer)
+            self._idle_since = self.loop.time()
+            if self.timeout_keep_alive_task is None:
+                self.on_response_complete()
+        if self._kept:
+            self.data_received(b"")
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Where the hot path has answered since the timer was set, the rest of the time is waited for."""
+        rest = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if rest > 0 or self._is_ahead:
+            self.timeout_keep_alive_task = self.loop.call_later(max(rest, 0), self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _give_up_keeping(self) -> None:
+        """What has been kept goes the general way, which knows how long a client may take."""
+        if self._kept and not self._is_ahead:
+            data, self._kept = self._kept, b""
+            self._pass_on(data)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -150,6 +221,7 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """The service ends. What is under way is answered, and so is what was sent before its client could know."""
         self._is_last = True
+        self._give_up_keeping()
         if self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False  # the answer will say so
         else:
@@ -163,6 +235,7 @@ class Connection(HttpToolsProtocol):
 
     def _look(self) -> None:
         self._timer = self.loop.call_later(self._limits.look_seconds, self._look)
+        self._give_up_keeping()
         before, self._wait = self._wait, self._waits_for()
         now = self._wait
         if now is None or before is None or (before.what, before.step) != (now.what, now.step):

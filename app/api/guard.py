@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.auth import Keys, caller_of
+from app.api.auth import Caller, Keys, caller_of
 from app.api.problems import answer_to
 from app.api.rate_limit import RateLimit
 from app.errors import Forbidden, GradserveError, Overloaded, Unauthenticated
@@ -98,6 +98,16 @@ class Guard:
             Forbidden: `host_not_allowed`, `cross_site`.
             Overloaded: `rate_limited`.
         """
+        self.check_source(scope["method"], headers)
+        if self.counts_requests and scope["path"] not in HEALTH:
+            self._check_rate(scope)
+
+    def check_source(self, method: str, headers: dict[bytes, bytes]) -> None:
+        """Where a request was sent to, and by which page.
+
+        Raises:
+            Forbidden: `host_not_allowed`, `cross_site`.
+        """
         host = headers.get(b"host", b"")
         if not self._is_own(host, bool(self._keys)):
             raise Forbidden(
@@ -105,9 +115,11 @@ class Guard:
                 "which it may be reached",
                 code="host_not_allowed",
             )
-        self._check_page(scope["method"], host, headers)
-        if self.counts_requests and scope["path"] not in HEALTH:
-            self._check_rate(scope)
+        self._check_page(method, host, headers)
+
+    def takes(self, caller: Caller) -> bool:
+        """Count a request of this caller, if one more is within the rate."""
+        return not (self.counts_requests and self._limit.take(caller.id))
 
     def _is_own_name(self, host: bytes, has_keys: bool) -> bool:
         """Addresses and localhost can't be bound anew; with keys, whoever binds a name gets in no further."""

@@ -1,147 +1,155 @@
-"""`POST /predict` with a JSON body, ahead of FastAPI, whose routing takes longer than a small prediction.
+"""Small predictions, answered beneath ASGI: what a turn of the event loop reads goes through the network together.
 
-It answers as the route in `app.api.predict` does, which OpenAPI tells of, and which takes what does not come in the
-usual way: a body of unknown length or of another media type, from a browser, without a key.
+A `POST /predict` comes this way that is whole once its connection has read it: a few rows as JSON, for a version that
+is in memory. Only predictions are told here. Whatever else there is to say is said the general way
+(`app.api.predict_json`, or the route that OpenAPI tells of), by which the request goes as if nobody had looked at it.
 """
 
+import random
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
-import structlog
-from fastapi import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+import httptools
+import orjson
+from pydantic import ValidationError
 
-from app.api import predict, problems
 from app.api.auth import Caller, Keys, authorize
 from app.api.guard import ON_ALL, Guard
-from app.api.json_route import parse_json, validated
-from app.api.ledger import Ledger, request_id_of
-from app.api.patience import unless_gone
+from app.api.ledger import Answered, Ledger, request_id_of
+from app.api.predict import PredictRequest
+from app.api.predict_json import SMALL_BYTES, is_usual
 from app.api.services import Services
-from app.errors import ClientGone, GradserveError, Overloaded
-from app.serving import json_rows
-from app.serving.predictor import in_time
-from app.serving.turn import ThisTurn
-from app.settings import Settings
+from app.errors import GradserveError
+from app.serving.served_model import Answer
 
-SMALL_BYTES = 2**16  # larger bodies are read in a thread, so that the event loop stays free
-_ROUTE = next(route for route in predict.router.routes if getattr(route, "path", None) == "/predict")
-_JSON = b"application/json"
-_UNUSUAL = {b"content-encoding", b"origin", b"sec-fetch-site"}
+MAX_HEAD_BYTES = 4096
+MAX_HEADS = 500  # that are known at once
+_START = b"POST /predict HTTP/1.1\r\n"
+_END = b"\r\n\r\n"
+
+Server = tuple[str, int | None] | None
+Then = Callable[[bytes | None], None]
+
+
+class Head(NamedTuple):
+    """Request line and headers of a request that may be answered here; sizes in bytes."""
+
+    size: int
+    body_size: int
+    caller: Caller
+    request_id: str | None
+    """Of the client, if it gave one."""
 
 
 class HotPath:
-    """`app` is everything else, where what `guard` refuses is refused again, with its reasons."""
+    """One for each process; used on its event loop."""
 
-    def __init__(self, app: ASGIApp, guard: Guard, ledger: Ledger, keys: Keys, settings: Settings) -> None:
-        self.app, self._guard, self._ledger, self._keys = app, guard, ledger, keys
-        self._max_body_bytes, self._max_held_bytes = settings.max_body_bytes, settings.max_held_bytes
-        self._held_bytes = 0
-        self._let_in = ThisTurn[object, Caller]()
+    def __init__(self, keys: Keys, guard: Guard, ledger: Ledger, services: Services) -> None:
+        self._keys, self._guard, self._ledger = keys, guard, ledger
+        self._predictor, self._max_rows = services.predictor, services.settings.max_rows
+        self._max_body_size = min(SMALL_BYTES, services.settings.max_body_bytes)
+        self._heads: dict[tuple[bytes, Server], Head | None] = {}
+        self._generation = keys.generation()
+        self._common: list[tuple[bytes, bytes]] = []
+        self._opening = b""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/predict" or scope["method"] != "POST":
-            await self.app(scope, receive, send)
-            return
-        started, headers = time.perf_counter(), dict(scope["headers"])
-        size = int(headers.get(b"content-length", b"0"))
-        if not (self._is_usual(headers, size) and self._passes(scope, headers)):
-            await self.app(scope, receive, send)
-            return
-        scope["request_id"], scope["route"] = request_id_of(headers), _ROUTE
-        status, said = 200, [(b"content-type", _JSON)]
+    def head(self, data: bytes, server: Server) -> Head | None:
+        """The head of what a client has sent to `server`, if it may be answered here. Clients send the same again."""
+        if not data.startswith(_START):
+            return None
+        size = data.find(_END, 0, MAX_HEAD_BYTES) + len(_END)
+        if size < len(_START):
+            return None
+        if self._generation != (generation := self._keys.generation()) or len(self._heads) >= MAX_HEADS:
+            self._heads.clear()
+            self._generation = generation
+        raw = data[:size]
         try:
-            content = await _answer(scope, await self._read(scope, receive), headers, receive)
-            said.append((b"content-length", b"%d" % len(content)))
-        except Exception as error:  # noqa: BLE001 (each has its answer)
-            with structlog.contextvars.bound_contextvars(request_id=scope["request_id"]):
-                problem = await problems.answer(Request(scope), error)
-            status, said, content = problem.status_code, problem.raw_headers, bytes(problem.body)
-        finally:
-            self._held_bytes -= scope.get("held_bytes", 0)
-        said += [*ON_ALL, (b"x-request-id", scope["request_id"].encode())]
-        await send({"type": "http.response.start", "status": status, "headers": said})
-        await send({"type": "http.response.body", "body": content})
-        self._ledger.add(scope, status, time.perf_counter() - started)
+            return self._heads[raw, server]
+        except KeyError:
+            head = self._read(raw, server)
+            if head is None or head.request_id is None:
+                self._heads[raw, server] = head
+            return head
 
-    def _is_usual(self, headers: dict[bytes, bytes], size: int) -> bool:
-        return (
-            headers.get(b"content-type", b"").partition(b";")[0] == _JSON
-            and 0 < size <= self._max_body_bytes
-            and _UNUSUAL.isdisjoint(headers)
-        )
-
-    def _passes(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
-        asking = headers.get(b"authorization"), headers.get(b"host"), scope["server"]
-        if known := self._let_in.get(asking):
-            scope["caller"] = known
-            return True
+    def _read(self, raw: bytes, server: Server) -> Head | None:
+        headers = _headers(raw)
+        if headers is None or not 0 < (size := int(headers.get(b"content-length", b"0"))) <= self._max_body_size:
+            return None
+        if not is_usual(headers):
+            return None
         try:
-            caller = authorize(scope, self._keys, "predict")
-            self._guard.check(scope, headers)  # last, because it counts the request, and once is enough
+            self._guard.check_source("POST", headers)
+            caller = authorize({"headers": list(headers.items()), "server": server}, self._keys, "predict")
         except GradserveError:
+            return None
+        return Head(len(raw), size, caller, request_id_of(headers) if b"x-request-id" in headers else None)
+
+    def begin(self, head: Head, body: bytes, common: list[tuple[bytes, bytes]], then: Then) -> bool:
+        """Answer a request: `then` is called, now or soon, with all bytes of the answer, or None where there is none.
+
+        Args:
+            common: headers that all answers have.
+
+        Returns:
+            False where the request is not for here, and `then` won't be called.
+        """
+        started = time.perf_counter()
+        try:
+            asked = PredictRequest.model_validate(orjson.loads(body))
+            model = self._predictor.at_hand(asked.model, asked.version)
+        except (orjson.JSONDecodeError, ValidationError, GradserveError):
             return False
-        if not self._guard.counts_requests:
-            self._let_in[asking] = caller
+        if model is None or len(asked.inputs) > self._max_rows or asked.timeout_seconds is not None:
+            return False
+        small = self._predictor.small
+        packed = small.pack(model, asked.inputs)
+        if packed is None or not self._guard.takes(head.caller):
+            return False
+        small.begin(model, packed, partial(self._end, head, started, common, then))
         return True
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | bytearray:
-        """The body.
-
-        Raises:
-            ClientGone
-            Overloaded: see `_hold`.
-        """
-        message = await receive()
-        if not message.get("more_body", False) and "body" in message:
-            body: bytes = message["body"]
-            self._hold(scope, len(body))
-            return body
-        parts = bytearray()
-        while True:
-            if message["type"] == "http.disconnect":
-                raise ClientGone("the client has closed the connection")
-            parts += message.get("body", b"")
-            self._hold(scope, len(parts))
-            if not message.get("more_body", False):
-                return parts
-            message = await receive()
-
-    def _hold(self, scope: Scope, size: int) -> None:
-        """Count what has come of a body, not what is to come: who sends slowly takes no room from others.
-
-        Raises Overloaded where more bytes of bodies are held than may be, with these; one alone may always be.
-        """
-        others = self._held_bytes - scope.get("held_bytes", 0)
-        scope["held_bytes"], self._held_bytes = size, others + size
-        if others and self._held_bytes > self._max_held_bytes:
-            raise Overloaded(f"{others} bytes of requests are being answered already; try again later")
+    def _end(
+        self, head: Head, started: float, common: list[tuple[bytes, bytes]], then: Then, answer: Answer | Exception
+    ) -> None:
+        if isinstance(answer, Exception):
+            then(None)
+            return
+        content = orjson.dumps(answer)
+        request_id = head.request_id or f"{random.getrandbits(64):016x}"
+        if common is not self._common:
+            self._common, self._opening = common, _opening(common)
+        then(b"%b%d\r\nx-request-id: %b\r\n\r\n%b" % (self._opening, len(content), request_id.encode(), content))
+        seconds = time.perf_counter() - started
+        self._ledger.add(Answered("POST", "/predict", "/predict", 200, seconds, request_id, head.caller.id))
 
 
-async def _answer(scope: Scope, body: bytes | bytearray, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    services: Services = scope["app"].state.services
-    given = headers.get(b"x-routing-key")
-    key = None if given is None else given.decode("latin-1")
-    if len(body) > SMALL_BYTES:
-        return await _answer_large(services, body, key, receive)
-    return await predict.answer(services, validated(predict.PredictRequest, parse_json(body)), key, receive)
+def _opening(common: list[tuple[bytes, bytes]]) -> bytes:
+    """An answer up to its length."""
+    headers = [*common, *ON_ALL, (b"content-type", b"application/json")]
+    return b"HTTP/1.1 200 OK\r\n%bcontent-length: " % b"".join(b"%b: %b\r\n" % each for each in headers)
 
 
-async def _answer_large(services: Services, body: bytes | bytearray, key: str | None, receive: Receive) -> bytes:
-    """By way of threads, and, where the rows are found without a parse of it all, a part of the body at a time."""
-    predictor = services.predictor
-    found = await predictor.in_thread(json_rows.cut, body)
-    if found is None:
-        asked = validated(predict.PredictRequest, await predictor.in_thread(parse_json, body))
-        return await predict.answer(services, asked, key, receive)
-    asked = validated(predict.PredictRequest, found.head | {"inputs": []})
-    request = await predictor.request(asked.model, asked.version, key)
-    model = request.model
-    encode = partial(json_rows.encode_parts, rows=found.rows, max_rows=services.settings.max_rows)
-    with predictor.statistics.measured(request):
-        async with in_time(asked.timeout_seconds):
-            with request.part("compute_input"):
-                encoded = await predictor.in_thread(encode, model)
-            values = await unless_gone(receive, predictor.predict_encoded(request, encoded, encode))
-        with request.part("compute_output"):
-            return await predictor.in_thread(lambda: json_rows.dump(model.answer(values)))
+class _Headers(list[tuple[bytes, bytes]]):
+    is_complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.is_complete = True
+
+
+def _headers(raw: bytes) -> dict[bytes, bytes] | None:
+    """By name, where each comes once and the connection stays open; by the parser that is used for all requests."""
+    found = _Headers()
+    parser = httptools.HttpRequestParser(found)
+    try:
+        parser.feed_data(raw)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    headers = dict(found)
+    plain = found.is_complete and parser.should_keep_alive()
+    return headers if plain and len(headers) == len(found) else None

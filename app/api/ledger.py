@@ -1,10 +1,5 @@
-"""Requests that were answered: counted, and told in the log.
+"""Requests that were answered: counted, and told in the log, a moment later and together."""
 
-Those of a turn of the event loop are counted together, after the answers are on their way, and their lines are written
-together a moment later.
-"""
-
-import asyncio
 import random
 import re
 from collections import defaultdict
@@ -14,9 +9,9 @@ from starlette.types import Scope
 
 from app import logs
 from app.api.http_counts import HttpCounts
+from app.serving.later import Later
 
 ID = re.compile(rb"[\x21-\x7e]{1,128}")
-WRITE_SECONDS = 0.02
 QUIET = {"/healthz", "/readyz", "/metrics"}  # asked every few seconds; logged only when they fail
 
 
@@ -31,40 +26,30 @@ class Answered(NamedTuple):
     request_id: str
     key: str | None
 
+    @classmethod
+    def of(cls, scope: Scope, status: int, seconds: float) -> "Answered":
+        """A request of which its scope tells all by now."""
+        route, caller = getattr(scope.get("route"), "path", "unmatched"), scope.get("caller")
+        key = caller.id if caller else None
+        return cls(scope["method"], scope["path"], route, status, seconds, scope["request_id"], key)
+
 
 class Ledger:
-    """One for each process; used on its event loop."""
+    """One for each process; used on its event loop. `counts` is there once requests are answered."""
 
     def __init__(self) -> None:
-        self._uncounted: list[Answered] = []
-        self._unwritten: list[Answered] = []
+        self.counts: HttpCounts | None = None
+        later = Later(self._tell)
+        self.add, self.flush = later.add, later.flush
 
-    def add(self, scope: Scope, status: int, seconds: float) -> None:
-        """A request was answered, of which its scope tells by then."""
-        if not self._uncounted:
-            asyncio.get_running_loop().call_soon(self._count, scope["app"].state.http_counts)
-        route = getattr(scope.get("route"), "path", "unmatched")
-        caller = scope.get("caller")
-        key = caller.id if caller else None
-        self._uncounted.append(
-            Answered(scope["method"], scope["path"], route, status, seconds, scope["request_id"], key)
-        )
-
-    def _count(self, counts: HttpCounts) -> None:
-        counted, self._uncounted = self._uncounted, []
+    def _tell(self, answered: list[Answered]) -> None:
+        assert self.counts
         alike: defaultdict[tuple[str, str, int], list[float]] = defaultdict(list)
-        for one in counted:
+        for one in answered:
             alike[one.method, one.route, one.status].append(one.seconds)
         for (method, route, status), seconds in alike.items():
-            counts.add(method, route, status, seconds)
-        if not self._unwritten:
-            asyncio.get_running_loop().call_later(WRITE_SECONDS, self.write)
-        self._unwritten += counted
-
-    def write(self) -> None:
-        """What the log has not yet, which at the end of the service must be told."""
-        written, self._unwritten = self._unwritten, []
-        logs.write("app.access", [_line(one) for one in written if one.status >= 500 or one.path not in QUIET])
+            self.counts.add(method, route, status, seconds)
+        logs.write("app.access", [_line(one) for one in answered if one.status >= 500 or one.path not in QUIET])
 
 
 def _line(one: Answered) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fastapi import APIRouter, Depends, Response
 
 from app.api.auth import require
-from app.api.services import Deps, Services
+from app.api.services import Counted, Deps, Services
 from app.learning.devices import memory_of_cards
 from app.serving.cache import MEMORY
 from app.serving.statistics import facts_of
@@ -80,13 +80,12 @@ PROPORTIONAL = Family(
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-def metrics(deps: Deps) -> Response:
+def metrics(deps: Deps, counted: Counted) -> Response:
     """Of all processes together, whichever answers."""
-    return Response("".join(exposed(deps)), media_type=MEDIA_TYPE)
+    return Response("".join(exposed(deps, counted)), media_type=MEDIA_TYPE)
 
 
-def exposed(deps: Services) -> Iterator[str]:
-    counted = deps.predictor.statistics.counters.read()
+def exposed(deps: Services, counted: Snapshot) -> Iterator[str]:
     for family in COUNTED:
         yield from _text(family, _counted(family, counted.counts))
     yield from _inference(counted)

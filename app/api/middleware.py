@@ -8,8 +8,8 @@ from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.guard import Guard
-from app.api.hot_path import HotPath
-from app.api.ledger import Ledger, request_id_of
+from app.api.ledger import Answered, Ledger, request_id_of
+from app.api.predict_json import PredictJson
 from app.api.problems import MEDIA_TYPE, problem_response
 
 
@@ -19,8 +19,8 @@ def install(app: FastAPI, guard: Callable[[ASGIApp], Guard]) -> None:
     ledger = app.state.ledger = Ledger()
 
     def build_all() -> ASGIApp:
-        guarded = guard(ExplainLimit(build()))
-        return HotPath(Observe(guarded, ledger), guarded, ledger, app.state.keys, app.state.settings)
+        app.state.guard = guarded = guard(ExplainLimit(build()))
+        return PredictJson(Observe(guarded, ledger), guarded, ledger, app.state.keys, app.state.settings)
 
     app.build_middleware_stack = build_all  # type: ignore[method-assign]
 
@@ -49,7 +49,7 @@ class Observe:
             try:
                 await self.app(scope, receive, send_with_id)
             finally:
-                self._ledger.add(scope, status, time.perf_counter() - started)
+                self._ledger.add(Answered.of(scope, status, time.perf_counter() - started))
 
 
 class ExplainLimit:

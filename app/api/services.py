@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import Depends, Header, Request
 
 from app.jobs.feed import EventFeed
 from app.jobs.queue import JobQueue
 from app.serving.predictor import Predictor
 from app.settings import Settings
+from app.storage.counters import Snapshot
 from app.storage.datasets import DatasetStore
 from app.storage.models import ModelStore
 
@@ -29,6 +31,17 @@ def services(request: Request) -> Services:
 
 
 Deps = Annotated[Services, Depends(services)]
+
+
+async def counted(request: Request, deps: Deps) -> Snapshot:
+    """What all processes have counted up to now; the others may hold back what is younger than `later.SECONDS`."""
+    request.app.state.ledger.flush()
+    statistics = deps.predictor.statistics
+    statistics.settle()
+    return await to_thread.run_sync(statistics.counters.read)
+
+
+Counted = Annotated[Snapshot, Depends(counted)]
 RoutingKey = Annotated[
     str | None,
     Header(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from app import __version__
 from app.api import operations
 from app.api.auth import require
-from app.api.services import Deps, Services
+from app.api.services import Counted, Deps, Services
 from app.errors import Conflict
 from app.serving.signature import TensorType, input_types, output_types
 from app.serving.statistics import facts_of, last_inference_of, triton_statistics
@@ -86,14 +86,11 @@ def server_ready(deps: Deps) -> dict[str, bool]:
 @router.get("/models/stats", summary="How all models were used", dependencies=read, responses={404: {}})
 @router.get("/models/{name}/stats", summary="How a model was used", dependencies=read)
 @router.get("/models/{name}/versions/{version}/stats", summary="How a version was used", dependencies=read)
-async def statistics(deps: Deps, name: ModelName | None = None, version: Selector | None = None) -> dict[str, Any]:
+async def statistics(
+    deps: Deps, counted: Counted, name: ModelName | None = None, version: Selector | None = None
+) -> dict[str, Any]:
     """By whatever protocol, in all processes, since the service started; times in nanoseconds."""
-    return await to_thread.run_sync(_statistics, deps, name, version)
-
-
-def _statistics(deps: Services, name: str | None, version: str | None) -> dict[str, Any]:
-    chosen = _chosen(deps, name, version)
-    counted = deps.predictor.statistics.counters.read()
+    chosen = await to_thread.run_sync(_chosen, deps, name, version)
     facts, last = facts_of(counted.counts), last_inference_of(counted.gauges)
     return {"model_stats": [triton_statistics(*key, facts.get(key, {}), last.get(key, 0)) for key in chosen]}
 

@@ -16,7 +16,7 @@ from app.learning.rows import Rows
 from app.serving.batcher import Batcher, Limits
 from app.serving.cache import ModelCache
 from app.serving.encode import encode_rows
-from app.serving.routing import route
+from app.serving.routing import Route, route
 from app.serving.served_model import ServedModel
 from app.serving.shadows import Encode, Shadows
 from app.serving.small import SmallRequests
@@ -65,8 +65,7 @@ class Predictor:
         if found := self._this_turn.get((name, selector)):
             return Request(found)
         chosen = route(self.cache.store, name, selector, key)
-        if chosen.version == selector and (found := self.cache.peek(name, selector)):
-            self._this_turn[name, selector] = found
+        if found := self._at_hand(name, selector, chosen):
             return Request(found)
         try:
             return Request(await self.load(name, chosen.version), chosen.shadow)
@@ -75,6 +74,22 @@ class Predictor:
                 raise
             log.warning("a canary can't be loaded", model=name, version=chosen.version, detail=error.detail)
             return Request(await self.load(name, chosen.instead))
+
+    def at_hand(self, name: str, selector: str | None) -> ServedModel | None:
+        """The version that any request for this one gets, if it is in memory.
+
+        Raises:
+            ModelNotFound, VersionNotFound, CorruptVersion
+        """
+        if found := self._this_turn.get((name, selector)):
+            return found
+        return self._at_hand(name, selector, route(self.cache.store, name, selector))
+
+    def _at_hand(self, name: str, selector: str | None, chosen: Route) -> ServedModel | None:
+        if chosen.drawn or not (found := self.cache.peek(name, chosen.version)):
+            return None
+        self._this_turn[name, selector] = found
+        return found
 
     async def load(self, name: str, version: str | None) -> ServedModel:
         """A version, from memory or from disk: by number, of an alias the one that it points to, or None for the

@@ -9,12 +9,13 @@ from app.storage.models import VERSION, ModelStore
 
 class Route(NamedTuple):
     """`version`: None for the newest that can be loaded. `shadow` is not the version that answers; `instead` answers
-    where that can't be loaded.
+    where that can't be loaded. `drawn`: another request for the same may go another way.
     """
 
     version: str | None
     shadow: str | None = None
     instead: str | None = None
+    drawn: bool = False
 
 
 def route(store: ModelStore, name: str, selector: str | None, key: str | None = None) -> Route:
@@ -32,13 +33,13 @@ def route(store: ModelStore, name: str, selector: str | None, key: str | None = 
     alias = None if VERSION.fullmatch(selector) else store.aliases(name).get(selector)
     if alias is None or not (alias.canary or alias.shadow):
         return Route(store.resolve(name, selector))
-    drawn = os.urandom(8) if key is None else key.encode()
+    lot = os.urandom(8) if key is None else key.encode()
     version, shadow, instead = alias.version, None, None
-    if (canary := alias.canary) and _falls_in(canary.percent, f"{name} canary {canary.version} ", drawn):
+    if (canary := alias.canary) and _falls_in(canary.percent, f"{name} canary {canary.version} ", lot):
         version, instead = canary.version, alias.version
-    if (asked := alias.shadow) and _falls_in(asked.percent, f"{name} shadow {asked.version} ", drawn):
+    if (asked := alias.shadow) and _falls_in(asked.percent, f"{name} shadow {asked.version} ", lot):
         shadow = asked.version if asked.version != version else None
-    return Route(store.resolve(name, version), shadow, instead)
+    return Route(store.resolve(name, version), shadow, instead, drawn=True)
 
 
 def _falls_in(percent: float, salt: str, key: bytes) -> bool:

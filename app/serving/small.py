@@ -3,22 +3,26 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from app.serving.served_model import Answer, ServedModel
-from app.serving.statistics import Part, Request, Statistics
+from app.serving.statistics import Pass, Request, Statistics
 
 MAX_ROWS = 64  # of a request
 MAX_ROWS_AT_ONCE = 1024  # of a pass, which the event loop waits for
-BY_ROW = {"predictions", "probabilities"}
+BY_ROW = ("predictions", "probabilities")
+
+Then = Callable[[Answer | Exception], None]
 
 
-class Waiting(NamedTuple):
-    packed: bytes
+class Packed(NamedTuple):
+    """A request's rows, and when it began with them and was done, as `perf_counter_ns`."""
+
+    rows: bytes
     num_rows: int
-    future: asyncio.Future[Answer]
-    began_ns: int
-    since_ns: int
+    begun_ns: int
+    packed_ns: int
 
 
 class SmallRequests:
@@ -30,32 +34,44 @@ class SmallRequests:
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
-        self._waiting: dict[ServedModel, deque[Waiting]] = {}
+        self._waiting: dict[ServedModel, deque[tuple[Packed, Then]]] = {}
         self._num_begun = 0  # in this turn
         self._were_alone = False
 
     def answer(self, request: Request, rows: list[Any]) -> "asyncio.Future[Answer] | None":
         """What `ServedModel.answer` says of rows as JSON had them; None where this is not the place for them."""
-        began_ns, model = time.perf_counter_ns(), request.model
-        if (
-            model.dense is None
-            or self._statistics.traces_requests
-            or request.shadow is not None
-            or not 0 < len(rows) <= MAX_ROWS
-        ):
+        packed = self.pack(request.model, rows)
+        if packed is None or request.shadow is not None:
+            return None
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def settle(answer: Answer | Exception) -> None:
+            if future.done():  # its client has gone meanwhile
+                return
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        self.begin(request.model, packed, settle)
+        return future
+
+    def pack(self, model: ServedModel, rows: list[Any]) -> Packed | None:
+        """Rows as `begin` takes them; None where this is not the place for them."""
+        begun_ns = time.perf_counter_ns()
+        if model.dense is None or self._statistics.traces_requests or not 0 < len(rows) <= MAX_ROWS:
             return None
         packed = model.dense.pack(rows)
-        if packed is None:
-            return None
-        loop = asyncio.get_running_loop()
+        return None if packed is None else Packed(packed, len(rows), begun_ns, time.perf_counter_ns())
+
+    def begin(self, model: ServedModel, packed: Packed, then: Then) -> None:
+        """Call `then`, now or soon, with what `ServedModel.answer` says of rows, or with what went wrong."""
         if not self._num_begun:
-            loop.call_soon(self._end_turn)
+            asyncio.get_running_loop().call_soon(self._end_turn)
         self._num_begun += 1
-        one = Waiting(packed, len(rows), loop.create_future(), began_ns, time.perf_counter_ns())
-        self._waiting.setdefault(model, deque()).append(one)
+        self._waiting.setdefault(model, deque()).append((packed, then))
         if self._were_alone:
             self._run(model)
-        return one.future
 
     def _end_turn(self) -> None:
         self._were_alone, self._num_begun = self._num_begun == 1, 0
@@ -64,43 +80,40 @@ class SmallRequests:
 
     def _run(self, model: ServedModel) -> None:
         """Answer those who wait; what is more than a pass takes comes next, after whatever else the loop has to do."""
-        batch: list[Waiting] = []
+        batch, thens = list[Packed](), list[Then]()
         room, waiting = MAX_ROWS_AT_ONCE, self._waiting[model]
-        while waiting and room >= waiting[0].num_rows:
-            batch.append(waiting.popleft())
-            room -= batch[-1].num_rows
+        while waiting and room >= waiting[0][0].num_rows:
+            packed, then = waiting.popleft()
+            batch.append(packed)
+            thens.append(then)
+            room -= packed.num_rows
         if waiting:
             asyncio.get_running_loop().call_soon(self._run, model)
         else:
             del self._waiting[model]
         try:
-            self._answer(model, batch)
+            answers: Sequence[Answer | Exception] = self._answers(model, batch)
         except Exception as error:  # noqa: BLE001 (those who wait for it get it)
-            for one in batch:
-                if not one.future.done():
-                    one.future.set_exception(error)
+            answers = [error] * len(batch)
+        for then, answer in zip(thens, answers, strict=True):
+            then(answer)
 
-    def _answer(self, model: ServedModel, batch: list[Waiting]) -> None:
+    def _answers(self, model: ServedModel, batch: list[Packed]) -> list[Answer]:
         assert model.dense
         started_ns = time.perf_counter_ns()
-        values = model.dense.predict(b"".join([one.packed for one in batch]))
+        values = model.dense.predict(b"".join([one.rows for one in batch]))
         computed_ns = time.perf_counter_ns()
         said = model.answer(values)
-        by_row = {key: _as_list(said[key]) for key in BY_ROW & said.keys()}
-        ended_ns = time.perf_counter_ns()
-        start = 0
+        by_row = {key: _as_list(said[key]) for key in BY_ROW if key in said}
+        answers, start = [], 0
         for one in batch:
             end = start + one.num_rows
-            if not one.future.done():  # its client may have gone meanwhile
-                one.future.set_result(said | {key: part[start:end] for key, part in by_row.items()})
+            answers.append(said | {key: part[start:end] for key, part in by_row.items()})
             start = end
-        took: dict[Part, int] = {
-            "queue": sum(started_ns - one.since_ns for one in batch),
-            "compute_input": sum(one.since_ns - one.began_ns for one in batch),
-            "compute_infer": len(batch) * (computed_ns - started_ns),
-            "compute_output": len(batch) * (ended_ns - computed_ns),
-        }
-        self._statistics.answered_together(model, start, [ended_ns - one.began_ns for one in batch], took)
+        begun_ns, packed_ns = [one.begun_ns for one in batch], [one.packed_ns for one in batch]
+        ended = time.perf_counter_ns(), time.time_ns() // 1_000_000
+        self._statistics.passed(Pass(model, start, begun_ns, packed_ns, started_ns, computed_ns, *ended))
+        return answers
 
 
 def _as_list(values: Any) -> list[Any]:

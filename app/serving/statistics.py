@@ -8,8 +8,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+from app.serving.later import Later
 from app.serving.served_model import ServedModel
 from app.storage.counters import Counters, Histogram, Key
 
@@ -68,6 +69,32 @@ class Request:
         return (self._compute_ns - before) / 1e9
 
 
+class Pass(NamedTuple):
+    """A forward pass that requests shared which have all succeeded: when each was begun and was packed, and so on.
+
+    Times are nanoseconds of `perf_counter`; `ended_at_ms` counts from 1970.
+    """
+
+    model: ServedModel
+    num_rows: int
+    begun_ns: list[int]
+    packed_ns: list[int]
+    started_ns: int
+    computed_ns: int
+    ended_ns: int
+    ended_at_ms: int
+
+    def parts(self) -> dict[Part, int]:
+        """The sums over the requests."""
+        num_requests, packed_ns = len(self.begun_ns), sum(self.packed_ns)
+        return {
+            "queue": num_requests * self.started_ns - packed_ns,
+            "compute_input": packed_ns - sum(self.begun_ns),
+            "compute_infer": num_requests * (self.computed_ns - self.started_ns),
+            "compute_output": num_requests * (self.ended_ns - self.computed_ns),
+        }
+
+
 class Statistics:
     """Used on the event loop alone. `trace` is given each request, with its timeline, once it has ended."""
 
@@ -75,6 +102,8 @@ class Statistics:
         self.counters = counters
         self._trace = trace
         self._cells: dict[tuple[str, str], VersionCells] = {}
+        passes = Later(self._count_passes)
+        self.passed, self.settle = passes.add, passes.flush
 
     def _of(self, model: ServedModel) -> VersionCells:
         key = (model.name, model.version)
@@ -120,19 +149,20 @@ class Statistics:
         """Whether each request is told of by itself."""
         return self._trace is not None
 
-    def answered_together(self, model: ServedModel, num_rows: int, took_ns: list[int], parts: dict[Part, int]) -> None:
-        """Requests that shared one pass have succeeded: how long each took, and the sums of their parts."""
-        cells, values, num_requests = self._of(model), self.counters.values, len(took_ns)
-        values[cells.success] += num_requests
-        values[cells.success_ns] += sum(took_ns)
-        values[cells.count] += num_rows
-        values[cells.exec_count] += 1
-        values[cells.last_inference] = time.time_ns() // 1_000_000
-        cells.seconds.observe(*[ns / 1e9 for ns in took_ns])
-        for part, ns in parts.items():
-            count, sum_ns = cells.parts[part]
-            values[count] += num_requests
-            values[sum_ns] += ns
+    def _count_passes(self, passes: list[Pass]) -> None:
+        for one in passes:
+            cells, values, num_requests = self._of(one.model), self.counters.values, len(one.begun_ns)
+            took_ns = [one.ended_ns - begun_ns for begun_ns in one.begun_ns]
+            values[cells.success] += num_requests
+            values[cells.success_ns] += sum(took_ns)
+            values[cells.count] += one.num_rows
+            values[cells.exec_count] += 1
+            values[cells.last_inference] = one.ended_at_ms
+            cells.seconds.observe(*[ns / 1e9 for ns in took_ns])
+            for part, ns in one.parts().items():
+                count, sum_ns = cells.parts[part]
+                values[count] += num_requests
+                values[sum_ns] += ns
 
     def executed(self, model: ServedModel) -> None:
         """A forward pass has been done."""

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from app.api.connections import Connection
 from app.main import create_app
 from app.settings import Settings
 from tests.waiting import until
@@ -23,7 +24,9 @@ def service(root: Path, **settings: Any) -> Iterator[httpx.Client]:
     given = {"models_dir": root / "models", "data_dir": root / "data", "log_level": "error", **settings}
     app = create_app(Settings(_env_file=None, **given))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=Connection, log_config=None, server_header=False, timeout_graceful_shutdown=5)
+        )
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

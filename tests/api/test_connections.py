@@ -16,9 +16,14 @@ from tests.waiting import until
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
+class NoHotPath:
+    def head(self, data: bytes, server: object) -> None:
+        return None
+
+
 async def hello(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
-        scope["state"]["connection_limits"] = Limits(60, 60, 0, 100)
+        scope["state"] |= {"connection_limits": Limits(60, 60, 0, 100), "hot_path": NoHotPath()}
         for part in ("startup", "shutdown"):
             await receive()
             await send({"type": f"lifespan.{part}.complete"})

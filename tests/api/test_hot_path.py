@@ -1,20 +1,30 @@
-"""Ahead of FastAPI `POST /predict` answers as the route does that OpenAPI tells of."""
+"""Ahead of FastAPI, and beneath ASGI, `POST /predict` answers as the route does that OpenAPI tells of."""
 
 import json
+import re
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
-from app.api.hot_path import SMALL_BYTES
+from app.api.predict_json import SMALL_BYTES, PredictJson
+from app.serving.dense import Dense
+from app.storage.keys import KeyFile
 from tests.api.service import service, train
+from tests.waiting import until
 
 ROWS = [[i, i % 3] for i in range(30)]
 RECORDS = [{"size": i / 3, "color": ["red", "blue"][i % 2], "price": i * 0.5} for i in range(30)]
 QUICK: dict[str, Any] = {"network": {"hidden_features": [4]}, "stop": {"max_epochs": 2}}
+JSON = {"Authorization": "Bearer user", "Content-Type": "application/json"}
 USER, READER = {"Authorization": "Bearer user"}, {"Authorization": "Bearer reader"}
-BOTH_WAYS = [{}, {"Origin": "http://127.0.0.1:1"}]  # with an Origin, whatever it is, a request goes to the route
+WAYS = [{}, {"Connection": "close"}, {"Origin": "http://127.0.0.1:1"}]
+"""Beneath ASGI; ahead of FastAPI, where a connection is not kept; by the route, where a page asks, whichever it is."""
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +92,9 @@ BODIES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_both_ways_answer_alike(keyed: httpx.Client, body: bytes) -> None:
-    ahead, routed = (_answer(keyed, body, {**USER, **way}) for way in BOTH_WAYS)
-    assert ahead == routed
+def test_all_ways_answer_alike(keyed: httpx.Client, body: bytes) -> None:
+    beneath, ahead, routed = (_answer(keyed, body, {**USER, **way}) for way in WAYS)
+    assert beneath == ahead == routed
 
 
 @pytest.mark.parametrize(
@@ -102,8 +112,9 @@ def test_both_ways_answer_alike(keyed: httpx.Client, body: bytes) -> None:
         {**USER, "X-Routing-Key": "someone"},
     ],
 )
-def test_what_headers_say_counts_both_ways(keyed: httpx.Client, headers: dict[str, str]) -> None:
-    ahead, routed = (_answer(keyed, BODIES["one row"], {**headers, **way}) for way in BOTH_WAYS)
+def test_what_headers_say_counts_all_ways(keyed: httpx.Client, headers: dict[str, str]) -> None:
+    beneath, ahead, routed = (_answer(keyed, BODIES["one row"], {**headers, **way}) for way in WAYS)
+    assert beneath == ahead
     if "Sec-Fetch-Site" not in headers:  # there the Origin is one that may call
         assert ahead == routed
     else:
@@ -114,9 +125,192 @@ def _answer(client: httpx.Client, body: bytes, headers: dict[str, str]) -> tuple
     """Status, headers and content, without what differs from request to request and what only pages are told."""
     answer = client.post("/predict", content=body, headers={"Content-Type": "application/json"} | headers)
     said = {name: value for name, value in answer.headers.items() if not name.startswith("access-control-")}
-    said = {name: value for name, value in said.items() if name not in ("date", "vary", "content-length")}
+    said = {name: value for name, value in said.items() if name not in ("date", "vary", "content-length", "connection")}
     content = answer.json()
     if "X-Request-ID" not in headers:
         assert len(said.pop("x-request-id")) == 16
         content.pop("request_id", None)
     return answer.status_code, said, content
+
+
+# ---- beneath ASGI
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of requests that are not answered by the hot path, from now on."""
+    paths: list[str] = []
+    call = PredictJson.__call__
+
+    async def noted(self: PredictJson, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            paths.append(scope["path"])
+        await call(self, scope, receive, send)
+
+    monkeypatch.setattr(PredictJson, "__call__", noted)
+    return paths
+
+
+def request(body: bytes, *headers: str, start: str = "POST /predict HTTP/1.1") -> bytes:
+    lines = [start, "Host: localhost", "Authorization: Bearer user", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+@contextmanager
+def connected(client: httpx.Client) -> Iterator[socket.socket]:
+    address = (client.base_url.host, client.base_url.port)
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield connection
+
+
+def heard(connection: socket.socket, number: int = 1) -> list[tuple[int, Any]]:
+    """So many answers: the status and the content of each."""
+    text, answers = b"", list[tuple[int, Any]]()
+    while len(answers) < number:
+        head, ended, rest = text.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        if ended and length and len(rest) >= int(length[1]):
+            answers.append((int(head[9:12]), json.loads(rest[: int(length[1])])))
+            text = rest[int(length[1]) :]
+            continue
+        more = connection.recv(65536)
+        assert more, text
+        text += more
+    assert not text
+    return answers
+
+
+ONE = BODIES["one row"]
+
+
+def test_what_is_answered_here_is_counted_and_told_as_everything_is(keyed: httpx.Client, others: list[str]) -> None:
+    def counted() -> float:
+        text = keyed.get("/metrics", headers=READER).text
+        found = re.search(r'gradserve_http_requests_total\{method="POST",route="/predict",status="200"\} (\S+)', text)
+        return float(found[1]) if found else 0.0
+
+    before = counted()
+    answers = [keyed.post("/predict", content=ONE, headers={**USER, "Content-Type": "application/json"}) for _ in "123"]
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 3
+    assert counted() == before + 3
+    assert set(others) == {"/metrics"}
+
+
+def test_a_request_that_comes_in_parts_is_put_together(keyed: httpx.Client, others: list[str]) -> None:
+    text = request(ONE)
+    with connected(keyed) as connection, connected(keyed) as other:
+        for start in range(0, len(text), 50):
+            connection.sendall(text[start : start + 50])
+            other.sendall(text)
+            heard(other)  # by now the part has been read
+        assert heard(connection) == [(200, keyed.post("/predict", content=ONE, headers=JSON).json())]
+    assert len(others) == 1  # it began with less than a request line
+
+
+def test_head_and_body_apart_are_still_for_the_hot_path(keyed: httpx.Client, others: list[str]) -> None:
+    text = request(ONE)
+    with connected(keyed) as connection, connected(keyed) as other:
+        for part in (text[: -len(ONE)], ONE[:5], ONE[5:]) * 2:
+            connection.sendall(part)
+            other.sendall(text)
+            heard(other)
+        assert [status for status, _ in heard(connection, 2)] == [200, 200]
+    assert not others
+
+
+def test_requests_that_do_not_wait_are_answered_in_their_order(keyed: httpx.Client) -> None:
+    bodies = [asked("rows", [[number, 1]]) for number in range(20)]
+    with connected(keyed) as connection:
+        connection.sendall(b"".join(map(request, bodies)))
+        together = heard(connection, 20)
+        for body in bodies:
+            connection.sendall(request(body))
+        one_by_one = heard(connection, 20)
+    expected = [(200, keyed.post("/predict", content=body, headers=JSON).json()) for body in bodies]
+    assert together == one_by_one == expected
+
+
+def test_a_request_after_one_of_another_kind_is_for_the_hot_path_too(keyed: httpx.Client, others: list[str]) -> None:
+    with connected(keyed) as connection:
+        for text in (request(b"", start="GET /models HTTP/1.1"), request(ONE), request(b"[]"), request(ONE)):
+            connection.sendall(text)
+            heard(connection)
+    assert others == ["/models", "/predict"]
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (request(ONE, "Transfer-Encoding: chunked"), 400),
+        (request(ONE, "Content-Length: 7"), 400),
+    ],
+)
+def test_what_is_no_request_is_refused(keyed: httpx.Client, others: list[str], text: bytes, status: int) -> None:
+    with connected(keyed) as connection:
+        connection.sendall(text)
+        assert connection.recv(12) == b"HTTP/1.1 %d" % status
+    assert not others
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (request(ONE, start="POST /predict HTTP/1.0"), 200),
+        (request(ONE, start="POST /predict?model=rows HTTP/1.1"), 200),
+        (request(ONE, start="PUT /predict HTTP/1.1"), 405),
+        (request(ONE, "Authorization: Bearer nobody"), 200),
+        (request(ONE, "Upgrade: h2c", "Connection: Upgrade"), 400),
+        (request(ONE, f"X-Filler: {'x' * 5000}"), 200),
+    ],
+)
+def test_what_is_unusual_goes_the_general_way(keyed: httpx.Client, others: list[str], text: bytes, status: int) -> None:
+    with connected(keyed) as connection:
+        connection.sendall(text)
+        assert connection.recv(12) == b"HTTP/1.1 %d" % status
+    assert len(others) == 1
+
+
+def test_a_pass_that_fails_is_told_the_general_way(keyed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Dense, packed: bytes) -> np.ndarray:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Dense, "predict", fail)
+    with connected(keyed) as connection:
+        for _ in range(2):
+            connection.sendall(request(ONE))
+            [(status, problem)] = heard(connection)
+            assert (status, problem["code"]) == (500, "internal_error")
+
+
+def test_a_key_that_is_revoked_is_known_no_more(tmp_path: Path, others: list[str]) -> None:
+    keys = KeyFile(tmp_path / "data" / "keys.json")
+    (tmp_path / "data").mkdir()
+    made, key = keys.create("somebody", ["predict", "train"])
+    with service(tmp_path) as client:
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        train(client, {"model": "rows", "data": {"inputs": ROWS, "targets": ROWS}, **QUICK}, **headers)
+        for _ in range(2):
+            assert client.post("/predict", content=ONE, headers=headers).status_code == 200
+        assert others.count("/predict") == 1  # to load it
+        keys.revoke(made.id)
+        until(lambda: client.post("/predict", content=ONE, headers=headers).status_code == 401)
+
+
+def test_each_request_counts_once_for_the_rate(tmp_path: Path, others: list[str]) -> None:
+    with service(tmp_path, max_requests_per_second=0.01) as client:
+        assert client.get("/models").status_code == 200  # that is the burst
+        assert client.get("/models").status_code == 429
+    with service(tmp_path, max_requests_per_second=100) as client:
+        train(client, {"model": "rows", "data": {"inputs": ROWS, "targets": ROWS}, **QUICK})
+        statuses = [client.post("/predict", content=ONE, headers=JSON).status_code for _ in range(150)]
+        assert statuses == [200] * 150  # 200 at once are allowed
+        assert others.count("/predict") == 1  # to load it
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    with service(tmp_path, max_header_seconds=1, max_stall_seconds=1) as client, connected(client) as connection:
+        connection.sendall(request(ONE)[:-1])
+        [(status, problem)] = heard(connection)
+        assert (status, problem["code"]) == (408, "request_timeout")

@@ -82,7 +82,7 @@ def test_each_canary_draws_anew(store: ModelStore) -> None:
 
 def test_a_shadow_never_answers(store: ModelStore) -> None:
     point(store, shadow={"version": "2"})
-    assert {route(store, "m", "live", key) for key in KEYS[:50]} == {Route("1", "2")}
+    assert {route(store, "m", "live", key) for key in KEYS[:50]} == {Route("1", "2", drawn=True)}
 
 
 def test_a_shadow_has_its_share_whoever_answers(store: ModelStore) -> None:
@@ -95,7 +95,10 @@ def test_a_shadow_has_its_share_whoever_answers(store: ModelStore) -> None:
 
 def test_a_canary_is_not_its_own_shadow(store: ModelStore) -> None:
     point(store, canary={"version": "2", "percent": 50}, shadow={"version": "2"})
-    assert {route(store, "m", "live", key) for key in KEYS[:50]} == {Route("1", "2"), Route("2", instead="1")}
+    assert {route(store, "m", "live", key) for key in KEYS[:50]} == {
+        Route("1", "2", drawn=True),
+        Route("2", instead="1", drawn=True),
+    }
 
 
 def test_what_is_not_there(store: ModelStore) -> None:

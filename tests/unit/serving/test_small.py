@@ -66,7 +66,8 @@ def test_other_networks_take_the_general_way() -> None:
 
 def test_requests_that_are_in_flight_together_share_passes_and_get_their_own_rows(tmp_path: Path) -> None:
     model, counters = served("k"), Counters(tmp_path)
-    small = SmallRequests(Statistics(counters))
+    statistics = Statistics(counters)
+    small = SmallRequests(statistics)
     requests = [[[index, row] for row in range(1 + 7 * index % 60)] for index in range(60)]
 
     async def main() -> list[Any]:
@@ -82,6 +83,7 @@ def test_requests_that_are_in_flight_together_share_passes_and_get_their_own_row
         expected = model.answer(model.model.predict(encoded))
         assert said["predictions"] == expected["predictions"]
         np.testing.assert_allclose(said["probabilities"], expected["probabilities"], atol=1e-6)
+    statistics.settle()
     counts = counters.read().counts
     assert counts["gradserve_inference", "m", "1", "exec_count"] == 2  # 1 800 rows; no pass has more than 1 024
     assert counts["gradserve_inference", "m", "1", "count"] == sum(map(len, requests))
