@@ -102,6 +102,7 @@ def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, 
         device=settings.device,
         max_parameters=settings.max_parameters,
         max_rows_bytes=settings.max_rows_bytes,
+        busy=lambda: bool(deps.jobs.counts().get("running")),
     )
     return settled.model_dump(mode="json"), facts, warnings + notes
 

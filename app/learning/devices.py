@@ -3,12 +3,16 @@
 import os
 import platform
 import resource
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from app.errors import InvalidInput, TooLarge
 from app.learning.memory import Memory
+
+MEMINFO = Path("/proc/meminfo")
 
 
 def usable_cores() -> int:
@@ -32,41 +36,90 @@ def resolve_device(device: str) -> str:
 
 
 def memory_limit_bytes() -> int:
-    """What this machine, the control groups that the process is in, and its own limit leave to a process."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *control_group_limits()]
+    """What this machine, the control groups that the process is in, and its own limit leave to a process at most."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits += [group.limit_bytes for group in control_groups()]
     limits += [limit for limit in resource.getrlimit(resource.RLIMIT_DATA) if limit != resource.RLIM_INFINITY]
     return min(limits)
 
 
-def control_group_limits(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Of the group of a process and all around it, in either version of control groups."""
-    limits = []
+def memory_left_bytes() -> int:
+    """What another process may take of it now, beside all that take some; pages of files are given back for it."""
+    lines = MEMINFO.read_text().splitlines() if MEMINFO.exists() else []
+    left = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    left += [group.limit_bytes - group.used_bytes for group in control_groups()]
+    return max(0, min([memory_limit_bytes(), *left]))
+
+
+@dataclass(frozen=True)
+class ControlGroup:
+    """A group with a limit of memory, and what its processes have taken of it, without pages of files."""
+
+    limit_bytes: int
+    used_bytes: int
+
+
+def control_groups(
+    process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> list[ControlGroup]:
+    """The group of a process and all around it that have limits, in either version of control groups."""
+    groups = []
     for line in process.read_text().splitlines() if process.exists() else ():
         _, controllers, group = line.split(":", 2)
         if controllers == "":
-            top, name = root, "memory.max"
+            top, limit, usage, files = root, "memory.max", "memory.current", ("active_file", "inactive_file")
         elif "memory" in controllers.split(","):
-            top, name = root / "memory", "memory.limit_in_bytes"
+            top, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            files = ("total_active_file", "total_inactive_file")
         else:
             continue
         inner = top / group.lstrip("/")  # within a container, where it may be seen as the top
-        files = [folder / name for folder in (inner, *inner.parents) if folder == top or top in folder.parents]
-        texts = [file.read_text().strip() for file in files if file.exists()]
-        limits += [int(text) for text in texts if text.isdigit()]
-    return limits
+        for folder in (inner, *inner.parents):
+            if folder == top or top in folder.parents:
+                text = _text(folder / limit)
+                if text.isdigit():
+                    used = int(_text(folder / usage) or 0) - _of_files(folder / "memory.stat", files)
+                    groups.append(ControlGroup(int(text), max(0, used)))
+    return groups
 
 
-def require_room(memory: Memory, device: str) -> None:
-    """Raise TooLarge where a run would not fit, with what it would take and what there is."""
-    places = [(memory.host_bytes, memory_limit_bytes(), "this machine")]
+def _of_files(stat: Path, names: tuple[str, ...]) -> int:
+    counts = dict(line.split() for line in _text(stat).splitlines())
+    return sum(int(counts.get(name, 0)) for name in names)
+
+
+def _text(path: Path) -> str:
+    """What stands in a file; nothing where there is none."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def require_room(memory: Memory, device: str, *, busy: Callable[[], bool]) -> list[str]:
+    """Raise TooLarge where a run would not fit, with what it would take and what there is.
+
+    `busy`: whether other jobs run. What they take comes back before the run begins, or may: then a sentence says so.
+    """
+    there = memory_limit_bytes()
+    needed = f"this run would take about {memory.host_bytes / 2**30:.1f} GiB"
+    if memory.host_bytes > there:
+        raise TooLarge(f"{needed}, and this machine has {there / 2**30:.1f} GiB", code="would_not_fit")
     if device != "cpu":
-        places.append((memory.card_bytes, torch.cuda.get_device_properties(device).total_memory, device))
-    for needed, there, where in places:
-        if needed > there:
+        on_card = torch.cuda.get_device_properties(device).total_memory
+        if memory.card_bytes > on_card:
             raise TooLarge(
-                f"this run would take about {needed / 2**30:.1f} GiB, and {where} has {there / 2**30:.1f} GiB",
+                f"this run would take about {memory.card_bytes / 2**30:.1f} GiB, "
+                f"and {device} has {on_card / 2**30:.1f} GiB",
                 code="would_not_fit",
             )
+    left = memory_left_bytes()
+    if memory.new_bytes <= left:
+        return []
+    found = f"{needed}, {memory.new_bytes / 2**30:.1f} GiB of it anew, and of this machine's {there / 2**30:.1f} GiB "
+    if busy():
+        return [f"{found}{left / 2**30:.1f} GiB are left while other jobs run"]
+    raise TooLarge(f"{found}{left / 2**30:.1f} GiB are left beside what runs on it", code="would_not_fit")
 
 
 def devices() -> list[dict[str, str | int]]:

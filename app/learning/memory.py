@@ -16,6 +16,7 @@ from app.specs.table import Kind, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationFraction
 
 BASE_BYTES = 340 * 2**20  # a worker's own: Python, torch, and what libraries set up at their first use
+SHARED_BYTES = 300 * 2**20  # of these, what it shares with the process that it was forked from
 CARD_BASE_BYTES = 512 * 2**20  # what a process takes of a card before its first tensor
 MAX_KEPT_BYTES = 256 * 2**20  # the best epoch's weights are kept in memory up to this size, and on disk beyond
 FUSED = ("sgd", "adam", "adamw")  # the others make tensors of a parameter's size on the way to an update
@@ -32,35 +33,46 @@ SCORE_BYTES = 10  # of a row that is judged with two classes: its score and its 
 
 @dataclass(frozen=True)
 class Memory:
-    """The most of it that a run takes at once, on the host and on a card."""
+    """The most of it that a run takes at once, on the host and on a card.
+
+    `lent_bytes`: what of the host's is there before, or goes back to whoever needs it: the fork server's, which a
+    worker shares, and pages of a mapped file.
+    """
 
     host_bytes: int
     card_bytes: int = 0
+    lent_bytes: int = 0
 
     @property
     def num_bytes(self) -> int:
         return self.host_bytes + self.card_bytes
 
+    @property
+    def new_bytes(self) -> int:
+        return self.host_bytes - self.lent_bytes
+
 
 @dataclass(frozen=True)
 class RowsBytes:
     """What a table's rows take beside each other: encoded ones all along; what they are made from, until they are;
-    what is kept of them to learn from; and what their outputs take when they are judged.
+    what is kept of them to learn from; what their outputs take when they are judged; and pages of the mapped file.
     """
 
     encoded: int
     preparing: int
     learning: int
     judging: int
+    mapped: int = 0
 
 
 def run_memory(device: str, learning_bytes: int, rows: RowsBytes) -> Memory:
     """One thing after the other: rows are made ready, then learnt from and judged by turns."""
+    learning, judging = rows.learning + rows.mapped, rows.judging
     if device == "cpu":
-        most = max(rows.preparing, rows.learning + max(learning_bytes, rows.judging))
-        return Memory(BASE_BYTES + rows.encoded + most)
-    host = BASE_BYTES + rows.encoded + max(rows.preparing, rows.learning + rows.judging)
-    return Memory(host, CARD_BASE_BYTES + learning_bytes)
+        judging = max(learning_bytes, judging)
+    host = BASE_BYTES + rows.encoded + max(rows.preparing, learning + judging)
+    on_card = CARD_BASE_BYTES + learning_bytes if device != "cpu" else 0
+    return Memory(host, on_card, SHARED_BYTES + rows.mapped)
 
 
 def network_bytes(spec: TrainingSpec, network: nn.Module, gradient_bytes: int) -> int:
@@ -110,7 +122,7 @@ def rows_bytes(spec: TrainingSpec, table: Table, num_inputs: int, num_outputs: i
     judging = JUDGED_BYTES * min(num_judged * num_outputs, MAX_JUDGED)
     judging += num_judged * SCORE_BYTES if spec.task == "binary" else 0
     if encoded > max_rows_bytes:
-        return RowsBytes(0, known + part, learning + min(encoded, MAPPED_BYTES), judging)
+        return RowsBytes(0, known + part, learning, judging, min(encoded, MAPPED_BYTES))
     stored = num_rows * sum(STORED_BYTES[column.kind] for column in features)
     return RowsBytes(encoded, round(stored) + known + part, learning, judging)
 

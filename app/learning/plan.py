@@ -1,5 +1,6 @@
 """What a run will take, told before anything is allocated: parameters, memory, time, threads, engine, device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -31,16 +32,24 @@ class Plan:
 
 
 def plan(
-    spec: TrainingSpec, table: Table, *, device: str, max_parameters: int, max_rows_bytes: int = 2**62
+    spec: TrainingSpec,
+    table: Table,
+    *,
+    device: str,
+    max_parameters: int,
+    max_rows_bytes: int = 2**62,
+    busy: Callable[[], bool] = lambda: False,
 ) -> tuple[TrainingSpec, Plan, list[str]]:
     """Settle device, engine and threads of a spec that is resolved otherwise, and estimate the rest.
+
+    `busy` tells whether other jobs run, which take memory that they will give back.
 
     Returns:
         The spec, the estimates, and sentences that the user should read.
 
     Raises:
         ShapeMismatch: layers that do not fit together.
-        TooLarge: more than `max_parameters`, or than the memory of this machine or its card.
+        TooLarge: more than `max_parameters`, or than the memory that this machine or its card has, or has left.
         InvalidInput: a device that this machine does not have.
     """
     network, num_inputs = expected_network(spec, table)
@@ -64,7 +73,7 @@ def plan(
     learning = network_bytes(spec, network, gradient.peak_bytes)
     learning += gathered_bytes(batching, num_inputs, CHUNK_SECONDS / cost.eager_seconds)
     memory = run_memory(device, learning, rows_bytes(spec, table, num_inputs, num_outputs, max_rows_bytes))
-    require_room(memory, device)
+    warnings += require_room(memory, device, busy=busy)
     return spec, Plan(num_parameters, memory.num_bytes, batching.steps_per_epoch * seconds), warnings
 
 

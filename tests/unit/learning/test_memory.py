@@ -1,5 +1,6 @@
 """What a run takes of memory, and what there is."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,8 @@ from torch import nn
 from app.errors import TooLarge
 from app.learning import devices
 from app.learning.batches import Batching
-from app.learning.devices import control_group_limits, memory_limit_bytes
-from app.learning.memory import gathered_bytes, part_rows, rows_bytes, run_memory, state_bytes
+from app.learning.devices import ControlGroup, control_groups, memory_left_bytes, memory_limit_bytes, require_room
+from app.learning.memory import Memory, gathered_bytes, part_rows, rows_bytes, run_memory, state_bytes
 from app.learning.optimizers import build_optimizers
 from app.specs.optimization import OptimizerSpec
 from tests.samples import resolved, table_of
@@ -101,12 +102,48 @@ def test_the_limits_of_all_control_groups_count(line: str, folder: str, file: st
         (tmp_path / other).mkdir(parents=True)
         (tmp_path / other / "memory.max").write_text("max\n")
     (tmp_path / folder / file).write_text("123456\n")
-    assert control_group_limits(tmp_path / "cgroup", tmp_path) == [123456]
-    assert control_group_limits(tmp_path / "none", tmp_path) == []
+    assert control_groups(tmp_path / "cgroup", tmp_path) == [ControlGroup(123456, 0)]
+    assert control_groups(tmp_path / "none", tmp_path) == []
 
 
-def test_the_process_has_a_limit() -> None:
-    assert 2**28 < memory_limit_bytes() <= devices.devices()[0]["memory_bytes"]  # type: ignore[operator]
+@pytest.mark.parametrize(
+    ("line", "limit", "usage", "prefix"),
+    [
+        ("0::/a", "a/memory.max", "a/memory.current", ""),
+        ("4:memory:/a", "memory/a/memory.limit_in_bytes", "memory/a/memory.usage_in_bytes", "total_"),
+    ],
+)
+def test_what_a_group_has_taken_is_without_the_pages_of_files(
+    line: str, limit: str, usage: str, prefix: str, tmp_path: Path
+) -> None:
+    (tmp_path / "cgroup").write_text(line)
+    (tmp_path / limit).parent.mkdir(parents=True)
+    (tmp_path / limit).write_text("1000\n")
+    (tmp_path / usage).write_text("700\n")
+    stat = {"anon": 9, "active_file": 0, "inactive_file": 0} | {
+        f"{prefix}active_file": 50,
+        f"{prefix}inactive_file": 25,
+    }
+    lines = "".join(f"{name} {value}\n" for name, value in stat.items())
+    (tmp_path / limit).with_name("memory.stat").write_text(lines)
+    assert control_groups(tmp_path / "cgroup", tmp_path) == [ControlGroup(1000, 625)]
+
+
+def test_the_process_has_a_limit_and_something_left() -> None:
+    assert 2**28 < memory_left_bytes() < memory_limit_bytes() <= devices.devices()[0]["memory_bytes"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("groups", [[], [ControlGroup(8 * GIB, 5 * GIB), ControlGroup(2 * GIB, 0)]])
+def test_what_is_left_is_the_least_of_the_machines_and_the_groups(
+    groups: list[ControlGroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(devices, "MEMINFO", meminfo)
+    monkeypatch.setattr(devices, "control_groups", lambda: groups)
+    meminfo.write_text("MemTotal: 99 kB\nMemAvailable: 1024 kB\n")
+    assert memory_left_bytes() == 2**20
+    meminfo.write_text(f"MemAvailable: {2**32} kB\n")
+    assert memory_left_bytes() == (2 * GIB if groups else memory_limit_bytes())
 
 
 def test_a_run_beyond_the_limit_is_refused_with_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +152,21 @@ def test_a_run_beyond_the_limit_is_refused_with_the_figures(monkeypatch: pytest.
     with pytest.raises(TooLarge, match=r"would take about 1\.\d GiB, and this machine has 1\.0 GiB") as caught:
         planned(network={"hidden_features": [10_000, 10_000]}, optimizer={"type": "adamw"}, max_parameters=10**9)
     assert caught.value.code == "would_not_fit"
+
+
+def test_a_run_beyond_what_is_left_is_refused_or_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs beside it stays; what other jobs take comes back."""
+    needed = Memory(2 * GIB, lent_bytes=GIB // 2)
+    monkeypatch.setattr(devices, "memory_limit_bytes", lambda: 4 * GIB)
+    monkeypatch.setattr(devices, "memory_left_bytes", lambda: 3 * GIB // 2)
+    assert require_room(needed, "cpu", busy=lambda: False) == []
+    monkeypatch.setattr(devices, "memory_left_bytes", lambda: GIB)
+    figures = r"about 2\.0 GiB, 1\.5 GiB of it anew, and of this machine's 4\.0 GiB 1\.0 GiB are left"
+    with pytest.raises(TooLarge, match=f"{figures} beside what runs on it") as caught:
+        require_room(needed, "cpu", busy=lambda: False)
+    assert caught.value.code == "would_not_fit"
+    [warning] = require_room(needed, "cpu", busy=lambda: True)
+    assert re.search(f"{figures} while other jobs run", warning)
 
 
 def test_so_is_a_run_beyond_a_cards_memory(monkeypatch: pytest.MonkeyPatch) -> None:
