@@ -29,14 +29,21 @@ def _edited(content: bytes, place: int, patch: bytes, kind: str) -> bytes:
     return content[:place] + patch + content[place + (len(patch) if kind == "over" else 0) :]
 
 
-@st.composite
-def mutated(draw: st.DrawFn, contents: list[bytes]) -> bytes:
-    """One of the contents with some places changed, cut off, left out or put in."""
-    content = draw(st.sampled_from(contents))
-    kinds = st.sampled_from(["over", "over", "over", "into", "drop", "twice", "cut"])
-    for kind in draw(st.lists(kinds, min_size=1, max_size=5)):
-        content = _edited(content, draw(st.integers(0, 2**16)), draw(_patches), kind)
+_edits = st.tuples(
+    st.integers(0, 2**16), _patches, st.sampled_from(["over", "over", "over", "into", "drop", "twice", "cut"])
+)
+
+
+def _mutate(chosen: tuple[bytes, list[tuple[int, bytes, str]]]) -> bytes:
+    content, edits = chosen
+    for place, patch, kind in edits:
+        content = _edited(content, place, patch, kind)
     return content
+
+
+def mutated(contents: list[bytes]) -> st.SearchStrategy[bytes]:
+    """One of the contents with some places changed, cut off, left out or put in."""
+    return st.tuples(st.sampled_from(contents), st.lists(_edits, min_size=1, max_size=5)).map(_mutate)
 
 
 numbers = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)

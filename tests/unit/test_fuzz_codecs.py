@@ -271,21 +271,23 @@ def test_compressed_bodies(body: bytes, encoding: str) -> None:
 # ---- versions
 
 
-@pytest.fixture(scope="module")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    root = tmp_path_factory.mktemp("archives")
-    publish(root, "m", MODELS["columns"])
+def packed() -> list[bytes]:
+    """A version as it travels: tar, gzip of it, zip."""
     tar, zipped = io.BytesIO(), io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w") as archive, zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as other:
-        for path in (root / "m" / "1").iterdir():
-            archive.add(path, path.name)
-            other.write(path, path.name)
+    with folder() as root:
+        publish(root, "m", MODELS["columns"])
+        with (
+            tarfile.open(fileobj=tar, mode="w") as archive,
+            zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as other,
+        ):
+            for path in sorted((root / "m" / "1").iterdir()):
+                archive.add(path, path.name)
+                other.write(path, path.name)
     return [tar.getvalue(), gzip.compress(tar.getvalue()), zipped.getvalue()]
 
 
-@given(data=st.data())
-def test_archives_of_versions(archives: list[bytes], data: st.DataObject) -> None:
-    body = data.draw(mutated(archives))
+@given(mutated(packed()))
+def test_archives_of_versions(body: bytes) -> None:
     with folder() as place:
         target = place / "unpacked"
         target.mkdir()
@@ -300,16 +302,17 @@ def test_archives_of_versions(archives: list[bytes], data: st.DataObject) -> Non
         assert sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) < 3 * LIMIT
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    write_tensors(path, MODELS["columns"].export()[0], {"position": "{}"})
-    return path.read_bytes()
+def weights() -> bytes:
+    with folder() as place:
+        write_tensors(place / "model.safetensors", MODELS["columns"].export()[0], {"position": "{}"})
+        return (place / "model.safetensors").read_bytes()
 
 
-@given(data=st.data())
-def test_weights(weights: bytes, data: st.DataObject) -> None:
-    body = data.draw(mutated([weights, weights[:400]]))
+WEIGHTS = weights()
+
+
+@given(mutated([WEIGHTS, WEIGHTS[:400]]))
+def test_weights(body: bytes) -> None:
     with folder() as place:
         (place / "model.safetensors").write_bytes(body)
         found = told(lambda: read_tensors(place / "model.safetensors"), SafetensorError)
