@@ -7,8 +7,9 @@ from typing import Any
 import polars as pl
 
 from app.learning.model import Model
-from app.storage.models import ModelStore, write_version
+from app.storage.models import ModelStore
 from app.storage.tensors import write_tensors
+from app.storage.version import write_version
 from tests.samples import untrained
 
 ROWS = 60

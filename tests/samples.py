@@ -11,9 +11,10 @@ from app.learning.prepare import Prepared, prepare
 from app.specs.resolve import resolve, signature_of
 from app.specs.table import Table
 from app.specs.training import TrainingSpec
-from app.storage.models import ModelStore, write_version
+from app.storage.models import ModelStore
 from app.storage.profile import profile_table
 from app.storage.tensors import write_tensors
+from app.storage.version import write_version
 
 DIGEST = f"sha256:{'0' * 64}"
 

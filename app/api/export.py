@@ -11,7 +11,7 @@ from app.api.services import Deps
 from app.serving.onnx_export import export_onnx
 from app.serving.served_model import ServedModel
 from app.specs.base import Name
-from app.storage.models import Version
+from app.storage.version import Version
 
 router = APIRouter(prefix="/models/{name}/versions/{version}", tags=["models"])
 

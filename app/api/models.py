@@ -16,7 +16,7 @@ from app.api.services import Deps
 from app.errors import CorruptVersion, ModelNotFound
 from app.specs.alias import Alias, Canary, Shadow
 from app.specs.base import Name
-from app.storage.models import Version
+from app.storage.version import Version
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=JsonRoute)
 read, write = [Depends(require("read"))], [Depends(require("train"))]

@@ -16,7 +16,8 @@ from app.api.services import Deps, Services
 from app.errors import Conflict, InvalidInput
 from app.serving.served_model import ServedModel
 from app.specs.base import Name
-from app.storage.models import UPLOAD, Version
+from app.storage.models import UPLOAD
+from app.storage.version import Version
 from app.storage.version_archive import pack_version, read_unpacked, unpack_version
 
 router = APIRouter(prefix="/models/{name}/versions", tags=["models"])

@@ -33,9 +33,10 @@ from app.specs.training import TrainingSpec, ValidationDataset, ValidationFolds
 from app.storage.checkpoints import ROWS, Checkpoints
 from app.storage.datasets import read_facts, table_path
 from app.storage.matrices import map_matrix, write_matrix
-from app.storage.models import ModelStore, write_version
+from app.storage.models import ModelStore
 from app.storage.tables import TableParts, read_table
 from app.storage.tensors import write_tensors
+from app.storage.version import write_version
 
 torch.manual_seed(0)  # what torch looks up at its first use is looked up before the fork, too
 torch.nn.Linear(1, 1, device="meta")(torch.empty(1, 1, device="meta"))

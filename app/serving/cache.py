@@ -15,7 +15,8 @@ from app.errors import CorruptVersion, VersionNotFound
 from app.serving.served_model import ServedModel
 from app.storage.counters import Counters
 from app.storage.files import stamp_of
-from app.storage.models import FILES, ModelStore
+from app.storage.models import ModelStore
+from app.storage.version import FILES
 
 MEMORY = "gradserve_model_memory_bytes"
 FAULT_SECONDS = 10.0  # before a broken version whose files look the same is read again

@@ -16,7 +16,7 @@ from app.learning.model import Model
 from app.learning.rows import Rows
 from app.serving.dense import Dense
 from app.serving.signature import unknown_rows
-from app.storage.models import Version
+from app.storage.version import Version
 
 Answer = dict[str, Any]
 

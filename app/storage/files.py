@@ -33,6 +33,16 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     sync_folder(path.parent)
 
 
+def is_folder(path: Path) -> bool:
+    """A folder itself, not a link to one, which could lead anywhere."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def is_file(path: Path) -> bool:
+    """A plain file itself: no link, and no pipe that would make whoever reads it wait forever."""
+    return path.is_file() and not path.is_symlink()
+
+
 def stamp_of(path: Path) -> tuple[int, int, int] | None:
     """Another one whenever the file is another; None while there is none."""
     try:

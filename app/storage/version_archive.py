@@ -20,7 +20,7 @@ import orjson
 from app.errors import CorruptVersion, InvalidInput, TooLarge, Unparseable
 from app.storage.files import digest_of, sync_folder
 from app.storage.formats import gunzip
-from app.storage.models import CONFIG_DIGEST, FILES, Version, check_config, digest_of_config
+from app.storage.version import CONFIG_DIGEST, FILES, Version, check_config, digest_of_config
 
 MAX_ENTRIES = 16
 MAX_GULP_BYTES = 2**20  # the most that an entry's header may make us read at once

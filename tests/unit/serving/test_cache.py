@@ -17,7 +17,8 @@ from app.serving.cache import MEMORY, ModelCache
 from app.serving.served_model import ServedModel
 from app.specs.alias import Alias
 from app.storage.counters import Counters
-from app.storage.models import ModelStore, Version
+from app.storage.models import ModelStore
+from app.storage.version import Version
 from tests.logs import logged_by
 from tests.samples import publish, untrained
 

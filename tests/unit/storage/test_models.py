@@ -21,8 +21,9 @@ from app.errors import (
     VersionNotFound,
 )
 from app.specs.alias import Alias, Canary, Shadow
-from app.storage.models import FILES, FORMAT_VERSION, ModelStore, write_version
+from app.storage.models import ModelStore
 from app.storage.tensors import write_tensors
+from app.storage.version import FILES, FORMAT_VERSION, write_version
 from tests.logs import logged_by
 
 

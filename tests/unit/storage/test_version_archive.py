@@ -15,7 +15,8 @@ import pytest
 
 from app.errors import GradserveError, InvalidInput, TooLarge, Unparseable
 from app.storage.files import digest_of
-from app.storage.models import FILES, ModelStore, write_version
+from app.storage.models import ModelStore
+from app.storage.version import FILES, write_version
 from app.storage.version_archive import pack_version, read_unpacked, unpack_version
 
 GOOD = {file: f"content of {file}".encode() for file in FILES}
