@@ -17,9 +17,12 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from app.settings import Settings
+from app.specs.descent import DescentSpec, StopSpec
 from app.specs.layers import LAYER_SPECS
+from app.specs.losses import LOSS_SPECS
 from app.specs.network import DenseNetwork, InitSpec
-from app.specs.optimization import LOSS_SPECS, OPTIMIZER_SPECS, SCHEDULE_SPECS, DescentSpec, StopSpec
+from app.specs.optimizers import OPTIMIZER_SPECS
+from app.specs.schedules import SCHEDULE_SPECS
 from app.specs.training import (
     FeaturesSpec,
     TrainingSpec,

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from app.specs.optimization import DescentSpec
+from app.specs.descent import DescentSpec
 
 
 @dataclass(frozen=True)

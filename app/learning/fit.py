@@ -18,7 +18,7 @@ from app.learning.losses import LossFunction
 from app.learning.rows import Rows
 from app.learning.schedules import Span, learning_rate_at
 from app.learning.steps import Engine
-from app.specs.optimization import ConstantSchedule, PlateauSchedule
+from app.specs.schedules import ConstantSchedule, PlateauSchedule
 from app.specs.training import TrainingSpec
 
 MORE_IS_BETTER = {"accuracy", "f1_macro", "roc_auc", "exact_match", "r2"}

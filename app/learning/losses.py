@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from app.learning.shortcuts import mse_loss
-from app.specs import optimization as specs
+from app.specs import losses as specs
 from app.specs.base import Spec
 
 LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]

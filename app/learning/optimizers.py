@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.specs import optimization as specs
+from app.specs import optimizers as specs
 from app.specs.base import Spec
 
 Optimizers = list[torch.optim.Optimizer]

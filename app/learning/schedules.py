@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from app.specs import optimization as specs
+from app.specs import schedules as specs
 from app.specs.base import Spec
 
 

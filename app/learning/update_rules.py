@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from app.specs import optimization as specs
+from app.specs import optimizers as specs
 from app.specs.base import Spec
 
 Scalars = dict[str, Tensor]

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from app.errors import Fault, InvalidInput, UnknownColumn
 from app.specs.layers import BatchNorm, Dropout, EmbeddingLayer, Initializer, Layer, LayerNorm, Linear
+from app.specs.losses import AutoLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, LossSpec, PlainLoss
 from app.specs.network import MAX_DEPTH, MAX_LAYERS, DenseNetwork, LayeredNetwork
-from app.specs.optimization import AutoLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, LossSpec, PlainLoss
 from app.specs.table import Column, ColumnProfile, Signature, StoredData, Table, Task
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 

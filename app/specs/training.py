@@ -5,17 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from app.specs.base import Items, Name, NonNegativeInt, PositiveInt, Spec
+from app.specs.descent import DescentSpec, StopSpec
+from app.specs.losses import AutoLoss, LossSpec
 from app.specs.network import DenseNetwork, InitSpec, NetworkSpec
-from app.specs.optimization import (
-    AdamW,
-    AutoLoss,
-    ConstantSchedule,
-    DescentSpec,
-    LossSpec,
-    OptimizerSpec,
-    ScheduleSpec,
-    StopSpec,
-)
+from app.specs.optimizers import AdamW, OptimizerSpec
+from app.specs.schedules import ConstantSchedule, ScheduleSpec
 from app.specs.table import DataSpec, Digest, Task
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.specs import optimization as specs
+from app.specs import optimizers as specs
 from tests.unit.learning.cases import (
     Case,
     assert_close,

@@ -16,10 +16,11 @@ from app.learning.rows import Rows
 from app.learning.run_tensors import Loop, RunTensors
 from app.learning.step_graph import StepTensors, trace_loop, trace_step
 from app.learning.steps import EagerSteps
-from app.specs import optimization as specs
+from app.specs import losses as loss_specs
+from app.specs import optimizers as optimizer_specs
 
 NUM_ROWS, ROWS_PER_STEP = 70, 8  # eight whole steps, and one of six rows
-MSE = build_loss(specs.PlainLoss(type="mse"))
+MSE = build_loss(loss_specs.PlainLoss(type="mse"))
 RATES = [0.01 * (1 + step % 5) for step in range(100)]
 CPU = torch.device("cpu")
 
@@ -75,7 +76,7 @@ class Case:
         ema_decay: float | None = None,
         device: torch.device = CPU,
     ) -> None:
-        self.network, self.optimizer = network.to(device), optimizer or specs.SGD()
+        self.network, self.optimizer = network.to(device), optimizer or optimizer_specs.SGD()
         self.rows, self.device = (rows or some_rows()).to(device), device
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizers = build_optimizers(self.optimizer, trained)
@@ -124,9 +125,15 @@ def assert_identical(found: Case, expected: Case) -> None:
 
 def case_of_everything(device: torch.device = CPU) -> Case:
     rows = some_rows(classes=3, weighted=True)
-    loss = build_loss(specs.CrossEntropyLoss())
+    loss = build_loss(loss_specs.CrossEntropyLoss())
     return build(
-        everything, optimizer=specs.AdamW(), loss=loss, rows=rows, max_grad_norm=1.0, ema_decay=0.9, device=device
+        everything,
+        optimizer=optimizer_specs.AdamW(),
+        loss=loss,
+        rows=rows,
+        max_grad_norm=1.0,
+        ema_decay=0.9,
+        device=device,
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from app.learning.batches import Batching, epoch_order, plan_batches
 from app.learning.rows import Rows
 from app.learning.steps import EagerSteps
-from app.specs.optimization import DescentSpec
+from app.specs.descent import DescentSpec
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from torch import nn
 from app.learning.chain import ACTIVATIONS, Chain, chained
 from app.learning.losses import build_loss
 from app.learning.rows import Rows
-from app.specs import optimization as specs
+from app.specs import losses as specs
 from tests.unit.learning.runs import session
 
 

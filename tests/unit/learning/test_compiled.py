@@ -15,7 +15,8 @@ from app.learning.losses import build_loss
 from app.learning.rows import Rows
 from app.learning.run_tensors import Loop, RunTensors
 from app.learning.update_rules import UPDATE_RULES
-from app.specs import optimization as specs
+from app.specs import losses as loss_specs
+from app.specs import optimizers as optimizer_specs
 from app.specs.table import StoredData
 from app.specs.training import TrainingSpec
 from tests.unit.learning.cases import (
@@ -74,29 +75,29 @@ def train_with(make_loop: Callable[[RunTensors], Loop], case: Case, num_steps: i
 
 
 OPTIMIZERS = [
-    specs.SGD(momentum=0.9, nesterov=True, weight_decay=0.01),
-    specs.SGD(momentum=0.9, dampening=0.5),
-    specs.Adam(amsgrad=True, weight_decay=0.01),
-    specs.AdamW(),
-    specs.RMSprop(centered=True, momentum=0.5),
-    specs.Adagrad(learning_rate_decay=0.1, initial_accumulator_value=0.1),
-    specs.Adadelta(),
-    specs.NAdam(),
-    specs.RAdam(),
-    specs.Adamax(),
+    optimizer_specs.SGD(momentum=0.9, nesterov=True, weight_decay=0.01),
+    optimizer_specs.SGD(momentum=0.9, dampening=0.5),
+    optimizer_specs.Adam(amsgrad=True, weight_decay=0.01),
+    optimizer_specs.AdamW(),
+    optimizer_specs.RMSprop(centered=True, momentum=0.5),
+    optimizer_specs.Adagrad(learning_rate_decay=0.1, initial_accumulator_value=0.1),
+    optimizer_specs.Adadelta(),
+    optimizer_specs.NAdam(),
+    optimizer_specs.RAdam(),
+    optimizer_specs.Adamax(),
 ]
 LOSSES = [
-    *(specs.PlainLoss(type=name) for name in ("mse", "mae", "log_cosh", "poisson_nll")),
-    specs.HuberLoss(delta=0.2),
-    specs.QuantileLoss(quantile=0.2),
-    specs.CrossEntropyLoss(label_smoothing=0.1),
-    specs.BinaryCrossEntropyLoss(),
+    *(loss_specs.PlainLoss(type=name) for name in ("mse", "mae", "log_cosh", "poisson_nll")),
+    loss_specs.HuberLoss(delta=0.2),
+    loss_specs.QuantileLoss(quantile=0.2),
+    loss_specs.CrossEntropyLoss(label_smoothing=0.1),
+    loss_specs.BinaryCrossEntropyLoss(),
 ]
 
 
 def test_tables_have_every_rule_and_loss() -> None:
     assert {type(spec) for spec in OPTIMIZERS} == set(UPDATE_RULES)
-    assert {type(spec) for spec in LOSSES} == set(specs.LOSS_SPECS) - {specs.AutoLoss}
+    assert {type(spec) for spec in LOSSES} == set(loss_specs.LOSS_SPECS) - {loss_specs.AutoLoss}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda spec: spec.type)
@@ -168,7 +169,7 @@ def test_killed_and_resumed_is_undisturbed_bit_for_bit(make: Any, at_once: int, 
 
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_dropout_draws_other_masks_in_every_step(at_once: int, folder: Path) -> None:
-    case = build(with_dropout, optimizer=specs.SGD(learning_rate=1e-9))
+    case = build(with_dropout, optimizer=optimizer_specs.SGD(learning_rate=1e-9))
     inputs, targets = torch.ones(NUM_ROWS, 6), torch.zeros(NUM_ROWS, 1)
     case.rows = Rows(inputs, targets)
     engine = case.compiled(folder)
@@ -249,7 +250,7 @@ def test_a_network_that_can_not_be_traced_stays_eager(folder: Path) -> None:
         ({"device": "cuda:0"}, everything(), None),
         ({"precision": "bfloat16"}, mlp(), "float32"),
         ({"mixup": 0.2}, mlp(), "mixup"),
-        ({"optimizer": specs.Muon()}, mlp(), "muon"),
+        ({"optimizer": optimizer_specs.Muon()}, mlp(), "muon"),
         ({"num_threads": 2}, everything(), "embeddings"),
         ({}, mlp(nn.GRU(8, 8)), "recurrent"),
         ({}, mlp(nn.Linear(8, 3_000_000, device="meta")), "large"),

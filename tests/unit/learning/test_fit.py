@@ -13,7 +13,8 @@ from torch import nn
 from app.errors import Diverged
 from app.learning.evaluate import Judgement, mean_loss
 from app.learning.fit import State, _track_best, fit
-from app.specs.optimization import ConstantSchedule, StopSpec
+from app.specs.descent import StopSpec
+from app.specs.schedules import ConstantSchedule
 from tests.unit.learning.runs import (
     FRAME,
     SlowClock,

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from app.learning.losses import LINKS, LOSSES, PLAIN, build_loss
-from app.specs.optimization import LOSS_SPECS, AutoLoss, LossSpec, PlainLoss
+from app.specs.losses import LOSS_SPECS, AutoLoss, LossSpec, PlainLoss
 from app.specs.resolve import TASKS_OF_LOSS
 
 Reference = Callable[[Tensor, Tensor], Tensor]

@@ -17,7 +17,7 @@ from app.learning.batches import Batching
 from app.learning.devices import ControlGroup, control_groups, memory_left_bytes, memory_limit_bytes, require_room
 from app.learning.memory import Memory, gathered_bytes, part_rows, rows_bytes, run_memory, state_bytes
 from app.learning.optimizers import build_optimizers
-from app.specs.optimization import OptimizerSpec
+from app.specs.optimizers import OptimizerSpec
 from tests.samples import resolved, table_of
 from tests.unit.learning.test_model import planned
 from tests.unit.learning.test_optimizers import TABLE

@@ -20,7 +20,7 @@ from app.learning.model import Model
 from app.learning.network import count_parameters
 from app.learning.plan import plan
 from app.learning.rows import Rows
-from app.specs.optimization import PlainLoss
+from app.specs.losses import PlainLoss
 from app.storage.tensors import read_tensors, write_tensors
 from tests.samples import posted, prepared, resolved, table_of, untrained
 

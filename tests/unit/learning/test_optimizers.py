@@ -17,7 +17,7 @@ from app.learning.optimizers import (
     load_state,
     set_learning_rate,
 )
-from app.specs.optimization import OPTIMIZER_SPECS, SGD, OptimizerSpec, RMSprop
+from app.specs.optimizers import OPTIMIZER_SPECS, SGD, OptimizerSpec, RMSprop
 from app.storage.tensors import read_tensors, write_tensors
 
 Reference = Callable[[list[Tensor]], list[torch.optim.Optimizer]]

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from torch.optim import lr_scheduler
 
 from app.learning.schedules import SCHEDULES, Span, learning_rate_at
-from app.specs.optimization import SCHEDULE_SPECS, ScheduleSpec
+from app.specs.schedules import SCHEDULE_SPECS, ScheduleSpec
 
 BASE = 0.5
 SPAN = Span(steps_per_epoch=4, num_steps=20)

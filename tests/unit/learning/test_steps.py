@@ -13,7 +13,8 @@ from app.learning.losses import LossFunction, build_loss
 from app.learning.optimizers import build_optimizers
 from app.learning.rows import Rows
 from app.learning.steps import EagerSteps
-from app.specs.optimization import SGD, CrossEntropyLoss, PlainLoss
+from app.specs.losses import CrossEntropyLoss, PlainLoss
+from app.specs.optimizers import SGD
 
 NUM_ROWS = 23
 MSE, CROSS_ENTROPY = build_loss(PlainLoss(type="mse")), build_loss(CrossEntropyLoss())

@@ -10,7 +10,7 @@ import torch
 
 from app.errors import BadData
 from app.learning.targets import Labels, Targets, class_chances, class_weights, values_of
-from app.specs.optimization import CrossEntropyLoss
+from app.specs.losses import CrossEntropyLoss
 from app.specs.resolve import signature_of
 from app.specs.table import Signature
 from app.storage.tensors import read_tensors, write_tensors

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from app.learning.optimizers import build_optimizers, set_learning_rate
 from app.learning.update_rules import UPDATE_RULES
-from app.specs import optimization as specs
+from app.specs import optimizers as specs
 from app.specs.base import Spec
 
 NUM_STEPS = 9
