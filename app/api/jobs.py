@@ -29,7 +29,9 @@ JobId = Annotated[str, Path(examples=["019aaf3bd1c87bb1a4c9f5e2d3a60718"])]
 
 
 class Progress(BaseModel):
-    """How far a run is. `fraction` is that of the nearest known end; `num_epochs` is null where there is no limit."""
+    """How far a run is. `fraction` is that of the nearest known end, and moves with the steps; `num_epochs` is null
+    where there is no limit.
+    """
 
     model_config = ConfigDict(extra="allow")
 

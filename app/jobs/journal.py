@@ -94,10 +94,11 @@ class Journal:
         return {key: row[key] for key in ("train_loss", "val_loss") if row[key] is not None}
 
     def progress(self) -> dict[str, Any]:
-        """How far, by the nearest of the ends that are known."""
+        """How far, by the nearest of the ends that are known; within an epoch, by its steps."""
         state, stop = self.session.state, self.session.spec.stop
+        epochs = state.epoch + state.step_in_epoch / self.session.batching.steps_per_epoch
         parts = [
-            state.epoch / stop.max_epochs if stop.max_epochs else 0.0,
+            epochs / stop.max_epochs if stop.max_epochs else 0.0,
             state.step / stop.max_steps if stop.max_steps else 0.0,
             state.elapsed_seconds / stop.max_seconds if stop.max_seconds else 0.0,
         ]
