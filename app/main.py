@@ -53,8 +53,9 @@ from app.api.services import Services
 from app.errors import GradserveError
 from app.jobs.feed import EventFeed, ended_by_signals
 from app.jobs.queue import JobQueue
+from app.jobs.reconciler import Rules
 from app.jobs.retention import Keep, Retention
-from app.jobs.supervisor import ELECTION_SECONDS, Rules, Supervisor
+from app.jobs.supervisor import ELECTION_SECONDS, Supervisor
 from app.learning.devices import resolve_device, usable_cores
 from app.serving.batcher import Limits
 from app.serving.cache import ModelCache

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from app.jobs.queue import JobQueue
-from app.jobs.supervisor import Rules, Supervisor
+from app.jobs.reconciler import Rules
+from app.jobs.supervisor import Supervisor
 from app.storage.counters import Counters
 from app.storage.database import Database
 from app.storage.models import ModelStore

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import Connection
 
 from app.jobs import fleet as fleet_module
+from app.jobs import reconciler as reconciler_module
 from app.jobs import supervisor as supervisor_module
 from app.jobs.queue import JobQueue
 from app.jobs.supervisor import Supervisor
@@ -172,7 +173,7 @@ def test_cancel(queue: JobQueue, models: ModelStore, start: Start, gate: Gate, t
 def test_a_worker_that_ignores_a_cancel_is_ended(
     queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "CANCEL_SECONDS", 0.1)
+    monkeypatch.setattr(reconciler_module, "CANCEL_SECONDS", 0.1)
     start()
     job = queue.submit({"deaf": True, "gate": str(gate.path)}, "m")
     ((pid, _),) = until(lambda: starts(tmp_path, job))
@@ -335,7 +336,7 @@ def test_a_worker_is_not_blamed_for_time_in_which_nobody_listened(
     queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a container is paused, or a disk hangs, for longer than a worker may be silent."""
-    monkeypatch.setattr(supervisor_module, "DEAF_SECONDS", 0.1)
+    monkeypatch.setattr(reconciler_module, "DEAF_SECONDS", 0.1)
     start(worker_timeout_seconds=3)
     job = queue.submit({"epochs": 2, "gate": str(gate.path)}, "m")
     gate.open(1)
@@ -609,7 +610,7 @@ def test_a_job_that_cannot_be_attended_to_holds_up_no_other(
 def test_a_job_that_is_cancelled_while_it_is_paused_leaves_nothing(
     queue: JobQueue, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(reconciler_module, "SWEEP_SECONDS", 0.05)
     job = queue.submit({}, "m")
     queue.pause(job.id)
     folder = tmp_path / "data" / "jobs" / job.id
@@ -674,8 +675,8 @@ def test_a_queue_waits_for_no_clock(queue: JobQueue, start: Start, monkeypatch: 
     """What happens, a job that ends or is submitted, is what moves it on; looking from time to time is a precaution."""
     start()
     ended(queue, queue.submit({}, "m"))
-    monkeypatch.setattr(supervisor_module, "POLL_SECONDS", 3600.0)
-    monkeypatch.setattr(supervisor_module, "RECONCILE_SECONDS", 3600.0)
+    monkeypatch.setattr(reconciler_module, "POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(reconciler_module, "RECONCILE_SECONDS", 3600.0)
     for _ in range(20):
         queue.submit({}, "m")
     until(lambda: queue.counts()["succeeded"] == 21)
