@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from typing import Annotated
 
 import typer
 
@@ -16,6 +17,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+OF_THIS_MACHINE = {"serve", "health", "backup", "restore", "keys"}
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    url: Annotated[str | None, typer.Option(help="Where the service is; may also stand after the command.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Key, where the service wants one; likewise.")] = None,
+) -> None:
+    if (url or api_key) and context.invoked_subcommand in OF_THIS_MACHINE:
+        raise typer.BadParameter(f"{context.invoked_subcommand} works on this machine: no --url or --api-key")
+
+
 for command in (serve, health, backup, restore, train, predict):
     app.command()(command)
 app.add_typer(jobs, name="jobs")

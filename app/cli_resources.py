@@ -17,8 +17,21 @@ jobs = typer.Typer(help="Training runs: list, show, follow, stop.", no_args_is_h
 models = typer.Typer(help="Trained models and their versions.", no_args_is_help=True)
 datasets = typer.Typer(help="Tables that the service keeps.", no_args_is_help=True)
 URL = "http://127.0.0.1:8000"
-Url = Annotated[str, typer.Option(envvar="GRADSERVE_URL", help="Where the service is.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="GRADSERVE_API_KEY", help="Key, where the service wants one.")]
+
+
+def _or_before(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """An option that stands before the command, where it does not stand after it."""
+    assert parameter.name
+    source = context.get_parameter_source(parameter.name)
+    before: str | None = context.find_root().params.get(parameter.name)
+    return value if before is None or (source and source.name == "COMMANDLINE") else before
+
+
+Url = Annotated[str, typer.Option(envvar="GRADSERVE_URL", callback=_or_before, help="Where the service is.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="GRADSERVE_API_KEY", callback=_or_before, help="Key, where the service wants one."),
+]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
 
 

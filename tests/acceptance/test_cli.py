@@ -21,7 +21,7 @@ from polars.testing import assert_frame_equal
 
 from app.cli import main
 from app.client import Client
-from scripts.service import Service
+from scripts.service import Service, free_port
 from tests.published import COLUMNS, FEATURES, columns_model, numbers_model, publish
 from tests.waiting import until
 
@@ -170,6 +170,30 @@ def test_versions_travel_and_aliases_point_at_them(cli: Cli, service: Service, t
     assert "no alias 'live'" in cli("models", "alias", "cli-moved", "live", status=1)
     cli("models", "export", "cli-moved", str(tmp_path / "moved.onnx"))
     assert (tmp_path / "moved.onnx").stat().st_size > 1000
+
+
+def test_where_the_service_is_may_stand_before_the_command(
+    start_service: Callable[..., Service], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands after it counts more, and both count more than the environment."""
+    service = start_service(GRADSERVE_API_KEYS="secret:admin")
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("GRADSERVE_URL", nowhere)
+    monkeypatch.setenv("GRADSERVE_API_KEY", "of the environment")
+    for arguments in (
+        ("--url", service.url, "--api-key", "secret", "models", "list"),
+        ("--url", nowhere, "--api-key", "wrong", "models", "list", "--url", service.url, "--api-key", "secret"),
+        ("--url", service.url, "jobs", "list", "--api-key", "secret"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(list(arguments))
+        assert (end.value.code, capsys.readouterr().err) == (0, ""), arguments
+    with pytest.raises(SystemExit, match="1"):
+        main(["--url", service.url, "predict", "m", "--row", "[1]"])
+    assert "--api-key" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["--url", service.url, "keys", "list"])
+    assert "keys works on this machine" in capsys.readouterr().err
 
 
 def test_datasets(cli: Cli, tmp_path: Path) -> None:
