@@ -3,9 +3,8 @@
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -45,7 +44,7 @@ def train(
         optimizer = optimizer or "adamw"
     options = {
         "task": task,
-        "network.hidden_features": None if hidden is None else [int(width) for width in hidden.split(",") if width],
+        "network.hidden_features": None if hidden is None else _widths(hidden),
         "optimizer.type": optimizer,
         "optimizer.learning_rate": learning_rate,
         "descent.batch_size": batch_size,
@@ -53,9 +52,9 @@ def train(
         "stop.patience": patience,
         "seed": seed,
     }
-    for path, value in [*options.items(), *map(_assignment, set_)]:
-        if value is not None or path not in options:
-            _put(body, path, value)
+    given = [(path, value) for path, value in options.items() if value is not None]
+    for path, value in [*given, *map(_assignment, set_)]:
+        _put(body, path, value)
     with connect(url, api_key) as client:
         client.upload_dataset(name, file)
         job = client.submit(body)
@@ -63,6 +62,13 @@ def train(
             typer.echo(f"Job {job['id']} is {job['state']}; follow it with: gradserve jobs events {job['id']}")
         else:
             _follow(client, job)
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        return [int(width) for width in text.split(",") if width]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not widths, as in 64,64", param_hint="--hidden") from error
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -148,10 +154,23 @@ def _json_row(text: str) -> Any:
 
 
 def _write(parts: "Iterator[DataFrame]", output: Path | None) -> None:
+    """What is in the file stays there until all is written that takes its place; it may be the one that is read."""
+    if output is None:
+        _write_rows(parts, sys.stdout)
+        return
+    unfinished = output.with_name(f"{output.name}.part")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="") as target:
+            num_rows = _write_rows(parts, target)
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    typer.echo(f"{num_rows} rows written to {output}")
+
+
+def _write_rows(parts: "Iterator[DataFrame]", target: TextIO) -> int:
     num_rows = 0
-    with output.open("w") if output else nullcontext(sys.stdout) as target:
-        for part in parts:
-            target.write(part.write_csv(include_header=not num_rows))
-            num_rows += part.height
-    if output:
-        typer.echo(f"{num_rows} rows written to {output}")
+    for part in parts:
+        target.write(part.write_csv(include_header=not num_rows))
+        num_rows += part.height
+    return num_rows

@@ -23,7 +23,9 @@ def serve(
     host: Annotated[
         str | None, typer.Option(help="Address to listen on (default: GRADSERVE_HOST or 127.0.0.1)")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on (default: GRADSERVE_PORT or 8000)")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on (default: GRADSERVE_PORT or 8000)")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="API processes.")] = 1,
 ) -> None:
     """Start the service. Settings are GRADSERVE_… environment variables: see docs/settings.md."""

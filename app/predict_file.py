@@ -1,7 +1,7 @@
 """A file of rows to the same rows with predictions beside them. Files may be of any size: a part is held at a time."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -38,12 +38,17 @@ def predict_file(
             )
         write_arrow_file(stream, answer)
         predicted = pl.scan_ipc(answer, glob=False)
-        taken = set(predicted.collect_schema().names()) & set(rows.names)
-        predicted = predicted.rename({column: f"{column}_" for column in taken})
+        predicted = predicted.rename({name: _free(name, rows.names) for name in predicted.collect_schema().names()})
         start = 0
         for part in rows.parts:
             yield pl.concat([part, predicted.slice(start, part.height).collect()], how="horizontal")
             start += part.height
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _open(file: Path, folder: Path) -> tuple[Path, str, RowStream]:

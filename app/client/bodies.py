@@ -1,6 +1,8 @@
 """What requests carry: JSON with arrays and frames in it, files, folders, frames."""
 
+import os
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,23 @@ def json_body(value: Json) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What orjson doesn't know, as something that it does: frames, tensors, series, …"""
+    """What orjson doesn't know, as something that it does: frames, tensors, series, pandas' times, …
+
+    Raises:
+        TypeError: which orjson turns into one that names the type.
+    """
     if is_frame(value):
         return polars_frame(value).to_dicts()
-    for method in ("tolist", "to_list"):
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None  # how pandas says that a value is missing
+    for method in ("tolist", "to_list", "isoformat"):
         if hasattr(value, method):
             return getattr(value, method)()
-    return str(value)
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError
 
 
 def body_of(source: Any) -> tuple[bytes | Iterable[bytes], dict[str, str]]:

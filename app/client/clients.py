@@ -8,6 +8,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from app.client.calls import Calls
+from app.client.errors import ClientError
 from app.client.transport import AsyncTransport, BlockingTransport
 
 P = ParamSpec("P")
@@ -17,7 +18,15 @@ URL = "http://127.0.0.1:8000"
 
 
 def _options(base_url: str, api_key: str | None) -> dict[str, Any]:
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    """Raises ClientError: what can be no address, or no key."""
+    try:
+        httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise ClientError(f"{base_url!r} is no address of a service: {error}") from error
+    key = (api_key or "").strip()  # a file that it was read from may end in a line break
+    if not (key.isascii() and key.isprintable()):
+        raise ClientError("an API key is printable ASCII text")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     return {"base_url": base_url.rstrip("/"), "headers": headers, "timeout": httpx.Timeout(60.0, connect=10.0)}
 
 

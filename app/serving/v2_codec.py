@@ -159,9 +159,9 @@ def encode_tensors(features: Features, signature: Signature, tensors: Sequence[T
         ShapeMismatch, UnknownColumn, InvalidInput
     """
     _check_names(signature, tensors)
-    if tensors[0].name == MATRIX and takes_matrix(signature):
-        return features.transform_numbers(_matrix(features, signature, tensors[0]))
     places = {tensor.name: index for index, tensor in enumerate(tensors)}
+    if MATRIX in places and takes_matrix(signature):
+        return features.transform_numbers(_matrix(features, signature, tensors[places[MATRIX]], places[MATRIX]))
     num_rows = tensors[0].shape[0]
     columns = []
     for column in signature.inputs:
@@ -185,13 +185,15 @@ def _check_names(signature: Signature, tensors: Sequence[Tensor]) -> None:
         raise InvalidInput.at("/inputs", f"the model takes {', '.join(map(repr, missing[:20]))} too")
 
 
-def _matrix(features: Features, signature: Signature, tensor: Tensor) -> NDArray[np.floating[Any]]:
+def _matrix(features: Features, signature: Signature, tensor: Tensor, index: int) -> NDArray[np.floating[Any]]:
     width = len(signature.inputs)
     if isinstance(tensor.values, pl.Series):
-        raise InvalidInput.at("/inputs/0/datatype", f"{MATRIX!r} takes numbers, such as FP32, not {tensor.datatype}")
+        raise InvalidInput.at(
+            f"/inputs/{index}/datatype", f"{MATRIX!r} takes numbers, such as FP32, not {tensor.datatype}"
+        )
     if len(tensor.shape) != 2 or tensor.shape[1] != width or tensor.shape[0] < 1:
         raise ShapeMismatch.at(
-            "/inputs/0/shape",
+            f"/inputs/{index}/shape",
             f"{MATRIX!r} takes the shape [-1, {width}], with at least one row; got {list(tensor.shape)}",
         )
     numbers_NK: NDArray[np.floating[Any]] = tensor.values
@@ -199,7 +201,7 @@ def _matrix(features: Features, signature: Signature, tensor: Tensor) -> NDArray
         numbers_NK = tensor.values.astype(np.float64)
     present_NK = np.isfinite(numbers_NK)
     if not present_NK.all():
-        refuse_missing(features, ~present_NK, "/inputs/0/data")
+        refuse_missing(features, ~present_NK, f"/inputs/{index}/data")
         numbers_NK = np.where(present_NK, numbers_NK, np.nan)
     return numbers_NK
 

@@ -23,6 +23,7 @@ from app.cli import main
 from app.client import Client
 from scripts.service import Service, free_port
 from tests.published import COLUMNS, FEATURES, columns_model, numbers_model, publish
+from tests.samples import untrained
 from tests.waiting import until
 
 PENGUINS = Path(__file__).parents[2] / "examples" / "penguins.csv"
@@ -109,6 +110,37 @@ def test_a_file_of_rows_may_have_any_format(
         assert printed["color"].to_list() == rows["color"].to_list()
     (tmp_path / "bad.csv").write_text("size,count,kept,colour\n1,2,true,red\n")
     assert "did you mean 'color'?" in cli("predict", "cli-pair", str(tmp_path / "bad.csv"), status=1)
+
+
+def test_an_output_file_is_replaced_by_a_whole_one_only(cli: Cli, service: Service, tmp_path: Path) -> None:
+    """Which may be the file that is read."""
+    publish(service.root / "models", "cli-numbers", numbers_model())
+    file = tmp_path / "rows.csv"
+    file.write_text("x0,x1\n1,2\n3,4\n")
+    before = file.read_text()
+    assert "no model 'nope'" in cli("predict", "nope", str(file), "--output", str(file), status=1)
+    assert file.read_text() == before
+    cli("predict", "cli-numbers", str(file), "--output", str(file))
+    assert pl.read_csv(file).select("x0", "x1").rows() == [(1, 2), (3, 4)]
+    assert pl.read_csv(file).columns == ["x0", "x1", "prediction"]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_predictions_take_names_that_no_column_has(cli: Cli, service: Service, tmp_path: Path) -> None:
+    table = COLUMNS.select("size", prediction="y", prediction_="z")
+    model = untrained(table, "prediction", data={"features": ["size"]})
+    publish(service.root / "models", "cli-names", model)
+    table.write_csv(tmp_path / "rows.csv")
+    printed = pl.read_csv(io.StringIO(cli("predict", "cli-names", str(tmp_path / "rows.csv"))))
+    assert printed.columns == ["size", "prediction", "prediction_", "prediction__"]
+
+
+def test_null_may_be_set_where_an_option_stands_for_the_same(cli: Cli, client: Client) -> None:
+    cli(
+        "train", str(PENGUINS), "--target", "species", "--model", "cli-null", "--epochs", "5",
+        "--set", "stop.max_epochs=null", "--set", "stop.max_steps=3",
+    )  # fmt: skip
+    assert client.model("cli-null", "1")["spec"]["stop"]["max_epochs"] is None
 
 
 MEASURED = """

@@ -112,6 +112,15 @@ def test_json_and_binary_give_the_same(client: httpx.Client) -> None:
     np.testing.assert_array_equal(values, output["data"])
 
 
+def test_a_target_may_stand_before_the_rows(client: httpx.Client) -> None:
+    """It is let pass, as in a table that has it."""
+    target = {"name": "y", "shape": [2, 1], "datatype": "FP32", "data": [1, 2]}
+    said = client.post(INFER, json={"inputs": [target, numbers()]})
+    assert (said.status_code, said.json()) == (200, client.post(INFER, json={"inputs": [numbers()]}).json())
+    wrong = client.post(INFER, json={"inputs": [target, numbers(shape=[1, 4])]}).json()
+    assert wrong["errors"][0]["pointer"] == "/inputs/1/shape"
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_compressed_both_ways(client: httpx.Client, encoding: str) -> None:
     pack = gzip.compress if encoding == "gzip" else zlib.compress

@@ -63,6 +63,26 @@ def test_a_setting_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().err.startswith("Error: GRADSERVE_PORT: Input should be a valid integer")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("serve", "--port", "99999"), "65535"),
+        (("train", "rows.csv", "--target", "y", "--hidden", "8,wide"), "not widths"),
+    ],
+)
+def test_options_that_are_wrong_are_named(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["http://localhost:x", "http://127.0.0.1:99999"])
+def test_an_address_that_is_none_is_said_in_a_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("jobs", "list", "--url", url) == 1
+    assert capsys.readouterr().err.startswith("Error: ")
+
+
 def test_predict_wants_a_file_or_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict", "penguins") == 2
     assert run("predict", "penguins", "--row", "[1,") == 2

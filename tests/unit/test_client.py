@@ -2,6 +2,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from app.client import (
     AsyncClient,
     BadRequest,
     Client,
+    ClientError,
     Conflict,
     Event,
     JobFailed,
@@ -176,10 +178,38 @@ def test_rows_go_as_json(server: ScriptedServer, client: Any) -> None:
         (pl.DataFrame({"a": [1, None], "b": ["x", "y"]}), [{"a": 1, "b": "x"}, {"a": None, "b": "y"}]),
         (pl.Series([1, 2]), [1, 2]),
         (Path("/somewhere"), "/somewhere"),
+        (Decimal("1.5"), 1.5),
     ],
 )
 def test_specs_may_hold_arrays_and_frames(value: Any, sent: Any) -> None:
     assert orjson.loads(json_body({"value": value})) == {"value": sent}
+
+
+def test_records_of_pandas_say_what_is_missing() -> None:
+    pandas = pytest.importorskip("pandas")
+    times = pandas.Series([pandas.Timestamp("2024-01-02T03:04:05"), pandas.NaT])
+    frame = pandas.DataFrame({"count": pandas.Series([1, None], dtype="Int64"), "when": times})
+    sent = orjson.loads(json_body({"inputs": frame.to_dict("records")}))["inputs"]
+    assert sent == [{"count": 1, "when": "2024-01-02T03:04:05"}, {"count": None, "when": None}]
+
+
+@pytest.mark.parametrize("value", [{1, 2}, (number for number in (1, 2)), object()])
+def test_what_has_no_form_in_json_is_not_sent_as_text(value: Any) -> None:
+    with pytest.raises(TypeError, match=f"not JSON serializable: {type(value).__name__}"):
+        json_body({"inputs": value})
+
+
+def test_an_address_or_a_key_that_can_be_none_is_said(kind: str) -> None:
+    for url, key, said in (("http://localhost:x", None, "no address"), ("http://localhost", "schlüssel", "ASCII")):
+        with pytest.raises(ClientError, match=said), client_of(kind, url, key):
+            pass
+
+
+def test_a_key_may_come_from_a_file_with_a_line_break(server: ScriptedServer, kind: str) -> None:
+    server.answers = [answers.json({})]
+    with client_of(kind, server.url, "secret\n") as client:
+        client.info()
+    assert server.requests[0].headers["Authorization"] == "Bearer secret"
 
 
 @pytest.mark.parametrize(
