@@ -145,7 +145,7 @@ def delete_model(
 ) -> None:
     """Delete a model with all its versions, or one of them."""
     with connect(url, api_key) as client:
-        what = f"version {version} of model {name}" if version else f"model {name} with all its versions"
+        what = f"version {version} of model {name}" if version is not None else f"model {name} with all its versions"
         if not yes:
             typer.confirm(f"Delete {what}?", abort=True)
         client.delete_model(name, version)
@@ -161,7 +161,7 @@ def download_model(
 ) -> None:
     """Fetch a version's files; the folder serves in another service's models/."""
     with connect(url, api_key) as client:
-        found = client.model(name, version) if version else client.model(name)["newest"]
+        found = client.model(name)["newest"] if version is None else client.model(name, version)
         folder = output or Path(name) / found["version"]
         folder.mkdir(parents=True, exist_ok=True)
         for file in found["files"]:
@@ -192,7 +192,7 @@ def export_model(
 ) -> None:
     """Write a version as an ONNX file, features included."""
     with connect(url, api_key) as client:
-        client.export(name, version or client.model(name)["newest"]["version"], output)
+        client.export(name, client.model(name)["newest"]["version"] if version is None else version, output)
 
 
 @models.command("alias")

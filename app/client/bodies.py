@@ -39,9 +39,15 @@ def _plain(value: Any) -> Any:
 
 
 def body_of(source: Any) -> tuple[bytes | Iterable[bytes], dict[str, str]]:
-    """A file by its path, a version's folder as a tar, a frame, or bytes as they are; with what is known of them."""
+    """A file by its path, a version's folder as a tar, a frame, or bytes as they are; with what is known of them.
+
+    Raises:
+        TypeError
+    """
     if is_frame(source):
         return arrow_stream(source), {"Content-Type": ARROW}
+    if isinstance(source, dict | list) or hasattr(source, "__array__"):
+        raise TypeError(f"this takes a frame, the path of a file, or bytes, not a {type(source).__name__}")
     if not isinstance(source, str | Path):
         content: bytes | Iterable[bytes] = source
         return content, {}

@@ -16,7 +16,7 @@ import orjson
 
 from app.client.arrays import HEADER_LENGTH, infer_answer, infer_body, joined, numbers_of, parts_of
 from app.client.bodies import body_of, json_body
-from app.client.errors import JobFailed, Json, Overloaded, Unreachable, error_of
+from app.client.errors import ClientError, JobFailed, Json, Overloaded, Unreachable, error_of
 from app.client.events import Event, EventParser
 from app.client.frames import ARROW, frame_like, is_frame
 from app.client.transport import Transport
@@ -25,6 +25,7 @@ MAX_RECONNECTS = 8  # in a row without an event between them: about 15 seconds
 PATIENT = httpx.Timeout(None, connect=10.0)  # for what may take as long as it takes
 
 OnEvent = Callable[[Event], object]
+Version = str | int  # a number, or as a text also an alias
 
 
 class Calls:
@@ -150,15 +151,15 @@ class Calls:
         """All versions of a model, the newest first."""
         return self._pages(_path("models", name, "versions"))
 
-    async def model(self, name: str, version: str | None = None) -> Json:
-        return await self._json("GET", _path("models", name, *(("versions", version) if version else ())))
+    async def model(self, name: str, version: Version | None = None) -> Json:
+        return await self._json("GET", _path("models", name, *_numbered(version)))
 
-    async def delete_model(self, name: str, version: str | None = None) -> None:
+    async def delete_model(self, name: str, version: Version | None = None) -> None:
         """Deletes a version, or the model with all of them."""
-        await self._request("DELETE", _path("models", name, *(("versions", version) if version else ())))
+        await self._request("DELETE", _path("models", name, *_numbered(version)))
 
     async def set_alias(
-        self, name: str, alias: str, version: str, *, canary: Json | None = None, shadow: Json | None = None
+        self, name: str, alias: str, version: Version, *, canary: Json | None = None, shadow: Json | None = None
     ) -> Json:
         """Points an alias at a version, and ends what it had beside it.
 
@@ -166,7 +167,7 @@ class Calls:
         well, and compared.
         """
         beside = {role: other for role, other in (("canary", canary), ("shadow", shadow)) if other is not None}
-        return await self._json("PUT", _path("models", name, "aliases", alias), json={"version": version} | beside)
+        return await self._json("PUT", _path("models", name, "aliases", alias), json={"version": str(version)} | beside)
 
     async def alias(self, name: str, alias: str) -> Json:
         """The version that it points to, and what it has beside it."""
@@ -175,13 +176,13 @@ class Calls:
     async def delete_alias(self, name: str, alias: str) -> None:
         await self._request("DELETE", _path("models", name, "aliases", alias))
 
-    async def download(self, name: str, version: str, file: str, path: str | Path) -> None:
+    async def download(self, name: str, version: Version, file: str, path: str | Path) -> None:
         """Streams one file of a version (`model.safetensors`, `config.json`, …) into `path`."""
-        await self._save(path, _path("models", name, "versions", version, "files", file))
+        await self._save(path, _path("models", name, *_numbered(version), "files", file))
 
-    async def download_version(self, name: str, version: str, path: str | Path) -> None:
+    async def download_version(self, name: str, version: Version, path: str | Path) -> None:
         """All of a version into the file `path`, as the tar that `upload_version` takes."""
-        await self._save(path, _path("models", name, "versions", version, "archive"))
+        await self._save(path, _path("models", name, *_numbered(version), "archive"))
 
     async def upload_version(self, name: str, archive: Any) -> Json:
         """Publishes a version that was downloaded, here or elsewhere, as the newest one of model `name`.
@@ -190,14 +191,14 @@ class Calls:
         """
         return await self._upload("POST", _path("models", name, "versions"), archive)
 
-    async def export(self, name: str, version: str, path: str | Path, format: str = "onnx") -> None:  # noqa: A002
+    async def export(self, name: str, version: Version, path: str | Path, format: str = "onnx") -> None:  # noqa: A002
         """A version in another program's format, into `path`."""
-        await self._save(path, _path("models", name, "versions", version, "export"), params={"format": format})
+        await self._save(path, _path("models", name, *_numbered(version), "export"), params={"format": format})
 
     # ---- predictions
 
     async def predict(
-        self, model: str, inputs: Any, version: str | None = None, *, routing_key: str | None = None
+        self, model: str, inputs: Any, version: Version | None = None, *, routing_key: str | None = None
     ) -> Any:
         """Predictions for rows, in the form that the rows have.
 
@@ -216,10 +217,10 @@ class Calls:
         body = _versioned(model, version) | {"inputs": inputs}
         return await self._json("POST", "/predict", json=body, headers=_routed(routing_key))
 
-    async def _predict_array(self, model: str, array: Any, version: str | None, routing_key: str | None) -> Json:
+    async def _predict_array(self, model: str, array: Any, version: Version | None, routing_key: str | None) -> Json:
         answers: list[Json] = []
         for part in parts_of(array):
-            path = _path("v2", "models", model, *(("versions", version) if version else ()), "infer")
+            path = _path("v2", "models", model, *_numbered(version), "infer")
             body, headers = infer_body(part)
             response = await self._request("POST", path, content=body, headers=headers | _routed(routing_key))
             answers.append(infer_answer(response.content, response.headers[HEADER_LENGTH]))
@@ -232,7 +233,7 @@ class Calls:
         source: Any,
         media_type: str,
         *,
-        version: str | None = None,
+        version: Version | None = None,
         accept: str | None = None,
         routing_key: str | None = None,
     ) -> AsyncGenerator[bytes]:
@@ -244,7 +245,7 @@ class Calls:
             async for block in self._transport.blocks(response):
                 yield block
 
-    async def evaluate(self, model: str, data: Json, version: str | None = None) -> Json:
+    async def evaluate(self, model: str, data: Json, version: Version | None = None) -> Json:
         """Loss and metrics of a model on `data`, given as in `POST /train`."""
         return await self._json("POST", "/evaluate", json=_versioned(model, version) | {"data": data}, timeout=PATIENT)
 
@@ -288,7 +289,11 @@ class Calls:
         if json is not None:
             options["content"] = json_body(json)
             options["headers"] = {"Content-Type": "application/json"} | options.get("headers", {})
-        answer: Json = orjson.loads((await self._request(method, path, **options)).content)
+        response = await self._request(method, path, **options)
+        try:
+            answer: Json = orjson.loads(response.content)
+        except orjson.JSONDecodeError as error:
+            raise ClientError(f"the answer of {response.url} is no JSON; is a Gradserve service there?") from error
         return answer
 
     async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -320,7 +325,7 @@ class Calls:
         """
         try:
             async with self._transport.stream(method, path, content, **options) as response:
-                if response.is_error:
+                if not response.is_success:  # a redirection is nobody of ours, either
                     await self._transport.read(response)
                     raise error_of(response)
                 yield response
@@ -333,8 +338,13 @@ def _path(*parts: str) -> str:
     return "".join(f"/{quote(part, safe='')}" for part in parts)
 
 
-def _versioned(model: str, version: str | None) -> dict[str, Any]:
-    return {"model": model} | ({"version": version} if version else {})
+def _numbered(version: Version | None) -> tuple[str, ...]:
+    """The end of a model's address; an empty version is not the model itself."""
+    return () if version is None else ("versions", str(version))
+
+
+def _versioned(model: str, version: Version | None) -> dict[str, Any]:
+    return {"model": model} | ({} if version is None else {"version": str(version)})
 
 
 def _routed(key: str | None) -> dict[str, str]:

@@ -236,6 +236,38 @@ def test_an_answer_that_is_not_the_service_s_own(server: ScriptedServer, client:
     assert caught.value.code == "http_error"
 
 
+def test_an_answer_that_is_no_json(server: ScriptedServer, client: Any) -> None:
+    """As of another web server: a page, or a way to elsewhere."""
+    server.answers = [lambda handler: handler.send(200, b"<html>", Content_Type="text/html")]
+    with pytest.raises(ClientError, match="is a Gradserve service there"):
+        client.info()
+    server.answers = [lambda handler: handler.send(307, b"", Location="https://elsewhere")]
+    with pytest.raises(ApiError, match="307 Temporary Redirect"):
+        client.info()
+
+
+def test_versions_may_be_numbers(server: ScriptedServer, client: Any) -> None:
+    server.answers = [answers.json({"name": "m"}), answers.json({}), answers.json({})]
+    client.model("m", 2)
+    client.set_alias("m", "live", 2)
+    client.predict("m", [[1]], 2)
+    assert server.requests[0].path == "/models/m/versions/2"
+    assert [orjson.loads(request.body)["version"] for request in server.requests[1:]] == ["2", "2"]
+
+
+def test_a_version_without_a_name_is_not_the_whole_model(server: ScriptedServer, client: Any) -> None:
+    server.answers = [answers.problem(404, {"code": "not_found", "detail": "there is no such address"})]
+    with pytest.raises(NotFound):
+        client.delete_model("m", "")
+    assert server.requests[0].path == "/models/m/versions/"
+
+
+def test_tables_that_are_none_are_refused_at_once(client: Any) -> None:
+    for source in ([{"a": 1}], {"a": [1]}, np.ones((2, 2))):
+        with pytest.raises(TypeError, match="takes a frame, the path of a file, or bytes, not a "):
+            client.upload_dataset("d", source)
+
+
 def test_names_stay_one_part_of_the_address(server: ScriptedServer, client: Any) -> None:
     server.answers = [answers.json({})]
     client.dataset("../jobs?x=1")
