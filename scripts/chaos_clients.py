@@ -3,11 +3,12 @@
 import threading
 import uuid
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import numpy as np
+
+from scripts.crowd import Crowd
 
 Specs = dict[str, dict[str, Any]]
 
@@ -17,37 +18,24 @@ PAUSE_SECONDS = 0.02
 UNFINISHED = ('gradserve_jobs{state="queued"}', 'gradserve_jobs{state="running"}')
 
 
-class Clients:
+class Clients(Crowd):
     """`jobs` are the acknowledged ones, with the name of the spec of each. What must not happen is told to `fault`."""
 
     def __init__(self, url: str, specs: Specs, data: dict[str, Any], fault: Callable[[str], object]) -> None:
         self.url, self.specs, self.data, self.fault = url, specs, data, fault
         self.jobs: dict[str, str] = {}
         self.num_predictions = self.num_interrupted = 0
-        self._training, self._ended = threading.Event(), threading.Event()
+        self._training = threading.Event()
         self._training.set()
-        self._threads = [threading.Thread(target=self._submit_jobs)]
-        self._threads += [threading.Thread(target=self._predict) for _ in range(NUM_PREDICTORS)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
+        super().__init__([self._submit_jobs, *[self._predict] * NUM_PREDICTORS])
 
     def stop_training(self) -> None:
         self._training.clear()
-        self._threads[0].join()
+        self.threads[0].join()
 
     def stop(self) -> None:
         self._training.clear()
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
+        super().stop()
 
     # ---- training
 
@@ -57,7 +45,7 @@ class Clients:
             while self._training.is_set():
                 if self._num_unfinished(http) < NUM_UNFINISHED:
                     self._submit(http, names[len(self.jobs) % len(names)])
-                self._ended.wait(PAUSE_SECONDS)
+                self.ended.wait(PAUSE_SECONDS)
 
     def _num_unfinished(self, http: httpx.Client) -> int:
         answer = self._ask(http, "GET", "/metrics")
@@ -71,7 +59,7 @@ class Clients:
         body = {"model": name, "data": self.data, **self.specs[name]}
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         while (answer := self._ask(http, "POST", "/train", json=body, headers=headers)) is None:
-            self._ended.wait(PAUSE_SECONDS)
+            self.ended.wait(PAUSE_SECONDS)
         if answer.status_code == 202:
             self.jobs[answer.json()["id"]] = name
 
@@ -82,7 +70,7 @@ class Clients:
         body = {"model": "reference-eager", "inputs": self.data["inputs"][:5]}
         expected: Any = None
         with httpx.Client(base_url=self.url, timeout=30) as http:
-            while not self._ended.is_set():
+            while not self.ended.is_set():
                 answer = self._ask(http, "POST", "/predict", json=body)
                 if answer is not None and answer.status_code == 200:
                     self.num_predictions += 1
@@ -90,7 +78,7 @@ class Clients:
                     expected = expected or found
                     if not np.allclose(found, expected, atol=1e-5):
                         self.fault(f"the same rows were answered {expected} and {found}")
-                self._ended.wait(PAUSE_SECONDS)
+                self.ended.wait(PAUSE_SECONDS)
 
     def _ask(self, http: httpx.Client, method: str, path: str, **request: Any) -> httpx.Response | None:
         """None where the connection broke, which a killed process cannot help; other failures are faults."""

@@ -1,14 +1,15 @@
 """What many clients do all day: uploads, runs that end or are cancelled, predictions by every protocol, streams."""
 
 import random
-import threading
 from collections import Counter
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from functools import partial
+from typing import Any
 
 import httpx
 import numpy as np
+
+from scripts.crowd import Crowd
 
 MODELS, DATASETS = ("a", "b", "c"), ("left", "right")
 KEPT_VERSIONS = 3
@@ -26,39 +27,25 @@ STEADY = {
 ROWS = np.random.default_rng(3).standard_normal((20, 4)).round(3)
 
 
-class Load:
+class Load(Crowd):
     """`with Load(…):` has clients at work. `counts` are the requests of each kind; `fault` is told what must not be."""
 
     def __init__(self, url: str, seed: int, fault: Callable[[str], object], counts: Counter[str]) -> None:
         self.url, self.fault, self.counts = url, fault, counts
-        self._ended = threading.Event()
         kinds = (self._upload, self._train, self._train, self._predict, self._predict, self._look)
-        self._threads = [
-            threading.Thread(target=self._work, args=(kind, random.Random(f"{seed} {number}")))
-            for number, kind in enumerate(kinds)
-        ]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
+        super().__init__(
+            partial(self._work, kind, random.Random(f"{seed} {number}")) for number, kind in enumerate(kinds)
+        )
 
     def _work(self, once: Callable[[httpx.Client, random.Random], None], rng: random.Random) -> None:
         limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS)
         with httpx.Client(base_url=self.url, timeout=120, limits=limits) as http:
-            while not self._ended.is_set():
+            while not self.ended.is_set():
                 try:
                     once(http, rng)
                 except Exception as error:  # noqa: BLE001 (whatever it is, it is told)
                     self.fault(f"{once.__name__.strip('_')}: {type(error).__name__}: {error}")
-                self._ended.wait(PAUSE_SECONDS)
+                self.ended.wait(PAUSE_SECONDS)
 
     def ask(
         self, http: httpx.Client, method: str, path: str, expected: tuple[int, ...] = (200,), **request: Any
