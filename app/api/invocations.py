@@ -1,5 +1,6 @@
 """`POST /invocations`, as MLflow's scoring server has it (https://mlflow.org/docs/latest/deployment)."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from app.errors import InvalidInput, ShapeMismatch, TooLarge
 from app.serving.encode import encode_rows
 from app.serving.served_model import ServedModel
 from app.specs.base import Name, Spec
+from app.specs.table import Signature
 
 router = APIRouter(tags=["predict"], route_class=JsonRoute)
 
@@ -70,7 +72,7 @@ async def invoke(
     version: Annotated[str | None, Query(include_in_schema=False, min_length=1, max_length=64)] = None,
     key: RoutingKey = None,
 ) -> Response:
-    """Frames are matched by the names of their columns; a model of plain numbers takes them in their order."""
+    """Frames are matched by the names of their columns; a model of plain numbers takes other names in their order."""
     name = await to_thread.run_sync(meant_model, deps, model)
     request = await deps.predictor.request(name, version, key)
     with deps.predictor.statistics.measured(request):
@@ -83,7 +85,7 @@ async def invoke(
 
 
 def _encode(deps: Services, model: ServedModel, body: Invocation) -> Any:
-    pointer, rows = rows_of(body, positional=model.model.signature.positional)
+    pointer, rows = rows_of(body, model.model.signature)
     if len(rows) > deps.settings.max_rows:
         raise TooLarge(f"there are more than the {deps.settings.max_rows} rows that one request may have")
     return encode_rows(model.model.features, model.model.signature, rows, pointer)
@@ -101,8 +103,8 @@ class Rows(NamedTuple):
     rows: list[Any]
 
 
-def rows_of(body: Invocation, *, positional: bool) -> Rows:
-    """The rows of whichever form a body has; `positional`: as lists, whatever their columns are called.
+def rows_of(body: Invocation, signature: Signature) -> Rows:
+    """The rows of whichever form a body has; of a model of plain numbers as lists, where columns have other names.
 
     Raises:
         InvalidInput, ShapeMismatch
@@ -112,17 +114,24 @@ def rows_of(body: Invocation, *, positional: bool) -> Rows:
     if len(given) != 1:
         raise InvalidInput.at("", f"give exactly one of {', '.join(forms)}; there are {len(given)}")
     if body.dataframe_split:
-        return Rows("/dataframe_split/data", _split_rows(body.dataframe_split, positional))
+        return Rows("/dataframe_split/data", _split_rows(body.dataframe_split, signature))
     if isinstance(body.inputs, dict):
-        return Rows("/inputs", _with_names(_transposed(body.inputs), positional, "/inputs"))
+        return Rows("/inputs", _in_order(_transposed(body.inputs), signature, "/inputs"))
     rows = next(value for form in forms[1:] if (value := getattr(body, form)) is not None)
     listed = [row if isinstance(row, (list, dict)) else [row] for row in rows]
-    return Rows(f"/{given[0]}", _with_names(listed, positional, f"/{given[0]}"))
+    return Rows(f"/{given[0]}", _in_order(listed, signature, f"/{given[0]}"))
 
 
-def _split_rows(split: Split, positional: bool) -> list[Any]:
-    if split.columns is None or positional:
+def _by_order(signature: Signature, names: Iterable[str]) -> bool:
+    """Whether columns of these names are the model's by their order: it is of plain numbers, and has other names."""
+    return signature.positional and not {column.name for column in signature.inputs} <= set(names)
+
+
+def _split_rows(split: Split, signature: Signature) -> list[Any]:
+    if split.columns is None or _by_order(signature, split.columns):
         return split.data
+    if len(set(split.columns)) < len(split.columns):
+        raise InvalidInput.at("/dataframe_split/columns", "two columns have the same name")
     for index, row in enumerate(split.data):
         if len(row) != len(split.columns):
             raise ShapeMismatch.at(
@@ -132,9 +141,9 @@ def _split_rows(split: Split, positional: bool) -> list[Any]:
     return [dict(zip(split.columns, row, strict=True)) for row in split.data]
 
 
-def _with_names(rows: list[Any], positional: bool, pointer: str) -> list[Any]:
-    """The rows; for a model of plain numbers, objects as lists in the order of the first one's keys."""
-    if not (positional and rows and isinstance(rows[0], dict)):
+def _in_order(rows: list[Any], signature: Signature, pointer: str) -> list[Any]:
+    """The rows; objects whose keys stand for columns by their order, which is the first one's, as lists."""
+    if not (rows and isinstance(rows[0], dict) and _by_order(signature, rows[0])):
         return rows
     names = rows[0].keys()
     for index, row in enumerate(rows):

@@ -87,11 +87,17 @@ def encode_parts(model: ServedModel, rows: memoryview, max_rows: int) -> Tensor:
             with _counted_from(num_rows):
                 encoded.append(encode_rows(features, signature, values))
         else:
-            return encode_rows(features, signature, _all_values(rows))
+            everything = _all_values(rows)
+            _check_number(len(everything), max_rows)
+            return encode_rows(features, signature, everything)
         num_rows += len(encoded[-1])
-        if num_rows > max_rows:
-            raise TooLarge(f"there are more than the {max_rows} rows that one request may have")
+        _check_number(num_rows, max_rows)
     return torch.cat(encoded)
+
+
+def _check_number(num_rows: int, max_rows: int) -> None:
+    if num_rows > max_rows:
+        raise TooLarge(f"there are more than the {max_rows} rows that one request may have")
 
 
 def _values(part: bytes) -> list[Any] | None:

@@ -75,6 +75,25 @@ def test_plain_numbers_come_in_their_order(client: httpx.Client, body: dict[str,
     assert invoke(client, body, "numbers") == pytest.approx(said, rel=1e-6)  # small requests are computed otherwise
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_split": {"columns": ["x1", "x0"], "data": [[2, 1], [4, 3]]}},
+        {"dataframe_records": [{"x1": 2, "x0": 1}, {"x0": 3, "x1": 4}]},
+        {"inputs": {"x1": [2, 4], "x0": [1, 3]}},
+    ],
+)
+def test_the_model_s_own_names_count_more_than_their_order(client: httpx.Client, body: dict[str, Any]) -> None:
+    said = predicted(client, [[1, 2], [3, 4]], "numbers")
+    assert invoke(client, body, "numbers") == pytest.approx(said, rel=1e-6)
+
+
+def test_two_columns_of_one_name_are_refused(client: httpx.Client) -> None:
+    body = {"dataframe_split": {"columns": ["size", "size"], "data": [[1, 2]]}}
+    answer = client.post("/invocations", params={"model": "columns"}, json=body)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/dataframe_split/columns")
+
+
 def test_single_values_are_one_row(client: httpx.Client) -> None:
     assert invoke(client, {"inputs": RECORDS[0]}) == predicted(client, RECORDS[:1])
 

@@ -183,7 +183,7 @@ forms = st.fixed_dictionaries(
 @given(forms, models)
 def test_invocations(form: Any, model: ServedModel) -> None:
     def read() -> Any:
-        pointer, found = rows_of(Invocation.model_validate(form), positional=model.model.signature.positional)
+        pointer, found = rows_of(Invocation.model_validate(form), model.model.signature)
         return encode_rows(model.model.features, model.model.signature, found, pointer)
 
     told(read, ValidationError)

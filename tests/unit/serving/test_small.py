@@ -141,6 +141,15 @@ def test_texts_that_look_like_the_end_of_a_row_are_texts(monkeypatch: pytest.Mon
     assert torch.equal(encoded_in_parts(model, body), encode_rows(found.features, found.signature, rows))
 
 
+def test_the_rows_are_counted_where_it_takes_a_parse_of_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_rows, "PART_BYTES", 1)
+    model = ServedModel("m", "1", untrained(FRAME, data={"features": ["a", "k"]}, validation=None), 0)
+    body = b'{"inputs":[{"a":1,"k":"x},"},{"a":2,"k":"u"}],"model":"m"}'
+    assert len(encoded_in_parts(model, body, max_rows=2)) == 2
+    with pytest.raises(TooLarge, match="more than the 1 rows"):
+        encoded_in_parts(model, body, max_rows=1)
+
+
 def test_faults_are_where_they_are_in_the_whole_body(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_rows, "PART_BYTES", 1)
     with pytest.raises(InvalidInput) as caught:
