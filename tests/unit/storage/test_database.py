@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import delete, insert, select, text
+from sqlalchemy import delete, insert, inspect, select, text
 
 from app.errors import GradserveError, StorageFailed, StorageFull
 from app.storage import migrations
@@ -31,9 +32,33 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database.close()
 
 
-def test_the_migrated_schema_is_that_of_the_code(database: Database) -> None:
+def schema_of(database: Database) -> dict[str, Any]:
+    """Of every table: its columns, its keys, its indexes."""
     with database.read() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        seen = inspect(connection)
+        return {
+            table: (
+                [{**column, "type": str(column["type"])} for column in seen.get_columns(table)],
+                seen.get_pk_constraint(table)["constrained_columns"],
+                [{**key, "name": None} for key in seen.get_foreign_keys(table)],
+                sorted(seen.get_indexes(table), key=str),
+                sorted(seen.get_unique_constraints(table), key=str),
+            )
+            for table in seen.get_table_names()
+        }
+
+
+def test_a_new_database_is_as_one_that_all_revisions_have_made(database: Database, tmp_path: Path) -> None:
+    old = Database(f"sqlite:///{tmp_path}/old.db")
+    with old.write() as connection:
+        migrations._upgrade(connection)
+    assert set(schema_of(old)) == {*metadata.tables, "alembic_version"}
+    assert schema_of(database) == schema_of(old)
+    for each in (database, old):
+        with each.read() as connection:
+            assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == [head()]
+            assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    old.close()
 
 
 def test_head_is_the_last_revision_and_every_revision_has_a_file_of_its_name() -> None:
@@ -44,11 +69,12 @@ def test_head_is_the_last_revision_and_every_revision_has_a_file_of_its_name() -
     assert all(Path(script.path).name.startswith(f"{script.revision}_") for script in scripts.walk_revisions())
 
 
-def test_an_up_to_date_database_needs_no_alembic(database: Database) -> None:
-    url = database.engine.url.render_as_string()
+def test_only_an_old_database_needs_alembic(database: Database, tmp_path: Path) -> None:
+    current = database.engine.url.render_as_string()
     code = (
         "import sys; from app.storage.database import Database; from app.storage.migrations import migrate;"
-        f"migrate(Database({url!r})); assert 'alembic' not in sys.modules"
+        f"migrate(Database({current!r})); migrate(Database('sqlite:///{tmp_path}/new.db'));"
+        "assert 'alembic' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path.cwd())})
 
