@@ -22,6 +22,7 @@ from app.client.frames import ARROW, frame_like, is_frame
 from app.client.transport import Transport
 
 MAX_RECONNECTS = 8  # in a row without an event between them: about 15 seconds
+RETRY_SECONDS = 0.5
 PATIENT = httpx.Timeout(None, connect=10.0)  # for what may take as long as it takes
 
 OnEvent = Callable[[Event], object]
@@ -65,9 +66,17 @@ class Calls:
     # ---- jobs
 
     async def submit(self, spec: Json | None = None, /, *, idempotency_key: str | None = None, **fields: Any) -> Json:
-        """Queues a run, given as the body of `POST /train` or its fields, and returns its Job at once."""
+        """Queues a run, given as the body of `POST /train` or its fields, and returns its Job at once.
+
+        Where the connection breaks it is sent once more under the same key, so that it is one run whatever arrived.
+        """
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return await self._json("POST", "/train", json={**(spec or {}), **fields}, headers=headers)
+        body = {**(spec or {}), **fields}
+        try:
+            return await self._json("POST", "/train", json=body, headers=headers)
+        except Unreachable:
+            await self._transport.sleep(RETRY_SECONDS)
+            return await self._json("POST", "/train", json=body, headers=headers)
 
     async def train(self, spec: Json | None = None, /, *, on_event: OnEvent | None = None, **fields: Any) -> Json:
         """Like `submit`, but follows the run to its end; `on_event` sees each event. Raises JobFailed."""

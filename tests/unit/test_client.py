@@ -137,6 +137,21 @@ def test_train_follows_the_run_to_its_end(server: ScriptedServer, client: Any) -
     assert server.requests[0].headers["Idempotency-Key"]
 
 
+def test_a_run_is_sent_once_more_where_the_connection_breaks(
+    server: ScriptedServer, client: Any, naps: list[float]
+) -> None:
+    """As the same run; where it breaks again, that is said."""
+    server.answers = [answers.broken_stream(""), QUEUED]
+    assert client.submit(model="m")["id"] == "a"
+    first, second = server.requests
+    assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"]
+    assert first.body == second.body
+    server.answers = [answers.broken_stream(""), answers.broken_stream("")]
+    with pytest.raises(Unreachable):
+        client.submit(model="m")
+    assert len(naps) == 2
+
+
 def test_train_raises_for_a_run_without_a_model(server: ScriptedServer, client: Any) -> None:
     ended = sse(3, "state", '{"state": "failed"}')
     job = {"id": "a", "state": "failed", "terminal": True, "error": {"code": "diverged", "detail": "the loss …"}}
