@@ -8,32 +8,24 @@ Shape suffixes: N rows, F encoded numbers, T targets, L classes.
 
 import json
 import logging
-import random
-import string
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app.errors import InvalidInput, Unavailable
-from app.learning.features import MEASURES_OF_KIND, MISSING, NUM_RESERVED_CODES, UNSEEN, Features
+from app.errors import Unavailable
+from app.learning.features import MISSING, NUM_RESERVED_CODES, UNSEEN, Features
 from app.learning.model import Model
 from app.serving.calendar import MISSING_TIME, calendar_parts
-from app.serving.encode import DTYPES, encode_frame
-from app.serving.signature import MATRIX, PREDICTIONS, PROBABILITIES, labels_of
+from app.serving.onnx_check import check_predictions, first_measures, not_exportable
+from app.serving.signature import MATRIX, PREDICTIONS, PROBABILITIES
 from app.specs.table import Column, Signature
 
 MAX_BYTES = 2**31 - 2**20  # of a protobuf message
-NUM_CHECKED_ROWS = 64
-MICROSECONDS_PER_YEAR = 31_556_952 * 10**6  # on average
 TIMES = f"microseconds since 1970-01-01T00:00:00 UTC; a missing one is {MISSING_TIME}"
 INNER = "inner/"  # before all names that no user sees, so that columns may have any other
-TOLERANCE = 1e-4  # relative, of outputs that differ by the order in which float32 numbers are added up
 
 
 def export_onnx(model: Model, name: str) -> bytes:
@@ -65,20 +57,16 @@ def export_onnx(model: Model, name: str) -> bytes:
         proto.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
     onnx.checker.check_model(proto)
     content: bytes = proto.SerializeToString()
-    _check_predictions(model, content)
+    check_predictions(model, content)
     return content
 
 
 def _check_exportable(model: Model) -> None:
     for column in model.features.columns:
         if column.name in (PREDICTIONS, PROBABILITIES) or column.name.startswith(INNER):
-            raise _not_exportable(f"{column.name!r} is the name of an output or of a part of the graph")
+            raise not_exportable(f"{column.name!r} is the name of an output or of a part of the graph")
     if sum(parameter.nbytes for parameter in model.network.parameters()) > MAX_BYTES:
-        raise _not_exportable("an ONNX file holds at most 2 GiB of weights")
-
-
-def _not_exportable(reason: str) -> InvalidInput:
-    return InvalidInput(f"this model can't be exported to ONNX: {reason}", code="not_exportable")
+        raise not_exportable("an ONNX file holds at most 2 GiB of weights")
 
 
 # ---- what torch exports
@@ -162,7 +150,7 @@ def _exported(model: Model) -> Any:
             output_names=[f"output_{place}" for place in range(num_outputs)],
         )
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
-        raise _not_exportable(str(error).strip().splitlines()[0]) from error
+        raise not_exportable(str(error).strip().splitlines()[0]) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     assert program is not None
@@ -172,12 +160,6 @@ def _exported(model: Model) -> Any:
 def _dtype(column: Column) -> torch.dtype:
     types = {"categorical": torch.int64, "datetime": torch.int64, "boolean": torch.bool}
     return types.get(column.kind, torch.float64)
-
-
-def first_measures(features: Features) -> dict[str, int]:
-    """By column, the place of its measure, or of the first of them, among all."""
-    widths = [MEASURES_OF_KIND[column.kind] for column in features.columns]
-    return dict(zip((column.name for column in features.columns), accumulate(widths, initial=0), strict=False))
 
 
 # ---- what is put around it
@@ -265,85 +247,3 @@ def _prefix(graph: Any) -> None:
         for value in values:
             value.name = INNER + value.name
     del graph.value_info[:]
-
-
-# ---- whether it says the same
-
-
-def _check_predictions(model: Model, content: bytes) -> None:
-    """Raise InvalidInput unless onnxruntime gives the same as `Model.predict`, for one row and for many."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    for num_rows in (NUM_CHECKED_ROWS, 1):
-        frame = sample_rows(model, num_rows)
-        values = model.predict(encode_frame(model.features, frame))
-        try:
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            found = session.run(None, feed_of(model, frame))
-        except Exception as error:  # its errors have no base of their own
-            raise _not_exportable(f"onnxruntime does not run it: {error}") from error
-        _compare(model, values, found)
-
-
-def _compare(model: Model, values: Tensor, found: list[NDArray[Any]]) -> None:
-    expected = values.numpy()
-    numbers = found[0] if len(found) == 1 else found[1]
-    scale = np.abs(expected).max(initial=1e-30, where=np.isfinite(expected))
-    if not np.allclose(numbers, expected, rtol=TOLERANCE, atol=TOLERANCE * scale, equal_nan=True):
-        raise _not_exportable(
-            f"onnxruntime's answers differ from this service's by up to {np.nanmax(np.abs(numbers - expected)):.3g}"
-        )
-    if len(found) == 1:
-        return
-    labels = np.array(labels_of(model.signature, torch.from_numpy(numbers))).reshape(found[0].shape)
-    if (labels != found[0]).any():
-        raise _not_exportable("onnxruntime's labels differ from this service's")
-
-
-def sample_rows(model: Model, num_rows: int) -> pl.DataFrame:
-    """Rows as `encode_frame` takes them, with gaps where the model takes gaps, and words that it never saw."""
-    features, chance = model.features, random.Random(0)  # noqa: S311
-    places = first_measures(features)
-    impute = features.spec is not None and features.spec.missing == "impute"
-    series = []
-    for column in features.columns:
-        if column.kind == "categorical":
-            words = [*features.vocabularies[column.name], *string.ascii_letters, *([None] if impute else [])]
-            cells: list[Any] = [chance.choice(words) for _ in range(num_rows)]
-            series.append(pl.Series(column.name, cells, dtype=pl.String))
-            continue
-        place = places[column.name]
-        if column.kind == "datetime":
-            years = [chance.gauss(features.mean[place], features.std[place] + 1) for _ in range(num_rows)]
-            moments = [round((year - 1970) * MICROSECONDS_PER_YEAR) for year in years]
-            cells = [None if impute and chance.random() < 0.2 else moment for moment in moments]
-            series.append(pl.Series(column.name, cells, dtype=pl.Int64).cast(DTYPES["datetime"]))
-            continue
-        numbers = np.array([chance.gauss(features.mean[place], features.std[place]) for _ in range(num_rows)])
-        cells = numbers.astype(np.float32).tolist()  # which is what a model of plain rows is given
-        if column.kind == "boolean":
-            cells = [float(chance.random() < 0.5) for _ in cells]
-        if impute and column.kind == "numeric":
-            cells = [None if chance.random() < 0.2 else cell for cell in cells]
-        series.append(pl.Series(column.name, cells, dtype=pl.Float64))
-    return pl.DataFrame(series)
-
-
-def feed_of(model: Model, frame: pl.DataFrame) -> dict[str, NDArray[Any]]:
-    """The rows as the file's inputs."""
-    if model.signature.positional:
-        return {MATRIX: frame.to_numpy().astype(np.float32)}
-    feed: dict[str, NDArray[Any]] = {}
-    for column in model.features.columns:
-        cells = frame[column.name]
-        if column.kind == "categorical":
-            feed[column.name] = np.array(cells.fill_null("").to_list(), dtype=object)[:, None]
-        elif column.kind == "datetime":
-            feed[column.name] = cells.dt.timestamp("us").fill_null(MISSING_TIME).to_numpy()[:, None]
-        else:
-            numbers = cells.fill_null(float("nan")).to_numpy()[:, None]
-            feed[column.name] = numbers != 0 if column.kind == "boolean" else numbers
-    return feed

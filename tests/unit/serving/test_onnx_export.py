@@ -19,7 +19,8 @@ from app.learning.features import CALENDAR
 from app.learning.model import Model
 from app.serving.calendar import calendar_parts
 from app.serving.encode import encode_frame
-from app.serving.onnx_export import export_onnx, feed_of, sample_rows
+from app.serving.onnx_check import feed_of, sample_rows
+from app.serving.onnx_export import export_onnx
 from app.serving.signature import input_types, output_types
 from tests.published import COLUMNS, DRAWN, columns_model, numbers_model
 from tests.samples import untrained
