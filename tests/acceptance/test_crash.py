@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,16 @@ OFTEN = {"GRADSERVE_CHECKPOINT_INTERVAL_SECONDS": "0.1"}
 PATIENCE_SECONDS = 120.0
 
 
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service for the tests that do not end it."""
+    with Service(tmp_path_factory.mktemp("steady"), settings=OFTEN) as service:
+        yield service
+
+
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
-def test_killed_worker_resumes_bit_for_bit(start_service: Callable[..., Service], engine: str) -> None:
-    service = start_service(**OFTEN)
+def test_killed_worker_resumes_bit_for_bit(steady: Service, engine: str) -> None:
+    service = steady
     more = {"engine": engine, "stop": {"max_epochs": 40 if engine == "eager" else 800}}
     undisturbed = finished(service, submit(service, "undisturbed", **more))
     job = submit(service, "disturbed", **more)

@@ -1,6 +1,6 @@
 """Weights in memory: one copy for all processes, given back when they are not wanted any more."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -32,13 +32,18 @@ def held(service: Service, model: str, version: str = "1") -> list[float]:
     return metric(service, "gradserve_model_memory_bytes", model=model, version=version)
 
 
-@pytest.fixture
-def service(start_service: Callable[..., Service]) -> Service:
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Two processes, both of which have answered before."""
-    service = start_service(workers=2)
-    publish(service.root / "models", "small", numbers_model())
-    until(lambda: ask(service, "small") and len(held(service, "small")) == 2, 60)
-    return service
+    with Service(tmp_path_factory.mktemp("memory"), workers=2) as service:
+        publish_small(service, "first")
+        yield service
+
+
+def publish_small(service: Service, model: str) -> None:
+    """A first version, which both processes have in memory."""
+    publish(service.root / "models", model, numbers_model())
+    until(lambda: ask(service, model) and len(held(service, model)) == 2, 60)
 
 
 def test_processes_share_weights_and_give_them_back(service: Service) -> None:
@@ -58,14 +63,16 @@ def test_processes_share_weights_and_give_them_back(service: Service) -> None:
 
 
 def test_all_processes_see_a_new_version_at_once(service: Service) -> None:
-    publish(service.root / "models", "small", numbers_model())
-    assert {ask(service, "small") for _ in range(20)} == {"2"}
-    until(lambda: ask(service, "small") and len(held(service, "small", "2")) == 2)
+    publish_small(service, "renewed")
+    publish(service.root / "models", "renewed", numbers_model())
+    assert {ask(service, "renewed") for _ in range(20)} == {"2"}
+    until(lambda: ask(service, "renewed") and len(held(service, "renewed", "2")) == 2)
 
 
 def test_a_new_version_that_can_not_be_loaded_leaves_the_old_one_serving(service: Service) -> None:
-    publish(service.root / "models", "small", numbers_model())
-    (service.root / "models" / "small" / "2" / "model.safetensors").write_bytes(b"\0" * 1000)
-    assert {ask(service, "small") for _ in range(20)} == {"1"}
-    answer = httpx.post(f"{service.url}/predict", json={"model": "small", "version": "2", **ROW})
+    publish_small(service, "broken")
+    publish(service.root / "models", "broken", numbers_model())
+    (service.root / "models" / "broken" / "2" / "model.safetensors").write_bytes(b"\0" * 1000)
+    assert {ask(service, "broken") for _ in range(20)} == {"1"}
+    answer = httpx.post(f"{service.url}/predict", json={"model": "broken", "version": "2", **ROW})
     assert (answer.status_code, answer.json()["code"]) == (503, "corrupt_version")
