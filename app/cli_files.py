@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -155,22 +155,19 @@ def _json_row(text: str) -> Any:
 
 def _write(parts: "Iterator[DataFrame]", output: Path | None) -> None:
     """What is in the file stays there until all is written that takes its place; it may be the one that is read."""
+    from app.client.files import whole_file
+
     if output is None:
-        _write_rows(parts, sys.stdout)
+        _write_rows(parts, sys.stdout.buffer)
         return
-    unfinished = output.with_name(f"{output.name}.part")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="") as target:
-            num_rows = _write_rows(parts, target)
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    typer.echo(f"{num_rows} rows written to {output}")
+    with whole_file(output) as target:
+        num_rows = _write_rows(parts, target)
+    typer.echo(f"{num_rows} rows written to {output}", err=not output.is_file())
 
 
-def _write_rows(parts: "Iterator[DataFrame]", target: TextIO) -> int:
+def _write_rows(parts: "Iterator[DataFrame]", target: BinaryIO) -> int:
     num_rows = 0
     for part in parts:
-        target.write(part.write_csv(include_header=not num_rows))
+        target.write(part.write_csv(include_header=not num_rows).encode())
         num_rows += part.height
     return num_rows

@@ -18,6 +18,7 @@ from app.client.arrays import HEADER_LENGTH, infer_answer, infer_body, joined, n
 from app.client.bodies import body_of, json_body
 from app.client.errors import ClientError, JobFailed, Json, Overloaded, Unreachable, error_of
 from app.client.events import Event, EventParser
+from app.client.files import whole_file
 from app.client.frames import ARROW, frame_like, is_frame
 from app.client.transport import Transport
 
@@ -312,16 +313,10 @@ class Calls:
 
     async def _save(self, path: str | Path, address: str, **options: Any) -> None:
         """An answer into a file, which is there once it is whole."""
-        path = Path(path)
-        unfinished = path.with_name(f"{path.name}.part")
-        try:
-            with unfinished.open("wb") as file:
-                async with self._streaming("GET", address, timeout=PATIENT, **options) as response:
-                    async for block in self._transport.blocks(response):
-                        await self._transport.run(file.write, block)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            async with self._streaming("GET", address, timeout=PATIENT, **options) as response:
+                async for block in self._transport.blocks(response):
+                    await self._transport.run(file.write, block)
 
     @asynccontextmanager
     async def _streaming(

@@ -1,4 +1,5 @@
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -281,6 +282,22 @@ def test_tables_that_are_none_are_refused_at_once(client: Any) -> None:
     for source in ([{"a": 1}], {"a": [1]}, np.ones((2, 2))):
         with pytest.raises(TypeError, match="takes a frame, the path of a file, or bytes, not a "):
             client.upload_dataset("d", source)
+
+
+def test_what_is_no_file_is_written_to_as_it_is(server: ScriptedServer, client: Any, tmp_path: Path) -> None:
+    """A link stays one; a pipe is not replaced by a file."""
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    server.answers = [lambda handler: handler.send(200, b"{}")] * 2
+    client.download("m", "1", "config.json", tmp_path / "link")
+    client.download("m", "1", "config.json", tmp_path / "pipe")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"{}"
+    assert (tmp_path / "pipe").is_fifo()
+    assert os.read(reader, 10) == b"{}"
+    os.close(reader)
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "file", "pipe"}
 
 
 def test_names_stay_one_part_of_the_address(server: ScriptedServer, client: Any) -> None:

@@ -1,0 +1,27 @@
+"""Files that are written from answers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of what is at `path` once it is whole, and never where something failed.
+
+    What a path leads to that is no file, such as a pipe or a terminal, is written to as it is.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        with path.open("wb") as target:
+            yield target
+        return
+    path = path.resolve()  # else a link would be replaced, not what it leads to
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        with unfinished.open("wb") as target:
+            yield target
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
