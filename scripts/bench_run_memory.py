@@ -26,6 +26,7 @@ IMAGES = [
     *({"type": "conv2d", "out_channels": 128, "padding": 1}, {"type": "relu"}, {"type": "global_avg_pool"}),
 ]
 WORDS = [{"type": "embedding", "num_embeddings": 200_000, "embedding_features": 128}, {"type": "mean_over_sequence"}]
+SERIES = [{"type": "lstm", "hidden_features": 256, "num_layers": 2}]
 SENTENCES = [
     *({"type": "embedding", "num_embeddings": 5_000, "embedding_features": 128}, {"type": "positional_embedding"}),
     {"type": "transformer_encoder", "num_heads": 4, "feedforward_features": 512, "num_layers": 4},
@@ -48,6 +49,7 @@ class Work:
     max_steps: int
     whole: int | None = None
     mapped: bool = False
+    accumulate_steps: int = 1
 
     @property
     def body(self) -> dict[str, Any]:
@@ -57,7 +59,7 @@ class Work:
             "task": "regression",
             "network": self.network,
             "features": {"standardize": True if self.whole is None else "target"},
-            "descent": {"batch_size": self.batch_size},
+            "descent": {"batch_size": self.batch_size, "accumulate_steps": self.accumulate_steps},
             "stop": {"max_steps": self.max_steps},
             "validation": None,
             "engine": "eager",
@@ -68,6 +70,12 @@ LARGE = Work("296 M parameters, checkpoints, publishing", 1_000, 32, {"hidden_fe
 WORKS = [
     LARGE,
     Work("wide MLP, 4 × 2048, batch 4096", 8_192, 64, {"hidden_features": [2048] * 4}, 4096, 2),
+    Work(
+        "the same, a step of 4 gradients of 2048",
+        *(16_384, 64, {"hidden_features": [2048] * 4}, 2048, 2),
+        accumulate_steps=4,
+    ),
+    Work("LSTM, 2 × 256, 64 places, batch 256", 1_024, 1024, {"layers": SERIES, "input_shape": [64, 16]}, 256, 3),
     Work(
         "convolutions on 3×32×32 images, batch 512", 1_024, 3072, {"layers": IMAGES, "input_shape": [3, 32, 32]}, 512, 2
     ),
