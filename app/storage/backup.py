@@ -6,6 +6,7 @@ Checkpoints stay behind: a job that was running starts again, and ends with the 
 secrets. The list of all files and their digests is written last; without it, it is no backup.
 """
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ def back_up(places: Places, target: Path) -> int:
         _copy_model(model, copy.models / model.name, unfinished)
     files = {path.relative_to(target).as_posix(): digest_of(path) for path in _files(target)}
     manifest = {"format_version": FORMAT_VERSION, "files": files}
+    os.sync()  # what the list vouches for is on disk before it
     write_synced(target / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
     sync_folder(target)
     return len(files)
@@ -82,6 +84,7 @@ def restore(source: Path, places: Places) -> int:
     shutil.copytree(source / "datasets", places.datasets, dirs_exist_ok=True)
     shutil.copytree(source / "models", places.models, dirs_exist_ok=True)
     shutil.copyfile(source / "gradserve.db", places.database)  # last: without it, nothing was restored
+    os.sync()
     return len(files)
 
 

@@ -30,6 +30,7 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "checkpoint.safetensors"
         self.history_path = folder / "history.jsonl"
+        self._named: set[str] = set()  # files of `keep` that a checkpoint on disk may name
 
     def remove_leftovers(self) -> None:
         """What a run that was killed was just writing. Only for who holds the folder alone."""
@@ -58,25 +59,30 @@ class Checkpoints:
         kept_file: str | None = None,
     ) -> None:
         """The history goes first: what the checkpoint counts is never missing from it. Of `keep`, one file remains."""
+        named = {kept_file} if kept_file else set()
+        self._named |= named  # a write that fails at its very end has written it
         self.write_history(self.history_path, history)
         write_tensors(self.path, tensors, {"format": FORMAT, "position": orjson.dumps(position).decode()})
-        self._forget_others(kept_file)
+        self._named = named
+        self._forget_others()
 
     def keep(self, weights: dict[str, Any]) -> OnDisk:
         """A copy of weights that takes disk rather than memory, in a file of its own: what the last checkpoint names
-        stays as it is, whatever comes after.
+        stays as it is, whatever comes after. What was kept since then has had its day.
         """
         path = self.folder / f"best-{os.urandom(8).hex()}.safetensors"
         write_tensors(path, weights)
+        self._forget_others(path.name)
         return OnDisk(path)
 
     def kept(self, name: str) -> OnDisk:
-        """What `keep` has written under that name."""
+        """What `keep` has written under that name, which the last checkpoint names."""
+        self._named.add(name)
         return OnDisk(self.folder / name)
 
-    def _forget_others(self, name: str | None) -> None:
+    def _forget_others(self, *names: str) -> None:
         for path in self.folder.glob("best-*.safetensors"):
-            if path.name != name:
+            if path.name not in self._named.union(names):
                 path.unlink()
 
     def load_history(self, num_epochs: int) -> list[dict[str, Any]]:

@@ -34,3 +34,22 @@ def test_a_broken_version_is_copied_as_it_is_and_stops_no_backup(tmp_path: Path,
     assert (kept.read_bytes() if kept.exists() else None) == content
     assert (kept.parent / "model.safetensors").exists()
     assert ModelStore(restored.models).newest("m").version == "2"
+
+
+def test_files_are_on_disk_before_the_list_that_vouches_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, seen = at(tmp_path), []
+    new_database(places.database).close()
+    publish(places.models, "m", numbers_model())
+
+    def files() -> None:
+        seen.append({path.name for path in tmp_path.rglob("*") if "copy" in path.parts or "new" in path.parts})
+
+    monkeypatch.setattr("app.storage.backup.os.sync", files)
+    back_up(places, tmp_path / "copy")
+    assert {"gradserve.db", "model.safetensors"} <= seen[0]
+    assert "backup.json" not in seen[0]
+    restore(tmp_path / "copy", at(tmp_path / "new"))
+    assert (tmp_path / "new" / "data" / "gradserve.db").exists()
+    assert len(seen) == 2

@@ -90,6 +90,44 @@ def test_kept_weights_last_as_long_as_a_checkpoint_names_them(tmp_path: Path) ->
     assert not second.path.exists()
 
 
+def best_files(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("best-*")}
+
+
+def test_between_two_checkpoints_kept_weights_do_not_pile_up(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    first = checkpoints.keep({"w": torch.tensor([1.0])})
+    save(checkpoints, 1, kept_file=first.path.name)
+    for number in (2.0, 3.0, 4.0):
+        last = checkpoints.keep({"w": torch.tensor([number])})
+        assert best_files(tmp_path) == {first.path.name, last.path.name}
+    assert last.load()["w"].item() == 4.0
+    resumed = Checkpoints(tmp_path)
+    assert resumed.kept(first.path.name).load()["w"].item() == 1.0
+    new = resumed.keep({"w": torch.tensor([5.0])})
+    assert best_files(tmp_path) == {first.path.name, new.path.name}
+
+
+def test_a_checkpoint_that_fails_when_it_is_in_place_keeps_what_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    first = checkpoints.keep({"w": torch.tensor([1.0])})
+    save(checkpoints, 1, kept_file=first.path.name)
+    second = checkpoints.keep({"w": torch.tensor([2.0])})
+
+    def fails(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("app.storage.tensors.sync_folder", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        save(checkpoints, 2, kept_file=second.path.name)
+    monkeypatch.undo()
+    assert loaded_step(checkpoints) == 2
+    third = checkpoints.keep({"w": torch.tensor([3.0])})
+    assert best_files(tmp_path) == {first.path.name, second.path.name, third.path.name}
+
+
 def test_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"one")
