@@ -12,7 +12,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import predict, problems
-from app.api.auth import Caller, Keys, authorize
+from app.api.auth import Keys, authorize
 from app.api.guard import ON_ALL, Guard
 from app.api.json_route import parse_json, validated
 from app.api.ledger import Answered, Ledger, request_id_of
@@ -21,7 +21,6 @@ from app.api.services import Services
 from app.errors import ClientGone, GradserveError, Overloaded
 from app.serving import json_rows
 from app.serving.predictor import in_time
-from app.serving.turn import ThisTurn
 from app.settings import Settings
 
 SMALL_BYTES = 2**16  # larger bodies are read in a thread, so that the event loop stays free
@@ -37,7 +36,6 @@ class PredictJson:
         self.app, self._guard, self._ledger, self._keys = app, guard, ledger, keys
         self._max_body_bytes, self._max_held_bytes = settings.max_body_bytes, settings.max_held_bytes
         self._held_bytes = 0
-        self._let_in = ThisTurn[object, Caller]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != "/predict" or scope["method"] != "POST":
@@ -65,17 +63,11 @@ class PredictJson:
         self._ledger.add(Answered.of(scope, status, time.perf_counter() - started))
 
     def _passes(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
-        asking = headers.get(b"authorization"), headers.get(b"host"), scope["server"]
-        if known := self._let_in.get(asking):
-            scope["caller"] = known
-            return True
         try:
-            caller = authorize(scope, self._keys, "predict")
+            authorize(scope, self._keys, "predict")
             self._guard.check(scope, headers)  # last, because it counts the request, and once is enough
         except GradserveError:
             return False
-        if not self._guard.counts_requests:
-            self._let_in[asking] = caller
         return True
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | bytearray:

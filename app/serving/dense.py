@@ -30,9 +30,10 @@ class Dense:
     def __init__(self, model: Model, steps: list[Step]) -> None:
         features = model.features
         standardized = features.spec is not None and features.spec.standardize
-        self._mean = features.mean if standardized else np.zeros(1)
-        self._std = features.std if standardized else np.ones(1)
+        self._mean = as_row(features.mean if standardized else np.zeros(1))
+        self._std = as_row(features.std if standardized else np.ones(1))
         self._width = len(features.columns)
+        self._row_bytes = 8 * self._width
         self._pack = struct.Struct(f"{self._width}d").pack
         self._steps, self._activate = steps, _activation(model)
 
@@ -56,12 +57,17 @@ class Dense:
 
     def predict(self, packed: bytes) -> Values:
         """Values or probabilities `[N, ·]`, as `Model.predict` gives them."""
-        rows_NK = np.frombuffer(packed).reshape(-1, self._width)
+        rows_NK = np.ndarray((len(packed) // self._row_bytes, self._width), buffer=packed)
         with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinity, and the answer to it is null
             x: Floats = ((rows_NK - self._mean) / self._std).astype(np.float32)
             for step in self._steps:
                 x = step(x)
             return self._activate(x)
+
+
+def as_row(constants: Any) -> Floats:
+    """`[1, ·]`: to a single row, NumPy adds one of the same shape in half the time."""
+    return np.reshape(constants, (1, -1))
 
 
 def _plain(features: Features) -> bool:
@@ -88,11 +94,11 @@ def _linear(module: nn.Linear) -> Step:
     weight_IO = module.weight.detach().numpy().T
     if module.bias is None:
         return lambda x: x.dot(weight_IO)
-    bias_O = module.bias.detach().numpy()
+    bias_1O = as_row(module.bias.detach().numpy())
 
     def apply(x: Floats) -> Floats:
         y: Floats = x.dot(weight_IO)
-        y += bias_O
+        y += bias_1O
         return y
 
     return apply
@@ -116,4 +122,5 @@ def _activation(model: Model) -> Callable[[Floats], Values]:
     targets = model.targets
     if targets.loss in LINKS:
         return lambda outputs_NO: targets.activate(torch.from_numpy(outputs_NO)).numpy()
-    return lambda outputs_NO: outputs_NO.astype(np.float64) * targets.std + targets.mean
+    std_1O, mean_1O = as_row(targets.std), as_row(targets.mean)
+    return lambda outputs_NO: outputs_NO.astype(np.float64) * std_1O + mean_1O

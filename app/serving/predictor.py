@@ -16,12 +16,12 @@ from app.learning.rows import Rows
 from app.serving.batcher import Batcher, Limits
 from app.serving.cache import ModelCache
 from app.serving.encode import encode_rows
+from app.serving.recent import Recent
 from app.serving.routing import Route, route
 from app.serving.served_model import ServedModel
 from app.serving.shadows import Encode, Shadows
 from app.serving.small import SmallRequests
 from app.serving.statistics import Request, Statistics
-from app.serving.turn import ThisTurn
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Predictor:
         self, cache: ModelCache, statistics: Statistics, *, limits: Limits | None = None, num_threads: int = 4
     ) -> None:
         self.cache = cache
-        self._this_turn = ThisTurn[tuple[str, str | None], ServedModel]()
+        self._recent = Recent(cache.store)
         self.statistics = statistics
         self._shadows = Shadows(cache, statistics.counters)
         self.small = SmallRequests(statistics)
@@ -62,7 +62,7 @@ class Predictor:
         Raises:
             ModelNotFound, VersionNotFound, CorruptVersion
         """
-        if found := self._this_turn.get((name, selector)):
+        if found := self._recent.get((name, selector)):
             return Request(found)
         chosen = route(self.cache.store, name, selector, key)
         if found := self._at_hand(name, selector, chosen):
@@ -81,14 +81,14 @@ class Predictor:
         Raises:
             ModelNotFound, VersionNotFound, CorruptVersion
         """
-        if found := self._this_turn.get((name, selector)):
+        if found := self._recent.get((name, selector)):
             return found
         return self._at_hand(name, selector, route(self.cache.store, name, selector))
 
     def _at_hand(self, name: str, selector: str | None, chosen: Route) -> ServedModel | None:
         if chosen.drawn or not (found := self.cache.peek(name, chosen.version)):
             return None
-        self._this_turn[name, selector] = found
+        self._recent.add((name, selector), found)
         return found
 
     async def load(self, name: str, version: str | None) -> ServedModel:

@@ -69,9 +69,10 @@ class SmallRequests:
         if not self._num_begun:
             asyncio.get_running_loop().call_soon(self._end_turn)
         self._num_begun += 1
-        self._waiting.setdefault(model, deque()).append((packed, then))
-        if self._were_alone:
-            self._run(model)
+        if self._were_alone and model not in self._waiting:
+            self._answer(model, [packed], [then])
+        else:
+            self._waiting.setdefault(model, deque()).append((packed, then))
 
     def _end_turn(self) -> None:
         self._were_alone, self._num_begun = self._num_begun == 1, 0
@@ -91,6 +92,9 @@ class SmallRequests:
             asyncio.get_running_loop().call_soon(self._run, model)
         else:
             del self._waiting[model]
+        self._answer(model, batch, thens)
+
+    def _answer(self, model: ServedModel, batch: list[Packed], thens: list[Then]) -> None:
         try:
             answers: Sequence[Answer | Exception] = self._answers(model, batch)
         except Exception as error:  # noqa: BLE001 (those who wait for it get it)

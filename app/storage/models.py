@@ -42,6 +42,7 @@ class ModelStore:
         self._aliases = Aliases(root)
         self._folder = str(root)
         self._listings: dict[str, tuple[tuple[int, int], list[str]]] = {}
+        self.num_changes = 0  # that were made by way of this object, counted as soon as each is done
 
     # ---- publishing
 
@@ -89,6 +90,7 @@ class ModelStore:
             if target.exists():
                 raise Conflict(f"version {version} of model {name!r} is there already") from error
             raise
+        self.num_changes += 1
         sync_folder(target.parent)
 
     # ---- reading
@@ -211,6 +213,7 @@ class ModelStore:
             mark.touch()
         elif mark.exists():
             mark.unlink(missing_ok=True)
+        self.num_changes += 1
 
     def is_unloaded(self, name: str) -> bool:
         return (self.root / name / UNLOADED).exists()
@@ -235,6 +238,7 @@ class ModelStore:
                 raise VersionNotFound(f"model {name!r} has no version {version!r}, so no alias can point to it")
         with self._aliases.change(name) as aliases:
             aliases[alias] = to
+        self.num_changes += 1
 
     def get_alias(self, name: str, alias: str) -> Alias:
         """Raises ModelNotFound, VersionNotFound."""
@@ -246,6 +250,7 @@ class ModelStore:
         with self._aliases.change(name) as aliases:
             _named(aliases, name, alias)
             del aliases[alias]
+        self.num_changes += 1
 
     # ---- deleting
 
@@ -276,6 +281,7 @@ class ModelStore:
             path.rename(trash)
         except FileNotFoundError:
             return  # someone else was quicker
+        self.num_changes += 1
         shutil.rmtree(trash, ignore_errors=True)  # what is left, as when a sweep takes it away meanwhile, is swept
 
     def sweep(self, deadline: float) -> None:
