@@ -31,6 +31,8 @@ def serve(
     """Start the service. Settings are GRADSERVE_… environment variables: see docs/settings.md."""
     import uvicorn
 
+    from app.processes import run
+
     settings = load_settings()
     host, port = host or settings.host, settings.port if port is None else port
     if _is_taken(host, port):
@@ -59,12 +61,7 @@ def serve(
         "ssl_certfile": settings.tls_certificate,
         "ssl_keyfile": settings.tls_key,
     }
-    if workers > 1:
-        from app.processes import run_processes
-
-        run_processes(uvicorn.Config("app.main:app", workers=workers, **options))
-    else:
-        uvicorn.run("app.main:app", **options)
+    run(uvicorn.Config("app.main:app", workers=workers, **options))
 
 
 def _allow_open_files() -> None:
