@@ -58,30 +58,25 @@ class Corked:
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
-        self._held = b""
+        self.held = b""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    def write_whole(self, answer: bytes) -> None:
-        """Nothing comes after it."""
-        self._release()
-        self._transport.write(answer)
-
     def write(self, data: bytes) -> None:
-        if self._held:
-            held, self._held = self._held, b""
+        if self.held:
+            held, self.held = self.held, b""
             if len(data) < COPIED_BYTES:
                 self._transport.write(held + data)
             else:
                 self._transport.writelines((held, data))
         elif data:
-            self._held = data
+            self.held = data
             self._loop.call_soon(self._release)
 
     def _release(self) -> None:
-        if self._held:
-            held, self._held = self._held, b""
+        if self.held:
+            held, self.held = self.held, b""
             self._transport.write(held)
 
     def close(self) -> None:
@@ -89,7 +84,7 @@ class Corked:
         self._transport.close()
 
     def get_write_buffer_size(self) -> int:
-        return len(self._held) + self._transport.get_write_buffer_size()
+        return len(self.held) + self._transport.get_write_buffer_size()
 
 
 Awaited = Literal["headers", "body", "reader"]
@@ -125,7 +120,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._corked = self.transport = Corked(transport, self.loop)  # type: ignore[assignment]
+        self._socket, self._corked = transport, Corked(transport, self.loop)
+        self.transport = self._corked  # type: ignore[assignment]
         self._timer = self.loop.call_later(self._limits.look_seconds, self._look)
         if len(self.connections) > self._limits.max_connections:
             self._answer(503, "overloaded", "the service has as many connections as it may; try again")
@@ -154,7 +150,7 @@ class Connection(HttpToolsProtocol):
     def _is_between_requests(self) -> bool:
         cycle = self.cycle
         is_done = cycle is None or (cycle.response_complete and not cycle.more_body)
-        return is_done and not (self._in_headers or self._is_last or self.flow.write_paused)
+        return is_done and not (self._in_headers or self._is_last or self.flow.write_paused or self._corked.held)
 
     def _take(self, data: bytes) -> bool:
         """Answer a request on the hot path, or keep what is not all of it yet; else return False."""
@@ -174,12 +170,12 @@ class Connection(HttpToolsProtocol):
 
     def _end_ahead(self, data: bytes, answer: bytes | None) -> None:
         self._is_ahead = False
-        if self.transport.is_closing():
+        if self._socket.is_closing():
             return
         if answer is None:
             self._pass_on(data)
         else:
-            self._corked.write_whole(answer)
+            self._socket.write(answer)
             self._idle_since = self.loop.time()
             if self.timeout_keep_alive_task is None:
                 self.on_response_complete()

@@ -6,6 +6,7 @@ the same up to the rounding of float32. Shape suffixes: N rows, K numbers, O out
 
 import struct
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ Step = Callable[[Floats], Floats]
 
 
 class Dense:
-    """Made by `of`."""
+    """Made by `of`. Used by one thread at a time."""
 
     def __init__(self, model: Model, steps: list[Step]) -> None:
         features = model.features
@@ -35,6 +36,8 @@ class Dense:
         self._width = len(features.columns)
         self._row_bytes = 8 * self._width
         self._pack = struct.Struct(f"{self._width}d").pack
+        self._quietly = copy_context()  # costs less than np.errstate each time
+        self._quietly.run(np.seterr, over="ignore", invalid="ignore")  # beyond float32 is infinity; its answer is null
         self._steps, self._activate = steps, _activation(model)
 
     @classmethod
@@ -58,11 +61,13 @@ class Dense:
     def predict(self, packed: bytes) -> Values:
         """Values or probabilities `[N, ·]`, as `Model.predict` gives them."""
         rows_NK = np.ndarray((len(packed) // self._row_bytes, self._width), buffer=packed)
-        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32 is infinity, and the answer to it is null
-            x: Floats = ((rows_NK - self._mean) / self._std).astype(np.float32)
-            for step in self._steps:
-                x = step(x)
-            return self._activate(x)
+        return self._quietly.run(self._forward, rows_NK)
+
+    def _forward(self, rows_NK: Floats) -> Values:
+        x: Floats = ((rows_NK - self._mean) / self._std).astype(np.float32)
+        for step in self._steps:
+            x = step(x)
+        return self._activate(x)
 
 
 def as_row(constants: Any) -> Floats:

@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, NamedTuple
 
+from app.serving.dense import Values
 from app.serving.served_model import Answer, ServedModel
 from app.serving.statistics import Pass, Request, Statistics
 
@@ -95,29 +97,35 @@ class SmallRequests:
         self._answer(model, batch, thens)
 
     def _answer(self, model: ServedModel, batch: list[Packed], thens: list[Then]) -> None:
+        started_ns = time.perf_counter_ns()
         try:
-            answers: Sequence[Answer | Exception] = self._answers(model, batch)
+            assert model.dense
+            values = model.dense.predict(b"".join([one.rows for one in batch]))
+            computed_ns = time.perf_counter_ns()
+            answers = _answers(model, values, batch)
         except Exception as error:  # noqa: BLE001 (those who wait for it get it)
-            answers = [error] * len(batch)
+            for then in thens:
+                then(error)
+            return
+        ended_ns = time.perf_counter_ns()
         for then, answer in zip(thens, answers, strict=True):
             then(answer)
-
-    def _answers(self, model: ServedModel, batch: list[Packed]) -> list[Answer]:
-        assert model.dense
-        started_ns = time.perf_counter_ns()
-        values = model.dense.predict(b"".join([one.rows for one in batch]))
-        computed_ns = time.perf_counter_ns()
-        said = model.answer(values)
-        by_row = {key: _as_list(said[key]) for key in BY_ROW if key in said}
-        answers, start = [], 0
-        for one in batch:
-            end = start + one.num_rows
-            answers.append(said | {key: part[start:end] for key, part in by_row.items()})
-            start = end
         begun_ns, packed_ns = [one.begun_ns for one in batch], [one.packed_ns for one in batch]
-        ended = time.perf_counter_ns(), time.time_ns() // 1_000_000
-        self._statistics.passed(Pass(model, start, begun_ns, packed_ns, started_ns, computed_ns, *ended))
-        return answers
+        ended = ended_ns, time.time_ns() // 1_000_000
+        self._statistics.passed(Pass(model, len(values), begun_ns, packed_ns, started_ns, computed_ns, *ended))
+
+
+def _answers(model: ServedModel, values: Values, batch: list[Packed]) -> list[Answer]:
+    """To each request what `ServedModel.answer` says of its rows."""
+    said = model.answer(values)
+    by_row = {key: _as_list(said[key]) for key in BY_ROW if key in said}
+    if len(batch) == 1:
+        return [said | by_row]
+    ends = list(accumulate(one.num_rows for one in batch))
+    return [
+        said | {key: part[end - one.num_rows : end] for key, part in by_row.items()}
+        for one, end in zip(batch, ends, strict=True)
+    ]
 
 
 def _as_list(values: Any) -> list[Any]:
