@@ -13,8 +13,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy.ma  # noqa: F401 (polars imports it on first use, which takes some of a short run: here, before the fork)
 import torch
-import torch._dynamo  # torch.optim and meta tensors import it on first use, which takes a second: before the fork
+import torch._dynamo  # as do torch.optim and meta tensors, where it takes a second
 from torch import Tensor
 
 from app import __version__
