@@ -95,17 +95,21 @@ def mean_loss(network: nn.Module, loss: LossFunction, rows: Rows, judgement: Jud
 
 
 def _judged(network: nn.Module, rows: Rows, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Outputs, targets and weights of the next rows: of as many as are `MAX_JUDGED` outputs, or a pass."""
-    outputs, begin, end = list[Tensor](), 0, 0
-    for inputs in rows.inputs.split(rows_at_once(network, rows.inputs, device)):
-        outputs.append(network(inputs.to(device)).float())
+    """Outputs, targets and weights of the next rows: of as many as are `MAX_JUDGED` outputs, or a pass.
+
+    Outputs go into one tensor: small ones that stay between the passes' large ones would leave gaps in the heap.
+    """
+    at_once = rows_at_once(network, rows.inputs, device)
+    outputs, begin, end = torch.empty(0), 0, 0
+    for inputs in rows.inputs.split(at_once):
+        part = network(inputs.to(device)).float()
         rows.release()
-        end += len(inputs)
-        if end == len(rows) or (end - begin) * outputs[0][0].numel() >= MAX_JUDGED:
+        if begin == end:
+            num_passes = -(-MAX_JUDGED // (part[0].numel() * at_once))
+            outputs = part.new_empty(min(num_passes * at_once, len(rows) - begin), *part.shape[1:])
+        outputs[end - begin : end - begin + len(part)] = part
+        end += len(part)
+        if end - begin == len(outputs):
             weights = rows.weights[begin:end].to(device) if rows.weights is not None else None
-            yield (
-                outputs[0] if len(outputs) == 1 else torch.cat(outputs),
-                rows.targets[begin:end].to(device),
-                weights,
-            )
-            outputs, begin = [], end
+            yield outputs, rows.targets[begin:end].to(device), weights
+            begin = end

@@ -10,7 +10,6 @@ from torch import nn
 from app.learning.batches import Batching
 from app.learning.evaluate import MAX_JUDGED
 from app.learning.optimizers import build_optimizers
-from app.learning.rows import MAPPED_BYTES
 from app.learning.steps import MAX_GATHER_BYTES
 from app.specs.table import Kind, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationFraction
@@ -35,13 +34,13 @@ SCORE_BYTES = 10  # of a row that is judged with two classes: its score and its 
 class Memory:
     """The most of it that a run takes at once, on the host and on a card.
 
-    `lent_bytes`: what of the host's is there before, or goes back to whoever needs it: the fork server's, which a
-    worker shares, and pages of a mapped file.
+    Pages of a mapped file are not in it: the system keeps as many as it has room for. `shared_bytes`: what of the
+    host's is there before, because the worker shares it with the fork server.
     """
 
     host_bytes: int
     card_bytes: int = 0
-    lent_bytes: int = 0
+    shared_bytes: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -49,30 +48,27 @@ class Memory:
 
     @property
     def new_bytes(self) -> int:
-        return self.host_bytes - self.lent_bytes
+        return self.host_bytes - self.shared_bytes
 
 
 @dataclass(frozen=True)
 class RowsBytes:
     """What a table's rows take beside each other: encoded ones all along; what they are made from, until they are;
-    what is kept of them to learn from; what their outputs take when they are judged; and pages of the mapped file.
+    what is kept of them to learn from; and what their outputs take when they are judged.
     """
 
     encoded: int
     preparing: int
     learning: int
     judging: int
-    mapped: int = 0
 
 
 def run_memory(device: str, learning_bytes: int, rows: RowsBytes) -> Memory:
     """One thing after the other: rows are made ready, then learnt from and judged by turns."""
-    learning, judging = rows.learning + rows.mapped, rows.judging
-    if device == "cpu":
-        judging = max(learning_bytes, judging)
-    host = BASE_BYTES + rows.encoded + max(rows.preparing, learning + judging)
+    judging = max(learning_bytes, rows.judging) if device == "cpu" else rows.judging
+    host = BASE_BYTES + rows.encoded + max(rows.preparing, rows.learning + judging)
     on_card = CARD_BASE_BYTES + learning_bytes if device != "cpu" else 0
-    return Memory(host, on_card, SHARED_BYTES + rows.mapped)
+    return Memory(host, on_card, SHARED_BYTES)
 
 
 def network_bytes(spec: TrainingSpec, network: nn.Module, gradient_bytes: int) -> int:
@@ -122,7 +118,7 @@ def rows_bytes(spec: TrainingSpec, table: Table, num_inputs: int, num_outputs: i
     judging = JUDGED_BYTES * min(num_judged * num_outputs, MAX_JUDGED)
     judging += num_judged * SCORE_BYTES if spec.task == "binary" else 0
     if encoded > max_rows_bytes:
-        return RowsBytes(0, known + part, learning, judging, min(encoded, MAPPED_BYTES))
+        return RowsBytes(0, known + part, learning, judging)
     stored = num_rows * sum(STORED_BYTES[column.kind] for column in features)
     return RowsBytes(encoded, round(stored) + known + part, learning, judging)
 

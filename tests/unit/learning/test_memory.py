@@ -156,7 +156,7 @@ def test_a_run_beyond_the_limit_is_refused_with_the_figures(monkeypatch: pytest.
 
 def test_a_run_beyond_what_is_left_is_refused_or_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs beside it stays; what other jobs take comes back."""
-    needed = Memory(2 * GIB, lent_bytes=GIB // 2)
+    needed = Memory(2 * GIB, shared_bytes=GIB // 2)
     monkeypatch.setattr(devices, "memory_limit_bytes", lambda: 4 * GIB)
     monkeypatch.setattr(devices, "memory_left_bytes", lambda: 3 * GIB // 2)
     assert require_room(needed, "cpu", busy=lambda: False) == []
