@@ -100,7 +100,8 @@ class Keys:
                 self._generation += 1
                 self._stored = _by_id(self._file.read())
                 self._is_unread = False
-        except (OSError, InvalidInput):
+        except (OSError, InvalidInput) as error:
+            self._is_unread = isinstance(error, OSError)  # that may pass; what is no file of keys must become another
             log.exception("the file of keys can't be read; those of before hold on")
 
 

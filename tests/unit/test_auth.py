@@ -8,7 +8,7 @@ from structlog.testing import CapturingLogger
 
 from app.api.auth import ANYONE, Caller, Keys, authorize, caller_of, is_loopback
 from app.errors import Forbidden, InvalidInput, Unauthenticated
-from app.storage.keys import KeyFile
+from app.storage.keys import KeyFile, StoredKey
 from tests.waiting import until
 
 LOOPBACK, NETWORK = ("127.0.0.1", 8000), ("192.168.1.5", 8000)
@@ -92,6 +92,26 @@ def test_a_file_of_keys_that_is_broken(tmp_path: Path, monkeypatch: pytest.Monke
     assert keys.find(text.encode())
     with pytest.raises(InvalidInput, match=r"keys\.json is no file of keys"):
         Keys("").watch(file)
+
+
+def test_a_file_of_keys_that_could_not_be_read_once_is_read_again(tmp_path: Path) -> None:
+    """Though it looks as it did: what was revoked must not stay known because of a moment without free descriptors."""
+    file, keys = KeyFile(tmp_path / "keys.json"), Keys("")
+    made, text = file.create("me", ["read"])
+    faults = [OSError("too many open files")]
+
+    class Failing(KeyFile):
+        def read(self) -> list[StoredKey]:
+            if made not in super().read() and faults:
+                raise faults.pop()
+            return super().read()
+
+    keys.watch(Failing(file.path))
+    generation = keys.generation()
+    file.revoke(made.id)
+    until(lambda: keys.find(text.encode()) is None)
+    assert not faults
+    assert keys.generation() > generation
 
 
 @pytest.mark.parametrize(
