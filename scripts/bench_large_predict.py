@@ -3,13 +3,13 @@
 import json
 import statistics
 import subprocess
-import threading
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
 
+from scripts.beside import Beside
 from scripts.load import AUTHORIZED, MODEL, SETTINGS, rows, train
 from scripts.service import Service
 
@@ -51,25 +51,19 @@ def large_body() -> tuple[bytes, int]:
     return b'{"model": "%s", "inputs": [%s]}' % (MODEL.encode(), b", ".join([part] * num_parts)), 1000 * num_parts
 
 
-class Watch(threading.Thread):
+class Watch(Beside):
     """Asks for the health, over and over, on a connection of its own."""
 
     def __init__(self, url: str) -> None:
-        super().__init__()
-        self._url, self._over = url, threading.Event()
+        super().__init__(0.005)
+        self._client = httpx.Client(base_url=url)
         self.waits_ms: list[float] = []
 
     def run(self) -> None:
-        with httpx.Client(base_url=self._url) as client:
-            while not self._over.wait(0.005):
-                begun = time.perf_counter()
-                client.get("/healthz").raise_for_status()
-                self.waits_ms.append(1000 * (time.perf_counter() - begun))
+        with self._client:
+            super().run()
 
-    def __enter__(self) -> "Watch":
-        self.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._over.set()
-        self.join()
+    def look(self) -> None:
+        begun = time.perf_counter()
+        self._client.get("/healthz").raise_for_status()
+        self.waits_ms.append(1000 * (time.perf_counter() - begun))

@@ -6,7 +6,6 @@ The same job in a service without a limit, which keeps the table in memory, must
 """
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import httpx
 import numpy as np
 import polars as pl
 
+from scripts.beside import Beside
 from scripts.processes import processes_of
 from scripts.service import Service
 
@@ -41,28 +41,19 @@ BODY: dict[str, Any] = {
 }
 
 
-class Own(threading.Thread):
+class Own(Beside):
     """The most that the processes of a service have had as their own, by what they do: files' pages are not in it."""
 
     def __init__(self, service: Service) -> None:
-        super().__init__()
+        super().__init__(0.02)
         assert service.process
-        self._pid, self._over = service.process.pid, threading.Event()
+        self._pid = service.process.pid
         self.num_bytes = {"main": 0, "worker": 0}
 
-    def run(self) -> None:
-        while not self._over.wait(0.02):
-            for process in processes_of(self._pid):
-                if process.role in self.num_bytes:
-                    self.num_bytes[process.role] = max(self.num_bytes[process.role], anonymous(process.pid))
-
-    def __enter__(self) -> "Own":
-        self.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._over.set()
-        self.join()
+    def look(self) -> None:
+        for process in processes_of(self._pid):
+            if process.role in self.num_bytes:
+                self.num_bytes[process.role] = max(self.num_bytes[process.role], anonymous(process.pid))
 
 
 def anonymous(pid: int) -> int:

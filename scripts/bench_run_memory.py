@@ -5,7 +5,6 @@ until it ends: what it shares with the process that it was forked from counts, s
 """
 
 import io
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +14,7 @@ import httpx
 import numpy as np
 import polars as pl
 
+from scripts.beside import Beside
 from scripts.processes import with_role
 from scripts.service import Service
 
@@ -90,26 +90,17 @@ WORKS = [
 ]
 
 
-class Peak(threading.Thread):
+class Peak(Beside):
     """Watches the job's process of a service."""
 
     def __init__(self, service: Service) -> None:
-        super().__init__()
+        super().__init__(0.003)
         assert service.process
-        self._pid, self._over, self.num_bytes = service.process.pid, threading.Event(), 0
+        self._pid, self.num_bytes = service.process.pid, 0
 
-    def run(self) -> None:
-        while not self._over.wait(0.003):
-            for pid in with_role(self._pid, "worker"):
-                self.num_bytes = max(self.num_bytes, high_water(pid))
-
-    def __enter__(self) -> "Peak":
-        self.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._over.set()
-        self.join()
+    def look(self) -> None:
+        for pid in with_role(self._pid, "worker"):
+            self.num_bytes = max(self.num_bytes, high_water(pid))
 
 
 def high_water(pid: int) -> int:
