@@ -12,3 +12,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--regenerate-golden", action="store_true", help="write tests/golden from what the code does now, and fail"
     )
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument: a gzip has the clock in it, and processes that share the tests must agree."""
+    return argname if isinstance(val, bytes) else None
