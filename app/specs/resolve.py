@@ -108,7 +108,7 @@ def _resolve_columns(data: StoredData, table: Table, warnings: list[str]) -> Sto
             raise InvalidInput.at(f"/data/features/{index}", f"{name!r} is also the target or the sample weight")
         if column and column.kind == "text":
             raise InvalidInput.at(
-                f"/data/features/{index}", f"{name!r} is free text, which is no feature yet; leave it out"
+                f"/data/features/{index}", f"{name!r} is free text, which is no feature yet; leave it out{_why(column)}"
             )
     if not features:
         raise InvalidInput.at("/data/features", "no column is left to learn from")
@@ -128,12 +128,19 @@ def _usable(table: Table, reserved: set[str | None], warnings: list[str]) -> tup
     candidates = [column for column in table.columns if column.name not in reserved]
     for column in candidates:
         if column.kind == "text":
+            num_unique = column.num_unique
             warnings.append(
-                f"column {column.name!r} is free text ({column.num_unique} distinct values) and is left out"
+                f"column {column.name!r} is free text ({num_unique} distinct values) and is left out{_why(column)}"
             )
         elif column.num_unique == 0:
             warnings.append(f"column {column.name!r} is empty and is left out")
+        elif column.note:
+            warnings.append(f"column {column.name!r} is taken as categories{_why(column)}")
     return tuple(column.name for column in candidates if column.kind != "text" and column.num_unique > 0)
+
+
+def _why(column: ColumnProfile) -> str:
+    return f": {column.note}" if column.note else ""
 
 
 def _unknown(pointer: str, names: Iterable[str], table: Table) -> list[Fault]:
@@ -174,7 +181,9 @@ def _resolve_task(spec: TrainingSpec, table: Table, warnings: list[str]) -> Task
         if column.num_unique == 0:
             raise InvalidInput.at("/data/target", f"{column.name!r} is empty")
         if task == "regression" and column.kind not in ("numeric", "boolean"):
-            raise InvalidInput.at("/data/target", f"{column.name!r} is {column.kind}; regression needs numbers")
+            raise InvalidInput.at(
+                "/data/target", f"{column.name!r} is {column.kind}; regression needs numbers{_why(column)}"
+            )
         if task == "multilabel" and not _is_flag(column):
             raise InvalidInput.at("/data/target", f"{column.name!r} must hold only 0/1 or true/false for multilabel")
     if task in ("binary", "multiclass"):
@@ -188,7 +197,8 @@ def _check_classes(task: Task, targets: list[ColumnProfile]) -> None:
     column = targets[0]
     if column.kind in ("datetime", "text"):
         raise InvalidInput.at(
-            "/data/target", f"{column.name!r} is {column.kind} with {column.num_unique} values; no classes"
+            "/data/target",
+            f"{column.name!r} is {column.kind} with {column.num_unique} values; no classes{_why(column)}",
         )
     if column.num_unique < 2 or (task == "binary" and column.num_unique != 2):
         wanted = "exactly 2" if task == "binary" else "at least 2"

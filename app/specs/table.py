@@ -22,7 +22,8 @@ class Column(Spec):
 class ColumnProfile(Column):
     """What a dataset's column holds.
 
-    `num_unique` leaves missing values out; `integral`: numbers, all of them whole.
+    `num_unique` leaves missing values out; `integral`: numbers, all of them whole. `note`: why text may have been meant
+    as something else.
     """
 
     num_missing: NonNegativeInt
@@ -32,6 +33,7 @@ class ColumnProfile(Column):
     max: Any = None
     mean: float | None = None
     examples: Items[Any] = ()
+    note: str | None = None
 
 
 class Table(Spec):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from app.errors import Unparseable
 
@@ -10,20 +9,19 @@ BLOCK_BYTES = 2**20
 MAX_ROW_BYTES = 2**26
 
 
-def row_blocks(path: Path, num_header_lines: int, line_end: str, *, quoted: bool) -> Iterator[bytes]:
+def row_blocks(path: Path, num_header_lines: int, *, quoted: bool) -> Iterator[bytes]:
     """The file without its header. Where it is `quoted`, a line end within quotes ends no row.
 
     Raises:
         Unparseable: a row is too long to be held in memory.
     """
-    end = line_end.encode()
     with path.open("rb") as file:
         for _ in range(num_header_lines):
-            _skip_line(file, end)
+            file.readline()
         rest = b""
         while chunk := file.read(BLOCK_BYTES):
             rest += chunk
-            if cut := _end_of_rows(rest, end, quoted):
+            if cut := _end_of_rows(rest, quoted):
                 yield rest[:cut]
                 rest = rest[cut:]
             elif len(rest) > MAX_ROW_BYTES:
@@ -32,22 +30,14 @@ def row_blocks(path: Path, num_header_lines: int, line_end: str, *, quoted: bool
         yield rest
 
 
-def _skip_line(file: BinaryIO, end: bytes) -> None:
-    if end == b"\n":
-        file.readline()
-        return
-    while file.read(1) not in (end, b""):
-        pass
-
-
-def _end_of_rows(block: bytes, end: bytes, quoted: bool) -> int:
+def _end_of_rows(block: bytes, quoted: bool) -> int:
     """Where the last whole row ends, or 0."""
-    place, after = block.rfind(end), 0
+    place, after = block.rfind(b"\n"), 0
     num_quotes = block.count(b'"') if quoted else 0
     searched = len(block)
     while place >= 0:
         after += block.count(b'"', place, searched) if quoted else 0
         if (num_quotes - after) % 2 == 0:
             return place + 1
-        place, searched = block.rfind(end, 0, place), place
+        place, searched = block.rfind(b"\n", 0, place), place
     return 0

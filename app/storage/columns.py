@@ -3,15 +3,19 @@
 A stored column is Int64, Float64 (finite or missing), Boolean, String, or Datetime in microseconds UTC without a zone.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from app.errors import InvalidInput, TooLarge
 
-MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
-"""Spellings of a missing value in text without types."""
+MISSING = (
+    *("", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "-NaN", "-nan", "NaT", "null", "NULL", "None", "?"),
+    *("#N/A", "#NA", "#N/A N/A", "#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!"),
+)
+"""Spellings of a missing value in text without types, by people, pandas and spreadsheets."""
 
 MAX_NAME_CHARACTERS = 1000
 MIN_GROUP_ROWS, MAX_GROUP_ROWS, GROUP_CELLS = 2**10, 2**17, 2**22
@@ -19,6 +23,7 @@ DATETIME = pl.Datetime("us")
 
 _PRUNING_ROWS = 1000
 _COLUMNS_AT_ONCE = 200
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 _ISO_DATETIME = r"^\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?$"
 
 Reading = Callable[[pl.Expr], pl.Expr]
@@ -43,7 +48,9 @@ def _fault_in(names: Sequence[str]) -> str | None:
     places: dict[str, int] = {}
     for place, name in enumerate(names, start=1):
         if not name.strip():
-            return f"column {place} has no name; with pandas, write the file with index=False"
+            return f"column {place} has no name" + (
+                "; with pandas, write the file with index=False" if place == 1 else ""
+            )
         if len(name) > MAX_NAME_CHARACTERS:
             return f"the name of column {place} is longer than {MAX_NAME_CHARACTERS} characters"
         if name in places:
@@ -102,8 +109,13 @@ def spelled_values(text: pl.Expr) -> pl.Expr:
 
 
 def storable_table(table: pl.LazyFrame, max_columns: int) -> pl.LazyFrame:
-    """The table with its columns as stored ones. Raises InvalidInput for nested and binary values; TooLarge."""
+    """The table with its columns as stored ones, without the numbers that pandas gives to rows.
+
+    Raises InvalidInput for nested and binary values; TooLarge.
+    """
     schema = table.collect_schema()
+    if indices := [name for name in schema if _PANDAS_INDEX.fullmatch(name)]:
+        return storable_table(table.drop(indices), max_columns)
     check_names(schema.names(), max_columns)
     wide = [name for name, dtype in schema.items() if dtype in (pl.UInt64, pl.Int128, pl.UInt128)]
     fitting = table.select(pl.col(wide).is_between(-(2**63), 2**63 - 1).all()).collect(engine="streaming")
@@ -139,13 +151,31 @@ def _storable(name: str, dtype: pl.DataType) -> pl.Expr:
     raise InvalidInput.at("", f"column {name!r} holds {dtype}; a column can hold numbers, text, booleans or datetimes")
 
 
-def settle_types(table: pl.LazyFrame, readings: Mapping[str, Reading]) -> pl.LazyFrame:
-    """The table with each text column read as the first of `readings` that fits every one of its values.
+def padded_columns(table: pl.LazyFrame) -> list[str]:
+    """Columns of whole numbers, all of one length and some with leading zeros: zip codes, not quantities."""
+    texts = [name for name, dtype in table.collect_schema().items() if dtype == pl.String]
+    padded: list[str] = []
+    for start in range(0, len(texts), _COLUMNS_AT_ONCE):
+        part = texts[start : start + _COLUMNS_AT_ONCE]
+        numbered = [_is_padded(pl.col(name)).alias(str(place)) for place, name in enumerate(part)]
+        found = table.select(numbered).collect(engine="streaming").row(0)
+        padded += [name for name, is_padded in zip(part, found, strict=True) if is_padded]
+    return padded
+
+
+def _is_padded(text: pl.Expr) -> pl.Expr:
+    length = text.str.len_bytes()
+    return text.str.contains(r"^\d+$").all() & text.str.contains(r"^0\d").any() & (length.min() == length.max())
+
+
+def settle_types(table: pl.LazyFrame, readings: Mapping[str, Reading], texts: Collection[str] = ()) -> pl.LazyFrame:
+    """The table with each text column, but for `texts`, read as the first of `readings` that fits all of its values.
 
     The first rows only rule readings out; what is left is held against all rows. A column without any value is numeric.
     """
     schema = table.collect_schema()
-    candidates = {name: list(readings) if dtype == pl.String else [] for name, dtype in schema.items()}
+    read = {name for name, dtype in schema.items() if dtype == pl.String and name not in texts}
+    candidates = {name: list(readings) if name in read else [] for name in schema}
     candidates = _that_fit(table.head(_PRUNING_ROWS), candidates, readings)[0]
     fitting, num_values = _that_fit(table, candidates, readings)
     return table.with_columns(

@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from app.specs.table import ColumnProfile, Kind, Table
+from app.storage.notes import as_number, note_on_text
 
 MAX_CATEGORIES = 1000
 SURE_CATEGORIES = 20
@@ -36,7 +37,7 @@ def profile_table(table: pl.LazyFrame, digest: str) -> Table:
         digest=digest,
         num_rows=num_rows,
         columns=tuple(
-            _column(name, schema[name], num_rows, unique[name], facts[name], examples[name]) for name in names
+            _column(table, name, schema[name], num_rows, unique[name], facts[name], examples[name]) for name in names
         ),
     )
 
@@ -59,20 +60,29 @@ def plain_value(value: Any) -> Any:
 
 
 def _column(
-    name: str, dtype: pl.DataType, num_rows: int, num_unique: int, facts: dict[str, Any], examples: list[Any]
+    table: pl.LazyFrame,
+    name: str,
+    dtype: pl.DataType,
+    num_rows: int,
+    num_unique: int,
+    facts: dict[str, Any],
+    examples: list[Any],
 ) -> ColumnProfile:
     num_missing = facts["num_missing"]
+    num_values = num_rows - num_missing
+    numbers = facts.get("num_numbers")
     mean = facts.get("mean")
     return ColumnProfile(
         name=name,
-        kind=kind_of(dtype, num_rows - num_missing, num_unique),
+        kind=kind_of(dtype, num_values, num_unique),
         num_missing=num_missing,
-        num_unique=min(num_unique, num_rows - num_missing),
+        num_unique=min(num_unique, num_values),
         integral=bool(facts.get("integral", False)),
         min=plain_value(facts.get("min")),
         max=plain_value(facts.get("max")),
         mean=mean if mean is not None and math.isfinite(mean) else None,
         examples=tuple(examples),
+        note=None if numbers is None else note_on_text(table, name, num_values, numbers, examples),
     )
 
 
@@ -90,6 +100,8 @@ def _fact_exprs(name: str, dtype: pl.DataType) -> dict[str, pl.Expr]:
     facts = {"num_missing": column.null_count()}
     if dtype.is_numeric() or dtype.is_temporal():
         facts |= {"min": column.min(), "max": column.max()}
+    if dtype == pl.String:
+        facts["num_numbers"] = as_number(column).count()
     if dtype.is_numeric():
         whole = pl.lit(True) if dtype.is_integer() else (column == column.floor()).all()
         facts |= {"mean": column.mean(), "integral": whole & (column.count() > 0)}

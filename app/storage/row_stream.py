@@ -11,7 +11,8 @@ from app.errors import UnsupportedMedia
 from app.storage.arrow_stream import check_arrow_file, write_arrow_file
 from app.storage.blocks import row_blocks
 from app.storage.columns import storable_table
-from app.storage.delimited import Dialect, read_dialect, scan_delimited
+from app.storage.delimited import open_delimited, scan_delimited
+from app.storage.dialects import Dialect
 from app.storage.formats import NAMES, check_declared
 from app.storage.uploads import Upload, check_lines, polars_errors, unpack
 
@@ -39,7 +40,7 @@ def open_rows(upload: Upload, max_columns: int) -> RowStream:
     with polars_errors(found):
         if found == "csv":
             check_lines(body)
-            dialect = read_dialect(body, max_columns)
+            body, dialect = open_delimited(body, max_columns)
             return RowStream(dialect.names, True, dialect.separator != ",", _csv_parts(body, dialect))
         if found == "arrow_stream":
             body, stream = body.with_suffix(".arrow"), body
@@ -64,7 +65,7 @@ def _slices(table: pl.LazyFrame, num_rows: int) -> Iterator[pl.DataFrame]:
 
 def _csv_parts(path: Path, dialect: Dialect) -> Iterator[pl.DataFrame]:
     plain = replace(dialect, num_header_lines=0)
-    for block in row_blocks(path, dialect.num_header_lines, dialect.line_end, quoted=dialect.quoted):
+    for block in row_blocks(path, dialect.num_header_lines, quoted=dialect.quoted):
         with polars_errors("csv"):
             part = scan_delimited(io.BytesIO(block), plain, {}).collect()
         if part.height:

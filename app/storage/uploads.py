@@ -19,10 +19,12 @@ from app.storage.columns import (
     TYPED_READINGS,
     UNTYPED_READINGS,
     group_rows,
+    padded_columns,
     settle_types,
     storable_table,
 )
-from app.storage.delimited import Dialect, check_rows, read_dialect, scan_delimited
+from app.storage.delimited import check_rows, open_delimited, scan_delimited
+from app.storage.dialects import Dialect
 from app.storage.formats import MAX_LINE_BYTES, NAMES, Format, check_declared, detect_format, gunzip
 from app.storage.ndjson import scan_ndjson
 from app.storage.parquet_pages import check_parquet
@@ -114,7 +116,7 @@ def _settled(body: Path, found: Format, staged: Path, max_columns: int) -> pl.La
     """The file's table with its final types. Text is parsed once, into `staged`, and then typed by all of its rows."""
     if found == "csv":
         check_lines(body)
-        dialect = read_dialect(body, max_columns)
+        body, dialect = open_delimited(body, max_columns)
         try:
             return _settled_csv(body, dialect, staged)
         except PolarsError:
@@ -148,6 +150,10 @@ def _settled_csv(body: Path, dialect: Dialect, staged: Path) -> pl.LazyFrame:
     readings = UNTYPED_READINGS if dialect.separator == "," else DECIMAL_COMMA_READINGS
     num_rows = max(100, min(1000, _FIRST_CELLS // len(dialect.names)))
     text = scan_delimited(body, dialect, {})
+    if dialect.padded:  # zeros that numbers would lose
+        write_parquet(text, staged)
+        table = pl.scan_parquet(staged, glob=False)
+        return settle_types(table, readings, padded_columns(table))
     first = settle_types(text.head(num_rows).collect(engine="streaming").lazy(), readings).collect()
     numeric = {column.name: column.dtype for column in first if column.dtype.is_numeric() and column.count()}
     try:

@@ -108,6 +108,7 @@ def test_a_file_as_curl_sends_it(client: httpx.Client, content_type: str | None)
         "max": None,
         "mean": None,
         "examples": ["Adelie", "Gentoo", "Chinstrap"],
+        "note": None,
     }
     assert dataset["columns"][4] == {
         "name": "flipper_length_mm",
@@ -119,6 +120,7 @@ def test_a_file_as_curl_sends_it(client: httpx.Client, content_type: str | None)
         "max": 231,
         "mean": pytest.approx(200.915, abs=1e-3),
         "examples": [181, 186, 195, 193, 190],
+        "note": None,
     }
     assert client.get("/datasets/penguins").json() == dataset
 

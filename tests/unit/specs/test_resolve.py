@@ -211,6 +211,20 @@ def test_features_are_all_columns_that_can_be() -> None:
     assert signature.ignored == ("note", "empty", "weight")
 
 
+def test_what_text_may_have_been_meant_as_is_said_where_it_matters() -> None:
+    text = {"x": [1.5, 2.5] * 15, "few": ["1,234", "12"] * 15, "many": [f"{row}%" for row in range(30)]}
+    table = table_of(pl.DataFrame(text))
+    _, warnings = resolve(posted("x"), table)
+    assert [warning.partition(": ")[0] for warning in warnings] == [
+        "column 'few' is taken as categories",
+        "column 'many' is free text (30 distinct values) and is left out",
+    ]
+    assert all("look like numbers" in warning for warning in warnings)
+    for task in ("regression", "multiclass"):
+        with pytest.raises(InvalidInput, match="values such as '0%' look like numbers"):
+            resolve(posted("many", task=task), table)
+
+
 # ---- network, stop, validation
 
 

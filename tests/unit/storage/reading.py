@@ -1,7 +1,10 @@
 """Reads bytes as an upload, the whole way."""
 
+import io
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -27,3 +30,9 @@ def column(content: bytes, name: str) -> ColumnProfile:
     found = profile(content).column(name)
     assert found is not None
     return found
+
+
+def parquet(columns: Mapping[str, Any]) -> bytes:
+    file = io.BytesIO()
+    pl.DataFrame(columns).write_parquet(file)
+    return file.getvalue()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidInput
-from app.storage.columns import read_datetimes
+from app.storage.columns import read_datetimes, storable_table
 from tests.unit.storage.reading import read
 
 DATETIME = pl.Datetime("us")
@@ -138,3 +138,8 @@ def test_what_is_no_single_value_is_refused(cell: Any) -> None:
     pl.DataFrame({"fine": [1], "odd": [cell]}).write_parquet(file)
     with pytest.raises(InvalidInput, match="column 'odd' holds"):
         read(file.getvalue())
+
+
+def test_the_numbers_that_pandas_gives_to_rows_are_no_column() -> None:
+    table = pl.DataFrame({"x": [1, 2], "__index_level_0__": [7, 5], "__index_level_1__": ["a", "b"]})
+    assert storable_table(table.lazy(), 1).collect().columns == ["x"]

@@ -44,6 +44,35 @@ def test_quotes() -> None:
     assert rows('size,n\nx"y"z,1\n"q",2\n') == [{"size": 'x"y"z', "n": 1}, {"size": "q", "n": 2}]
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_quotes_within_fields_of_a_file_with_quoted_ones(line_end: str) -> None:
+    content = line_end.join(["a,b,c", '"x, y",5" pipe,1', '"y",6" pipe,2', ' "z",7,3', ""])
+    assert [tuple(row.values()) for row in rows(content)] == [
+        ("x, y", '5" pipe', 1),
+        ("y", '6" pipe', 2),
+        ('"z"', "7", 3),
+    ]
+
+
+def test_separators_at_the_ends_of_lines_are_no_columns() -> None:
+    assert rows("a,b,,\n1,2,,\n3,,,\n,,,\n") == [{"a": 1, "b": 2}, {"a": 3, "b": None}]
+    assert rows('a;\n1;\n"2\n";""\n') == [{"a": 1}, {"a": 2}]
+
+
+def test_whole_numbers_that_are_padded_with_zeros_come_back_as_written() -> None:
+    assert rows("zip,month,n\n01234,01,007\n98765,12,12\n") == [
+        {"zip": "01234", "month": "01", "n": 7},
+        {"zip": "98765", "month": "12", "n": 12},
+    ]
+    late = read(b"zip,n\n" + b"98765,1\n" * 3000 + b"01234,0\n")
+    assert (late["zip"][-1], late["n"].sum()) == ("01234", 3000)
+    assert rows("x\n0.50\n0\n-1\n") == [{"x": 0.5}, {"x": 0.0}, {"x": -1.0}]
+
+
+def test_missing_values_as_pandas_and_spreadsheets_write_them() -> None:
+    assert rows("a,b\n#N/A,1\n<NA>,1\n#DIV/0!,1\nNaT,1\n2,1\n") == [{"a": None, "b": 1}] * 4 + [{"a": 2, "b": 1}]
+
+
 def test_spaces_around_values_do_not_count() -> None:
     expected = [{"a": 1, "b": "x", "c": True}, {"a": 2, "b": None, "c": False}]
     assert rows("a, b ,c\n 1, x ,true\n2 ,? , False\n") == expected
@@ -60,7 +89,9 @@ def test_spaces_around_values_do_not_count() -> None:
         (b'a,b\n1,"2"2\n3,4\n', Unparseable, "line 2"),
         (b"a,b,a\n1,2,3\n", InvalidInput, "columns 1 and 3 are both named 'a'"),
         (b"a, a\n1,2\n", InvalidInput, "columns 1 and 2 are both named 'a'"),
-        (b",a\n1,2\n", InvalidInput, "column 1 has no name"),
+        (b",a\n1,2\n", InvalidInput, "column 1 has no name; with pandas"),
+        (b"a,,\n1,,\n2,,x\n", InvalidInput, "column 3 has no name, but values, such as 'x'"),
+        (b",,\n1,2,3\n", InvalidInput, "column 1 has no name"),
         (b"a,b\n", InvalidInput, "no rows"),
         (b"a,b\n,\n", InvalidInput, "no rows"),
         (b"x" * 1001 + b",b\n1,2\n", InvalidInput, "the name of column 1 is longer than 1000"),
@@ -70,7 +101,7 @@ def test_spaces_around_values_do_not_count() -> None:
         (b"a" * 2**21, Unparseable, "first line is longer"),
         (b"a,b\n1," + b"2" * 2**23 * 5, Unparseable, "a line longer than"),
     ],
-    ids=range(17),
+    ids=range(19),
 )
 def test_what_is_wrong_is_said_with_its_place(content: bytes, error: type[GradserveError], said: str) -> None:
     with pytest.raises(error) as caught:

@@ -1,0 +1,37 @@
+import pytest
+
+from tests.unit.storage.reading import column, parquet
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["1", "2", "-"], "of 3 values, all but 1 are numbers, and in row 3 stands '-'"),
+        ([*map(str, range(2000)), "", "x"], "of 2001 values, all but 1 are numbers, and in row 2002 stands 'x'"),
+        (['"1,234.56"', "12.50"], "values such as '1,234.56' look like numbers"),
+        (["12.50", '"1,234.56"'], "values such as '1,234.56' look like numbers"),
+        (["12%", "3.5 %"], "values such as '12%' look like numbers"),
+        (["$1", "$2.50"], "values such as '$1' look like numbers"),
+        (["31.01.2026", "1.2.26"], "values such as '31.01.2026' look like dates"),
+        (["01/31/2026 1:30 PM", "02/28/2026 1:31 AM"], "look like dates"),
+        (["31-Jan-2026", '"Feb 3, 2026"'], "look like dates"),
+    ],
+    ids=range(9),
+)
+def test_text_that_may_have_been_meant_as_something_else(cells: list[str], said: str) -> None:
+    note = column("\n".join(["a,b", *(f"{cell},k" for cell in cells)]).encode(), "a").note
+    assert note
+    assert said in note
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [["x", "y"], ["A1", "2", "B3"], ["yes", "no"], ["1.2.3", "1.2.4"], ["01", "02"], ["1", "2"], ["2026-01-31"], [""]],
+    ids=str,
+)
+def test_what_is_as_it_seems_has_no_note(cells: list[str]) -> None:
+    assert column("\n".join(["a,b", *(f"{cell},k" for cell in cells)]).encode(), "a").note is None
+
+
+def test_text_out_of_files_with_types_is_text() -> None:
+    assert column(parquet({"a": ["1", "2", "3"]}), "a").note is None
