@@ -58,6 +58,8 @@ def train(
     with connect(url, api_key) as client:
         client.upload_dataset(name, file)
         job = client.submit(body)
+        for warning in job["warnings"]:
+            typer.echo(f"warning: {warning}", err=True)
         if detach:
             typer.echo(f"Job {job['id']} is {job['state']}; follow it with: gradserve jobs events {job['id']}")
         else:
@@ -95,7 +97,7 @@ def _follow(client: "Client", job: dict[str, Any]) -> None:
         from rich import print as rich_print
 
         from app.client.errors import JobFailed
-        from app.terminal import TrainingProgress, loss_curve, metrics_table
+        from app.terminal import TrainingProgress, kept_epoch, loss_curve, metrics_table
 
         with TrainingProgress(job["model"]) as progress:
             for event in client.events(job["id"]):
@@ -105,9 +107,13 @@ def _follow(client: "Client", job: dict[str, Any]) -> None:
     job = client.job(job["id"])
     if job["state"] != "succeeded":
         raise JobFailed(job)
-    rich_print(loss_curve(client.history(job["id"])), metrics_table(job["metrics"]), sep="\n")
+    history = client.history(job["id"])
+    rich_print(loss_curve(history), metrics_table(job["metrics"]), sep="\n")
+    epoch = kept_epoch(history, job["metrics"])
+    kept = f"; kept are the weights of epoch {epoch}, the best" if epoch else ""
     typer.echo(
-        f"Stopped by {job['stop_reason']}. Model: {client.base_url}/models/{job['model']}/versions/{job['version']}"
+        f"Stopped by {job['stop_reason']}{kept}. "
+        f"Model: {client.base_url}/models/{job['model']}/versions/{job['version']}"
     )
 
 

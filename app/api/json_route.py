@@ -1,6 +1,6 @@
 """Routes whose bodies are JSON, read by orjson: fast, and with no NaN, which JSON does not have."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -28,20 +28,22 @@ class JsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         takes_body = self.body_field is not None
+        bodies = (self.openapi_extra or {}).get("requestBody", {}).get("content", {})
+        tables = [media_type for media_type in bodies if media_type != "application/json"]
 
         async def handle_json(request: Request) -> Response:
             request = JsonRequest(request.scope, request.receive)
             if takes_body:
                 await authorize_early(request, self.dependencies)
-                require_json(request)
+                require_json(request, tables)
                 await request.json()  # here, because FastAPI would say no more than that parsing failed
             return await handle(request)
 
         return handle_json
 
 
-def require_json(request: Request) -> None:
-    """Raise UnsupportedMedia unless the body is said to be JSON, and as it is."""
+def require_json(request: Request, tables: Sequence[str]) -> None:
+    """Raise UnsupportedMedia unless the body is said to be JSON, and as it is. `tables`: what else would be taken."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMedia(f"a JSON body is taken as it is here, not in the Content-Encoding {encoding!r}")
@@ -51,6 +53,7 @@ def require_json(request: Request) -> None:
         raise UnsupportedMedia(
             f"the body must come with Content-Type: application/json, {said}; "
             "curl sends that with --json, or -H 'Content-Type: application/json'"
+            + (f"; tables come as {', '.join(tables)}" if tables else "")
         )
 
 

@@ -13,8 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from app import errors
+from app.api.fields import fields_at
 from app.serving.encode import escape
 
 MEDIA_TYPE = "application/problem+json"
@@ -36,12 +38,11 @@ STATUS: dict[type[errors.GradserveError], int] = {
     errors.CorruptVersion: 503,
 }
 CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 400: "unparseable"}
+OBJECT = ("model_type", "model_attributes_type", "dict_type")
 WORDS = {
+    **dict.fromkeys(OBJECT, "this must be an object"),
     "extra_forbidden": "there is no such field",
     "missing": "this is required",
-    "model_type": "this must be an object",
-    "model_attributes_type": "this must be an object",
-    "dict_type": "this must be an object",
     "tuple_type": "this must be an array",
     "list_type": "this must be an array",
     "union_tag_not_found": 'this needs a "type"',
@@ -133,11 +134,13 @@ def answer_to(request: Request, error: errors.GradserveError) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [fault_of(item, error.body) for item in error.errors()[:MAX_FAULTS]]
+    body_field = getattr(request.scope.get("route"), "body_field", None)
+    body_type = body_field.field_info.annotation if body_field else None
+    faults = [fault_of(item, error.body, body_type) for item in error.errors()[:MAX_FAULTS]]
     return problem_response(request, 422, "invalid_input", faults[0].detail, faults)
 
 
-def fault_of(item: Any, body: Any) -> errors.Fault:
+def fault_of(item: Any, body: Any, body_type: Any = None) -> errors.Fault:
     """A pydantic error as a fault; its location's union tags, which are not in the body, are left out."""
     where, *path = item["loc"]
     message = WORDS.get(item["type"], "").format(**item.get("ctx", {})) or str(item["msg"]).removeprefix(
@@ -147,6 +150,10 @@ def fault_of(item: Any, body: Any) -> errors.Fault:
         message = "a name has 1 to 64 of a-z, 0-9, '.', '_' and '-', and begins with a letter or a digit"
     if item["type"] == "union_tag_invalid":
         path, message = [*path, "type"], _unknown_type(**item["ctx"])
+    if item["type"] == "extra_forbidden" and (known := fields_at(body_type, path[:-1])):
+        message += f"; {_instead(str(path[-1]), known)}"
+    if item["type"] in OBJECT and "type" in fields_at(body_type, path):
+        message += ' with a "type"'
     if where != "body":
         return errors.Fault("?" + "/".join(map(str, path)), message)
     return errors.Fault(_pointer(path, body, missing=item["type"] == "missing"), message)
@@ -154,8 +161,12 @@ def fault_of(item: Any, body: Any) -> errors.Fault:
 
 def _unknown_type(tag: str, expected_tags: str, **_: Any) -> str:
     known = expected_tags.replace("'", "").split(", ")
-    near = difflib.get_close_matches(tag, known, n=1)
-    return f"there is no type {tag!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {expected_tags}")
+    return f"there is no type {tag!r}; {_instead(tag, known)}"
+
+
+def _instead(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known))}"
 
 
 def _pointer(path: Sequence[str | int], value: Any, *, missing: bool) -> str:
@@ -172,12 +183,26 @@ def _pointer(path: Sequence[str | int], value: Any, *, missing: bool) -> str:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = CODE_OF_STATUS.get(error.status_code, "http_error")
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = _allowed(request)
     detail = {
         404: f"there is nothing at {request.url.path}; see /docs",
-        405: f"{request.url.path} takes no {request.method}",
+        405: f"{request.url.path} takes no {request.method}; it takes {headers.get('Allow')}",
         413: "the body is larger than this service allows",
     }.get(error.status_code, str(error.detail))
-    return problem_response(request, error.status_code, code, detail, headers=dict(error.headers or {}))
+    return problem_response(request, error.status_code, code, detail, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes that have the path; the router knows those of the first."""
+    methods = {
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        for route in request.app.routes
+        if route.matches({**request.scope, "method": method})[0] == Match.FULL
+    }
+    return ", ".join(sorted(methods))
 
 
 async def _cut_short(request: Request, _: Exception) -> Response:

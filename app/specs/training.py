@@ -10,7 +10,7 @@ from app.specs.losses import AutoLoss, LossSpec
 from app.specs.network import DenseNetwork, InitSpec, NetworkSpec
 from app.specs.optimizers import AdamW, OptimizerSpec
 from app.specs.schedules import ConstantSchedule, ScheduleSpec
-from app.specs.table import DataSpec, Digest, Task
+from app.specs.table import DataSpec, Digest
 
 
 class FeaturesSpec(Spec):
@@ -81,7 +81,7 @@ class TrainingSpec(Spec):
 
     model: Name
     data: DataSpec
-    task: Literal["auto"] | Task = "auto"
+    task: Literal["auto", "regression", "binary", "multiclass", "multilabel"] = "auto"
     network: NetworkSpec = DenseNetwork()
     loss: LossSpec = AutoLoss()
     optimizer: OptimizerSpec = AdamW()

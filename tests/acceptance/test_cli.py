@@ -87,6 +87,17 @@ def test_train_predict_and_look_around(cli: Cli, client: Client, tmp_path: Path)
     assert [event["data"]["epoch"] for event in events if event["type"] == "metrics"] == list(range(1, 21))
 
 
+def test_what_was_made_of_the_columns_is_said(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "people.csv"
+    lines = [f"{index},person {index} of many,{index}.5" for index in range(100)]
+    file.write_text("\n".join(["x,name,y", *lines]))
+    for more in (["--epochs", "1"], ["--detach"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(["train", str(file), "--target", "y", *more, "--url", cli.service.url])
+        said = capsys.readouterr().err.splitlines()
+        assert said == ["warning: column 'name' is free text (100 distinct values) and is left out"]
+
+
 def test_a_file_of_rows_may_have_any_format(
     cli: Cli, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,9 +39,19 @@ def test_an_id_that_was_sent_is_echoed(client: httpx.Client, given: str) -> None
 
 def test_what_is_not_there(client: httpx.Client) -> None:
     assert "/nowhere" in problem(client.get("/nowhere"), 404, "not_found")["detail"]
-    answer = client.delete("/train")
-    problem(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("DELETE", "/train", "POST"), ("POST", "/datasets/x", "DELETE, GET, PUT"), ("PUT", "/v2", "GET")],
+)
+def test_a_method_that_a_path_does_not_take_comes_with_those_that_it_takes(
+    client: httpx.Client, method: str, path: str, allowed: str
+) -> None:
+    answer = client.request(method, path)
+    detail = problem(answer, 405, "method_not_allowed")["detail"]
+    assert answer.headers["allow"] == allowed
+    assert detail == f"{path} takes no {method}; it takes {allowed}"
 
 
 def test_an_error_of_ours_is_a_problem_with_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,7 +261,11 @@ def test_a_model_to_go_on_from_must_be_there(client: httpx.Client) -> None:
 def test_a_body_must_be_said_to_be_json(client: httpx.Client, content_type: str | None) -> None:
     headers = {"Content-Type": content_type} if content_type else {}
     answer = client.post("/train", content=json.dumps(SEED), headers=headers)
-    assert "--json" in problem(answer, 415, "unsupported_media_type")["detail"]
+    detail = problem(answer, 415, "unsupported_media_type")["detail"]
+    assert "--json" in detail
+    assert "text/csv" not in detail
+    answer = client.post("/predict?model=line", content="x0\n1\n", headers=headers)
+    assert "tables come as text/csv, " in problem(answer, 415, "unsupported_media_type")["detail"]
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON", "application/ld+json"])

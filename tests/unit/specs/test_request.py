@@ -21,7 +21,7 @@ RECORDS = {"records": [{"x": 1, "y": 2}], "target": "y"}
 def faults(body: Any, kind: type[Spec] = TrainingSpec) -> list[Fault]:
     with pytest.raises(ValidationError) as caught:
         kind.model_validate(body)
-    return [fault_of(item | {"loc": ("body", *item["loc"])}, body) for item in caught.value.errors()]
+    return [fault_of(item | {"loc": ("body", *item["loc"])}, body, kind) for item in caught.value.errors()]
 
 
 def training(**fields: Any) -> dict[str, Any]:
@@ -98,7 +98,30 @@ LAYERS = [
     ],
 )
 def test_unknown_fields_are_refused_where_they_are(body: Any, pointer: str) -> None:
-    assert faults(body)[0] == Fault(pointer, "there is no such field")
+    found = faults(body)[0]
+    assert found.pointer == pointer
+    assert found.detail.startswith("there is no such field; there are '")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            training(optimizer={"type": "sgd", "lr": 1.0}),
+            "there are 'type', 'learning_rate', 'momentum', 'dampening', 'nesterov', 'weight_decay'",
+        ),
+        (training(optimizer={"type": "adam", "learningrate": 1.0}), "did you mean 'learning_rate'?"),
+        (training(network={"layers": [{"type": "gelu", "units": 3}]}), "there are 'type', 'approximate'"),
+        (
+            training(network={"layers": [{"type": "residual", "layers": [{"type": "relu", "slope": 1}]}]}),
+            "there are 'type'",
+        ),
+        (training(validation={"q": 1}), "there are 'fraction', 'dataset', 'digest', 'folds'"),
+        (training(stop={"epochs": 1}), "did you mean 'max_epochs'?"),
+    ],
+)
+def test_an_unknown_field_comes_with_those_that_there_are(body: Any, words: str) -> None:
+    assert faults(body)[0].detail == f"there is no such field; {words}"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +155,8 @@ def test_missing_fields_are_named(body: Any, pointer: str) -> None:
         (training(network={"layers": [{"type": "linaer"}]}), "/network/layers/0/type", "'linear'"),
         (training(network={"hidden_features": [0]}), "/network/hidden_features/0", "1"),
         (training(network={"hidden_features": [64.0]}), "/network/hidden_features/0", "integer"),
-        (training(loss="mse"), "/loss", "object"),
+        (training(loss="mse"), "/loss", 'object with a "type"'),
+        (training(task="classification"), "/task", "'auto', 'regression', 'binary', 'multiclass' or 'multilabel'"),
         (training(loss={"type": "mes"}), "/loss/type", "'mse'"),
         (training(optimizer={"learning_rate": 0.1}), "/optimizer", '"type"'),
         (training(optimizer={"type": "adam", "learning_rate": 0}), "/optimizer/learning_rate", "0"),

@@ -1,0 +1,31 @@
+"""Which fields an object somewhere in a body may have, for whoever wrote one that there isn't."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+Model = type[BaseModel]
+
+
+def fields_at(body_type: Any, path: Sequence[str | int]) -> list[str]:
+    """Names of the fields of what a pydantic error's location leads to: fields, places in lists, tags of unions."""
+    models = list(_models(body_type))
+    for part in path:
+        inner = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        models = [model for kind in inner for model in _models(kind)] or _tagged(models, part)
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def _models(kind: Any) -> Iterator[Model]:
+    """The classes that an annotation names."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for inner in get_args(kind):
+        yield from _models(inner)
+
+
+def _tagged(models: list[Model], tag: str | int) -> list[Model]:
+    """Those whose `type` may be the tag; all where it is no such tag."""
+    fields = {model: model.model_fields.get("type") for model in models}
+    return [model for model, field in fields.items() if field and tag in get_args(field.annotation)] or models
