@@ -39,12 +39,19 @@ def open_delimited(path: Path, max_columns: int) -> tuple[Path, Dialect]:
 
 
 def scan_delimited(source: Path | io.BytesIO, dialect: Dialect, numeric: Mapping[str, pl.DataType]) -> pl.LazyFrame:
-    """The rows that have a value; all columns as text but the `numeric` ones, which must hold nothing else."""
-    table = _scan(source, dialect, numeric).select(dialect.names)
-    if len(dialect.names) > 1:  # a blank line, or one of nothing but separators, is no row
-        blank = pl.all_horizontal(pl.all().is_null()).alias(_BLANK)  # as a filter's expression it takes minutes to plan
-        table = table.with_columns(blank).filter(~pl.col(_BLANK)).drop(_BLANK)
-    return table
+    """All rows, blank lines among them; all columns as text but the `numeric` ones, which must hold nothing else."""
+    return _scan(source, dialect, numeric).select(dialect.names)
+
+
+def without_blank_rows(table: pl.LazyFrame) -> pl.LazyFrame:
+    """Without rows that have no value, as blank lines and lines of nothing but separators make them.
+
+    In a table of one column, each row may be such a value.
+    """
+    if len(table.collect_schema()) == 1:
+        return table
+    blank = pl.all_horizontal(pl.all().is_null()).alias(_BLANK)  # as a filter's expression it takes minutes to plan
+    return table.with_columns(blank).filter(~pl.col(_BLANK)).drop(_BLANK)
 
 
 def _scan(source: Path | io.BytesIO, dialect: Dialect, numeric: Mapping[str, pl.DataType]) -> pl.LazyFrame:

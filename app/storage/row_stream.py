@@ -1,6 +1,7 @@
 """The rows of an upload one part after another, in their order, in memory that their number does not matter to."""
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from app.storage.formats import NAMES, check_declared
 from app.storage.uploads import Upload, check_lines, polars_errors, unpack
 
 CELLS_AT_ONCE = 2**18
+_BLANK_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
+_QUOTED_OR_BLANK = re.compile(rb'"[^"]*"|^\r?\n', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,37 @@ def _slices(table: pl.LazyFrame, num_rows: int) -> Iterator[pl.DataFrame]:
 
 
 def _csv_parts(path: Path, dialect: Dialect) -> Iterator[pl.DataFrame]:
-    plain = replace(dialect, num_header_lines=0)
-    for block in row_blocks(path, dialect.num_header_lines, quoted=dialect.quoted):
+    """Every line is a row, also one of separators alone, so that each gets its answer; but for the blank ones, and for
+    those at the end that hold nothing, as spreadsheets leave them.
+    """
+    parts = _parsed(path, replace(dialect, num_header_lines=0), dialect.num_header_lines)
+    if len(dialect.names) == 1:
+        yield from parts
+        return
+    num_held = 0
+    for part in parts:
+        with_values = part.select(pl.any_horizontal(pl.all().is_not_null())).to_series().arg_true()
+        end = with_values[-1] + 1 if len(with_values) else 0
+        if end:
+            while num_held:
+                empty = part.clear(min(num_held, max(1, CELLS_AT_ONCE // part.width)))
+                num_held -= empty.height
+                yield empty
+            yield part.head(end)
+        num_held += part.height - end
+
+
+def _parsed(path: Path, dialect: Dialect, num_header_lines: int) -> Iterator[pl.DataFrame]:
+    for block in row_blocks(path, num_header_lines, quoted=dialect.quoted):
         with polars_errors("csv"):
-            part = scan_delimited(io.BytesIO(block), plain, {}).collect()
+            part = scan_delimited(io.BytesIO(_without_blank_lines(block, dialect)), dialect, {}).collect()
         if part.height:
             yield part
+
+
+def _without_blank_lines(block: bytes, dialect: Dialect) -> bytes:
+    if len(dialect.names) == 1 or not _BLANK_LINE.search(block):
+        return block
+    if not dialect.quoted:
+        return _BLANK_LINE.sub(b"", block)
+    return _QUOTED_OR_BLANK.sub(lambda found: found[0] if found[0].startswith(b'"') else b"", block)

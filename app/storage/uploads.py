@@ -23,7 +23,7 @@ from app.storage.columns import (
     settle_types,
     storable_table,
 )
-from app.storage.delimited import check_rows, open_delimited, scan_delimited
+from app.storage.delimited import check_rows, open_delimited, scan_delimited, without_blank_rows
 from app.storage.dialects import Dialect
 from app.storage.formats import MAX_LINE_BYTES, NAMES, Format, check_declared, detect_format, gunzip
 from app.storage.ndjson import scan_ndjson
@@ -149,7 +149,7 @@ def _settled_csv(body: Path, dialect: Dialect, staged: Path) -> pl.LazyFrame:
     """Columns that begin with numbers are parsed as such, which is quick; if one does not go on so, all as text."""
     readings = UNTYPED_READINGS if dialect.separator == "," else DECIMAL_COMMA_READINGS
     num_rows = max(100, min(1000, _FIRST_CELLS // len(dialect.names)))
-    text = scan_delimited(body, dialect, {})
+    text = without_blank_rows(scan_delimited(body, dialect, {}))
     if dialect.padded:  # zeros that numbers would lose
         write_parquet(text, staged)
         table = pl.scan_parquet(staged, glob=False)
@@ -157,7 +157,7 @@ def _settled_csv(body: Path, dialect: Dialect, staged: Path) -> pl.LazyFrame:
     first = settle_types(text.head(num_rows).collect(engine="streaming").lazy(), readings).collect()
     numeric = {column.name: column.dtype for column in first if column.dtype.is_numeric() and column.count()}
     try:
-        write_parquet(scan_delimited(body, dialect, numeric), staged)
+        write_parquet(without_blank_rows(scan_delimited(body, dialect, numeric)), staged)
     except ComputeError:
         write_parquet(text, staged)
     return settle_types(pl.scan_parquet(staged, glob=False), readings)

@@ -55,6 +55,19 @@ def test_text_stays_text(tmp_path: Path, end: str) -> None:
     assert everything(rows).rows() == [(f"0{row}", None) for row in range(9)]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_row_comes_but_for_blank_lines_and_what_spreadsheets_leave_at_the_end(tmp_path: Path, end: str) -> None:
+    lines = ["a,b", "", "1,2", ",", "", ",", "NA,?", '"x', "", 'y",3', *[","] * 40, "4,5", "", *[","] * 40, ""]
+    found = pl.concat(opened(tmp_path, end.join(lines).encode()).parts)
+    text = f"x{end}{end}y"
+    missing = (None, None)
+    assert found.rows() == [("1", "2"), *[missing] * 3, (text, "3"), *[missing] * 40, ("4", "5")]
+
+
+def test_a_single_column_has_a_row_a_line(tmp_path: Path) -> None:
+    assert pl.concat(opened(tmp_path, b"a\n1\n\n2\n").parts).rows() == [("1",), (None,), ("2",)]
+
+
 @pytest.mark.parametrize("form", ["file", "stream"])
 def test_arrow(tmp_path: Path, form: str) -> None:
     table = pl.DataFrame(
