@@ -8,13 +8,15 @@ class EpochTimes:
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._epochs: dict[str, Histogram] = {}
+        self._of: dict[str, tuple[Histogram, int, int]] = {}
 
     def add(self, model: str, num_steps: int, seconds: float) -> None:
         """An epoch of so many steps has ended."""
-        counters = self._counters
-        if model not in self._epochs:
-            self._epochs[model] = Histogram(counters, "gradserve_training_epoch_seconds", model)
-        self._epochs[model].observe(seconds)
-        counters.values[counters.cell("gradserve_training_step_seconds", model, "count")] += num_steps
-        counters.values[counters.cell("gradserve_training_step_seconds", model, "sum")] += seconds
+        if model not in self._of:
+            histogram = Histogram(self._counters, "gradserve_training_epoch_seconds", model)
+            steps = [self._counters.cell("gradserve_training_step_seconds", model, part) for part in ("count", "sum")]
+            self._of[model] = (histogram, *steps)
+        epochs, count, total = self._of[model]
+        epochs.observe(seconds)
+        self._counters.values[count] += num_steps
+        self._counters.values[total] += seconds

@@ -130,6 +130,10 @@ class Reconciler:
                 raise  # it fails for all jobs alike
             except Exception:  # noqa: BLE001 (whatever it is, it is this job's alone)
                 _log_of(job).exception("a job could not be attended to; the others are, and it is tried again")
+        self._fill()
+
+    def _fill(self) -> None:
+        """Start what waits, as far as there is room."""
         if self._num_free > 0:
             for job in self._queue.claim(self._num_free):
                 self._start(job)
@@ -145,7 +149,8 @@ class Reconciler:
 
     @property
     def _num_free(self) -> int:
-        return self._rules.max_running_jobs - len(self._fleet.runs) if self._fleet.ready else 0
+        """Room for so many more. A worker that has said how it ended has let go of its memory, and only exits."""
+        return self._rules.max_running_jobs - len(self._working()) if self._fleet.ready and not self._ending else 0
 
     def _go_on(self, job: Job) -> None:
         """What to do with an active job that has no worker."""
@@ -180,16 +185,20 @@ class Reconciler:
 
     def _hear(self, run: Run, message: dict[str, Any]) -> None:
         kind = message["type"]
-        if kind in ("progress", "metrics", "warning"):
+        if kind in ("progress", "warning"):
             self._recorder.add(run.job_id, kind, message["data"])
+        elif kind == "metrics":
+            for epoch in message["data"]:
+                self._recorder.add(run.job_id, kind, epoch)
         elif kind == "log":
             self._logs.get(run.job_id, log).error(message["message"], traceback=message["traceback"])
-        elif kind == "outcome":
+        elif kind in ("outcome", "failed"):
             run.done = True
-            self._conclude(run.job_id, message)
-        elif kind == "failed":
-            run.done = True
-            self._finish(run.job_id, "failed", {"code": message["code"], "detail": message["detail"]})
+            self._fill()  # first: while the next one starts, this one's version goes to the disk
+            if kind == "outcome":
+                self._conclude(run.job_id, message)
+            else:
+                self._finish(run.job_id, "failed", {"code": message["code"], "detail": message["detail"]})
         elif kind == "exited":
             self._reconcile_at = 0.0  # there is room for another
             if not run.done and not self._ending:

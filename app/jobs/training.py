@@ -55,8 +55,12 @@ def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
     checkpoints = Checkpoints(order.job_dir)
     checkpoints.remove_leftovers()
     journal = Journal(spec, checkpoints, emit, control, order.checkpoint_interval_seconds)
-    with _denormals_flushed(), _out_of_memory_explained():
-        return Training(order, spec, journal).run()
+    try:
+        with _denormals_flushed(), _out_of_memory_explained():
+            return Training(order, spec, journal).run()
+    finally:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # the next job starts as soon as this one's outcome is known
 
 
 class Training:

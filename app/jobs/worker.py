@@ -1,8 +1,8 @@
 """One training run, in a process of its own: it tells what happens as lines of JSON and hears `pause` and `cancel`.
 
-Said on the channel: {"type": "progress" | "metrics" | "warning", "data": {…}}, {"type": "alive"}, {"type": "log",
-"message", "traceback"}, and at the end {"type": "outcome", "state", "metrics", "stop_reason"} or {"type": "failed",
-"code", "detail"}. A process that ends without either has died.
+Said on the channel: {"type": "progress" | "warning", "data": {…}}, {"type": "metrics", "data": [{…}, …]}, {"type":
+"alive"}, {"type": "log", "message", "traceback"}, and at the end {"type": "outcome", "state", "metrics", "stop_reason"}
+or {"type": "failed", "code", "detail"}. A process that ends without either has died.
 """
 
 import faulthandler
@@ -51,37 +51,37 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._lock = threading.Lock()
-        self._lines = bytearray()
+        self._metrics: list[dict[str, Any]] = []
         self._waiting = threading.Event()
 
     def emit(self, event: str, data: dict[str, Any]) -> None:
-        """Metrics go out a moment later, or with whatever is said next."""
-        self.say({"type": event, "data": data}, at_once=event != "metrics")
-
-    def say(self, message: dict[str, Any], *, at_once: bool = True) -> None:
-        line = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
-        with self._lock:
-            self._lines += line
-            if at_once:
-                self._send()
-            elif not self._waiting.is_set():
+        """Metrics go out a moment later, together, or before whatever is said next."""
+        if event == "metrics":
+            with self._lock:
+                self._metrics.append(data)
+            if not self._waiting.is_set():
                 self._waiting.set()
+        else:
+            self.say({"type": event, "data": data})
+
+    def say(self, *messages: dict[str, Any]) -> None:
+        """Without a message: what waits."""
+        with self._lock:
+            self._waiting.clear()
+            if self._metrics:
+                messages = ({"type": "metrics", "data": self._metrics}, *messages)
+            try:
+                self._socket.sendall(b"".join(map(_line, messages)))
+            except (BrokenPipeError, ConnectionResetError):
+                os._exit(1)
+            self._metrics.clear()
 
     def carry(self) -> None:
         """Send what waits, for as long as the process lives."""
         while True:
             self._waiting.wait()
             time.sleep(TOGETHER_SECONDS)
-            with self._lock:
-                self._send()
-
-    def _send(self) -> None:
-        self._waiting.clear()
-        try:
-            self._socket.sendall(self._lines)
-        except (BrokenPipeError, ConnectionResetError):
-            os._exit(1)
-        self._lines.clear()
+            self.say()
 
     def obey(self, control: Control) -> None:
         """Carry requests to the run, for as long as the process lives."""
@@ -97,6 +97,10 @@ class Channel:
             time.sleep(ALIVE_SECONDS)
             if control.num_reads > reads or time.process_time() - cpu_seconds > IDLE_SHARE * ALIVE_SECONDS:
                 self.say({"type": "alive"})
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
 
 
 def run(connection: socket.socket, order: dict[str, Any], training: ModuleType) -> NoReturn:

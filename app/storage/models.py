@@ -58,10 +58,14 @@ class ModelStore:
         shutil.rmtree(self.root / ".staging" / job_id, ignore_errors=True)
 
     def next_version(self, name: str) -> str:
-        """One more than the highest that was ever published here."""
+        """One more than the highest that was ever published here, or that anything else has for a name."""
         folder = self.root / name
-        highest = max((int(version) for version in self._versions(name)), default=0)
-        return str(max(highest, _number_in(folder / "last_version")) + 1)
+        try:
+            with os.scandir(folder) as entries:
+                taken = [int(entry.name) for entry in entries if VERSION.fullmatch(entry.name)]
+        except (FileNotFoundError, NotADirectoryError):
+            taken = []
+        return str(max([_number_in(folder / "last_version"), *taken]) + 1)
 
     def published(self, job_id: str, name: str, version: str) -> bool:
         """Whether this job's version is in place."""

@@ -120,6 +120,23 @@ def test_no_more_run_at_once_than_allowed(queue: JobQueue, start: Start, gate: G
     assert {ended(queue, job).state for job in jobs} == {"succeeded"}
 
 
+def test_the_next_job_starts_while_a_version_goes_to_the_disk(
+    queue: JobQueue, models: ModelStore, start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    jobs = [queue.submit({}, "m") for _ in range(2)]
+    publish, seen = models.publish, []
+
+    def slow(job_id: str, name: str, version: str) -> None:
+        if job_id == jobs[0].id:
+            seen.append(until(lambda: starts(tmp_path, jobs[1])))
+        publish(job_id, name, version)
+
+    monkeypatch.setattr(models, "publish", slow)
+    start(max_running_jobs=1)
+    assert [ended(queue, job).version for job in jobs] == ["1", "2"]
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize(
     ("how", "code", "says"),
     [

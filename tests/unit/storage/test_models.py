@@ -185,6 +185,15 @@ def test_no_folder_is_no_models(store: ModelStore) -> None:
     assert store.next_version("m") == "1"
 
 
+def test_a_number_that_something_else_has_for_a_name_is_passed_over(store: ModelStore) -> None:
+    """It could not be published under it."""
+    publish(store, "m")
+    (store.root / "m" / "7").mkdir()
+    (store.root / "m" / "7" / "notes.txt").touch()
+    assert store.versions("m") == ["1"]
+    assert store.next_version("m") == "8"
+
+
 @pytest.mark.parametrize("file", [file for file in FILES if file != "config.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete", "replace"])
 def test_what_was_not_published_is_not_loaded(store: ModelStore, file: str, damage: str) -> None:
