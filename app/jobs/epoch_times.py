@@ -14,8 +14,8 @@ class EpochTimes:
         """An epoch of so many steps has ended."""
         if model not in self._of:
             histogram = Histogram(self._counters, "gradserve_training_epoch_seconds", model)
-            steps = [self._counters.cell("gradserve_training_step_seconds", model, part) for part in ("count", "sum")]
-            self._of[model] = (histogram, *steps)
+            steps = "gradserve_training_step_seconds", model
+            self._of[model] = histogram, self._counters.cell(*steps, "count"), self._counters.cell(*steps, "sum")
         epochs, count, total = self._of[model]
         epochs.observe(seconds)
         self._counters.values[count] += num_steps
