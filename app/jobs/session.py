@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from app.errors import BadData
 from app.learning.averaging import WeightAverage
-from app.learning.batches import plan_batches
+from app.learning.batches import add_up, plan_batches
 from app.learning.compiled import CompiledSteps
 from app.learning.evaluate import Judgement, mean_loss
 from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory
@@ -128,9 +128,9 @@ class Session:
         self.spec = self.spec.model_copy(update={"optimizer": optimizer})
 
     def run(self) -> Run:
-        chances = None
+        shares = None
         if self.spec.descent.sampling == "class_balanced":
-            chances = class_chances(self.prepared.train.targets.flatten().long())
+            shares = add_up(class_chances(self.prepared.train.targets.flatten().long()))
         return Run(
             self.spec,
             self.network,
@@ -139,7 +139,7 @@ class Session:
             self.batching,
             self.train,
             self.validation,
-            chances,
+            shares,
             self.average,
             None if self.spec.stop.metric == "loss" else self._judge,
             self._keep,

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from app.specs.descent import DescentSpec
 
+DRAWS_AT_ONCE = 2**20
+
 
 @dataclass(frozen=True)
 class Batching:
@@ -61,16 +63,29 @@ def plan_batches(spec: DescentSpec, num_rows: int, *, least: int = 1) -> Batchin
 
 
 def epoch_order(
-    batching: Batching, seed: int, epoch: int, device: torch.device, chances: Tensor | None = None
+    batching: Batching, seed: int, epoch: int, device: torch.device, shares: Tensor | None = None
 ) -> Tensor | None:
     """The rows `[num_rows]` of this epoch (from 0) in order, or None for the order they are in.
 
-    A permutation; with `chances` `[num_rows]`, draws with replacement, each row as likely as its chance says.
+    A permutation; with `shares` (`add_up`), draws with replacement, each row as likely as its chance says.
     """
-    if chances is None and not batching.shuffle:
+    if shares is None and not batching.shuffle:
         return None
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
-    if chances is not None:
-        return torch.multinomial(chances, batching.num_rows, replacement=True, generator=generator).to(device)
     dtype = torch.int32 if batching.num_rows < 2**31 else torch.int64  # the draws are the same
+    if shares is not None:
+        order = torch.empty(batching.num_rows, dtype=dtype)
+        for part in order.split(DRAWS_AT_ONCE):
+            draws = torch.rand(len(part), dtype=torch.float64, generator=generator)
+            torch.searchsorted(shares, draws, out_int32=dtype == torch.int32, out=part)
+        return order.to(device)
     return torch.randperm(batching.num_rows, generator=generator, dtype=dtype).to(device)
+
+
+def add_up(chances: Tensor) -> Tensor:
+    """Chances `[num_rows]` of rows to be drawn, in place, as the share that each row and those before it have.
+
+    Draws by these are those of `torch.multinomial`, which knows 2²⁴ rows at most, bit for bit.
+    """
+    shares = chances.cumsum_(0)
+    return shares.div_(shares[-1].clone())

@@ -72,7 +72,7 @@ class Run:
     batching: Batching
     train: Rows
     validation: Rows | None = None
-    chances: Tensor | None = None  # of each row to be drawn, where not every row is seen once
+    shares: Tensor | None = None  # by which rows are drawn, where not every row is seen once: `add_up`
     average: WeightAverage | None = None
     judge: Callable[[], Judgement] | None = None  # of validation outputs, where no loss is watched
     keep: Callable[[dict[str, Tensor]], KeptWeights] = keep_in_memory  # of the best epoch so far
@@ -101,7 +101,7 @@ def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = t
     run.network.train()
     reason = _over(spec, state) or _out_of_epochs(spec, state)
     while reason is None:
-        order = epoch_order(batching, spec.seed, state.epoch, run.train.inputs.device, run.chances)
+        order = epoch_order(batching, spec.seed, state.epoch, run.train.inputs.device, run.shares)
         while reason is None and state.step_in_epoch < steps_per_epoch:
             begun = clock()
             rates = _learning_rates(spec, state, span, chunk)

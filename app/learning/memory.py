@@ -25,6 +25,7 @@ PART_BYTES = 28  # of its cell: as it was, in float64 twice, in float32
 STORED_BYTES: dict[Kind, float] = {"numeric": 8, "datetime": 8, "boolean": 0.125, "categorical": 24, "text": 24}
 MASK_BYTES = 3  # of a row, while rows are made ready: what is usable, learnt from, held out
 DRAW_BYTES = 4  # of a row: its place in a drawn order
+SHARE_BYTES = 16  # of a row that is drawn by its chance; half of it only until all are added up
 WEIGHT_BYTES = 4
 JUDGED_BYTES = 40  # of an output that is judged: in float32 twice, then in float64
 SCORE_BYTES = 10  # of a row that is judged with two classes: its score and its class, also sorted
@@ -112,6 +113,7 @@ def rows_bytes(spec: TrainingSpec, table: Table, num_inputs: int, num_outputs: i
     truth, seen = _target_bytes(spec)
     weight = WEIGHT_BYTES if spec.data.sample_weight or getattr(spec.loss, "class_weight", None) else 0
     order = DRAW_BYTES if spec.descent.variant != "full_batch" else 0
+    order += SHARE_BYTES if spec.descent.sampling == "class_balanced" else 0
     known = num_rows * (MASK_BYTES + DRAW_BYTES + 2 * truth + weight)
     part = PART_BYTES * num_inputs * min(num_rows, part_rows(len(features)))
     learning = num_rows * (order + seen + weight) + num_judged * truth

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from app.learning.batches import Batching, epoch_order, plan_batches
+from app.learning import batches
+from app.learning.batches import Batching, add_up, epoch_order, plan_batches
 from app.learning.rows import Rows
 from app.learning.steps import EagerSteps
 from app.specs.descent import DescentSpec
@@ -104,11 +105,33 @@ def test_unshuffled_rows_stay_as_they_are() -> None:
 
 
 def test_drawn_rows_are_as_likely_as_their_chances() -> None:
-    chances = torch.tensor([1.0] * 90 + [9.0] * 10, dtype=torch.float64)
-    drawn = [epoch_order(Batching(100, 10, shuffle=False), 0, epoch, CPU, chances) for epoch in range(50)]
+    shares = add_up(torch.tensor([1.0] * 90 + [9.0] * 10, dtype=torch.float64))
+    drawn = [epoch_order(Batching(100, 10, shuffle=False), 0, epoch, CPU, shares) for epoch in range(50)]
     rows = torch.cat([order for order in drawn if order is not None])
     assert len(rows) == 5000
     assert (rows >= 90).double().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+@given(num_rows=st.integers(1, 300), num_classes=st.integers(1, 5), seed=st.integers(0, 2**40))
+def test_draws_are_those_of_a_multinomial_distribution(num_rows: int, num_classes: int, seed: int) -> None:
+    codes = torch.randint(num_classes, [num_rows], generator=torch.Generator().manual_seed(seed))
+    chances = 1.0 / torch.bincount(codes).double()[codes]
+    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + 1) % 2**63)
+    expected = torch.multinomial(chances, num_rows, replacement=True, generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "DRAWS_AT_ONCE", 64)
+        order = epoch_order(Batching(num_rows, 7), seed, 0, CPU, add_up(chances))
+    assert order is not None
+    assert order.tolist() == expected.tolist()
+
+
+def test_rows_beyond_what_a_multinomial_distribution_can_have_are_drawn() -> None:
+    num_rows = 2**24 + 2
+    chances = torch.full([num_rows], 1e-15, dtype=torch.float64)
+    chances[-2:] = 1.0
+    order = epoch_order(Batching(1000, 10), 0, 0, CPU, add_up(chances))
+    assert order is not None
+    assert set(order.tolist()) == {num_rows - 2, num_rows - 1}
 
 
 @pytest.mark.parametrize(
