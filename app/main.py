@@ -56,6 +56,7 @@ from app.jobs.queue import JobQueue
 from app.jobs.reconciler import Rules
 from app.jobs.retention import Keep, Retention
 from app.jobs.supervisor import ELECTION_SECONDS, Supervisor
+from app.learning.allocator import keep_heap
 from app.learning.devices import resolve_device, usable_cores
 from app.serving.batcher import Limits
 from app.serving.cache import ModelCache
@@ -207,6 +208,7 @@ def build_services(settings: Settings, database: Database, statistics: Statistic
     migrate(database)
     models = ModelStore(settings.models_dir)
     torch.set_num_threads(max(1, usable_cores() // 2))  # the other half is for training
+    keep_heap()
     cache = ModelCache(
         models, statistics.counters, max_bytes=settings.cache_bytes, device=resolve_device(settings.device)
     )

@@ -157,6 +157,13 @@ def test_faults_are_where_they_are_in_the_whole_body(monkeypatch: pytest.MonkeyP
     assert [fault.pointer for fault in caught.value.faults] == ["/inputs/2/1"]
 
 
+@pytest.mark.parametrize("rows", [b"[1,[2]]", b"[[1],2],[3,4]", b"[[1,2],[]],[3,4]"])
+def test_lists_in_rows_are_no_numbers(rows: bytes) -> None:
+    """As many numbers as there should be, in lists as long as they should be, are not enough."""
+    with pytest.raises(InvalidInput):
+        encoded_in_parts(served(), b'{"inputs":[' + rows + b'],"model":"m"}')
+
+
 @pytest.mark.parametrize("rows", [b"[1,2],", b"[1,2],[3", b"[1,2] [3,4]", b"[01,2]", b"[1,2],[3,NaN]"])
 def test_what_is_no_json_is_told(monkeypatch: pytest.MonkeyPatch, rows: bytes) -> None:
     monkeypatch.setattr(json_rows, "PART_BYTES", 1)
