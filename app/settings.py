@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     max_running_jobs: int = Field(
         default_factory=lambda: min(4, os.cpu_count() or 1),
         ge=1,
-        description="jobs that run at once; by default one per core, at most 4",
+        description="jobs that run at once, as far as there is memory for them; by default one per core, at most 4",
     )
     max_queued_jobs: int = Field(10_000, ge=1, description="jobs that wait; one more is answered 429")
     max_queued_jobs_per_key: int = Field(

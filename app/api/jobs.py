@@ -59,7 +59,8 @@ class Links(BaseModel):
 
 
 class Job(BaseModel):
-    """A training run. `spec` has every default filled in; `queue_position` 1 is the next to start.
+    """A training run. `spec` has every default filled in; `queue_position` 1 is the next to start, and `wait_reason`
+    says why it does not, where it is not that enough others run.
 
     `submitted_by` is the id of the key that it came with; `request_id` is that of the request, and in the log lines
     of both.
@@ -77,6 +78,7 @@ class Job(BaseModel):
     warnings: list[str]
     error: JobError | None
     queue_position: int | None
+    wait_reason: str | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -117,6 +119,7 @@ def job_response(job: rows.Job) -> Job:
         warnings=job.warnings,
         error=JobError(**job.error) if job.error else None,
         queue_position=job.queue_position,
+        wait_reason=job.wait_reason,
         created_at=_time(job.created_at),
         started_at=_time(job.started_at) if job.started_at else None,
         finished_at=_time(job.finished_at) if job.finished_at else None,

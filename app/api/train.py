@@ -58,7 +58,13 @@ async def train(
     digest = f"sha256:{hashlib.sha256(await request.body()).hexdigest()}"
     resolved, facts, warnings = await anyio.to_thread.run_sync(_resolve, deps, spec)
     if dry_run:
-        found = DryRun(spec=resolved, warnings=warnings, **vars(facts))
+        found = DryRun(
+            spec=resolved,
+            num_parameters=facts.num_parameters,
+            memory_bytes=facts.memory_bytes,
+            seconds_per_epoch=facts.seconds_per_epoch,
+            warnings=warnings,
+        )
         return Response(found.model_dump_json(), media_type="application/json")
     job = await anyio.to_thread.run_sync(
         lambda: deps.jobs.submit(
@@ -69,6 +75,7 @@ async def train(
             submitted_by=caller.id,
             request_id=request.scope["request_id"],
             warnings=warnings,
+            memory=vars(facts.memory),
         )
     )
     seconds = _wait_seconds(prefer, deps.settings.max_wait_seconds)

@@ -16,6 +16,8 @@ from typing import Any
 import orjson
 import structlog
 
+from app.jobs.room import Needs
+
 log = structlog.get_logger("gradserve.jobs")
 
 CHUNK_BYTES = 1 << 18
@@ -34,6 +36,7 @@ class Run:
 
     number: int
     job_id: str
+    needs: Needs
     channel: socket.socket
     last_sign: float
     lines: bytearray = field(default_factory=bytearray)
@@ -139,11 +142,11 @@ class Fleet:
 
     # ---- workers
 
-    def start(self, job_id: str, order: dict[str, Any]) -> Run:
+    def start(self, job_id: str, needs: Needs, order: dict[str, Any]) -> Run:
         """A worker for a job. Only while `ready`."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        run = Run(next(self._numbers), job_id, ours, time.monotonic())
+        run = Run(next(self._numbers), job_id, needs, ours, time.monotonic())
         self.runs[run.number] = run
         self._selector.register(ours, selectors.EVENT_READ, run)
         with theirs:

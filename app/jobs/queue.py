@@ -50,6 +50,8 @@ class Batch:
 Told = Mapping[str, Batch]
 """What workers have told, by job."""
 NOTHING: Told = {}
+WhyWait = Callable[[Job, Sequence[Job]], str | None]
+"""Why a job can't start yet, beside those that were claimed just before it; None where it can."""
 
 
 class JobQueue:
@@ -90,6 +92,7 @@ class JobQueue:
         submitted_by: str | None = None,
         request_id: str | None = None,
         warnings: Sequence[str] = (),
+        memory: dict[str, int] | None = None,
     ) -> Job:
         """A new job, on disk once this returns; or the job of an earlier request with the same key and digest.
 
@@ -106,7 +109,7 @@ class JobQueue:
             rows.insert_job(
                 connection, id=job_id, state="queued", model=model, spec=spec, warnings=list(warnings), attempts=0,
                 idempotency_key=idempotency_key, request_digest=request_digest, created_at=now,
-                submitted_by=submitted_by, request_id=request_id,
+                submitted_by=submitted_by, request_id=request_id, memory=memory,
             )  # fmt: skip
             rows.insert_events(connection, [NewEvent(job_id, "state", {"state": "queued"}, now)])
             job = _get(connection, job_id)
@@ -232,16 +235,31 @@ class JobQueue:
         with self._database.read() as connection:
             return rows.jobs_in(connection, ACTIVE)
 
-    def claim(self, limit: int) -> list[Job]:
-        """Up to `limit` queued jobs, first come first, which are `running` from now on."""
+    def claim(self, limit: int, why_wait: WhyWait = lambda job, claimed: None) -> list[Job]:
+        """Up to `limit` queued jobs, first come first, which are `running` from now on.
+
+        The first that has to wait holds back all behind it, which would else be before it for ever.
+        """
+        claimed: list[Job] = []
         with self._database.read() as connection:
-            if not rows.count_jobs(connection, ["queued"]):
-                return []
+            first = rows.jobs_in(connection, ["queued"], 1)
+        if not first or ((reason := why_wait(first[0], claimed)) and reason == first[0].wait_reason):
+            return claimed
         with self._database.write(durable=False) as connection:
-            queued = rows.jobs_in(connection, ["queued"], limit)
-            claimed = [_move(connection, job, "running", started_at=job.started_at or _now(job)) for job in queued]
+            for job in rows.jobs_in(connection, ["queued"], limit):
+                if reason := why_wait(job, claimed):
+                    _hold(connection, job, reason)
+                    break
+                claimed.append(_move(connection, job, "running", started_at=job.started_at or _now(job)))
         self._notify()
         return claimed
+
+    def hold(self, job: Job, reason: str | None) -> None:
+        """Note why an active job has to wait for its worker, or that it does not any more."""
+        if reason != job.wait_reason:
+            with self._database.write(durable=False) as connection:
+                _hold(connection, _get(connection, job.id), reason)
+            self._notify()
 
     def last_epoch(self, job_id: str) -> int:
         """The last epoch whose metrics are recorded, 0 before the first."""
@@ -294,12 +312,21 @@ def _move(connection: Any, job: Job, to: str, **columns: Any) -> Job:
     now = _now(job)
     if to in TERMINAL:
         columns["finished_at"] = now
-    rows.update_job(connection, job.id, state=to, **columns)
+    rows.update_job(connection, job.id, state=to, wait_reason=None, **columns)
     moved = _get(connection, job.id)
     facts = {"version": moved.version, "metrics": moved.metrics, "stop_reason": moved.stop_reason, "error": moved.error}
     data = {"state": to} | ({key: fact for key, fact in facts.items() if fact is not None} if to in TERMINAL else {})
     rows.insert_events(connection, [NewEvent(job.id, "state", data, now)])
     return moved
+
+
+def _hold(connection: Any, job: Job, reason: str | None) -> None:
+    if reason == job.wait_reason:
+        return
+    rows.update_job(connection, job.id, wait_reason=reason)
+    if reason is not None:
+        data = {"state": job.state, "wait_reason": reason}
+        rows.insert_events(connection, [NewEvent(job.id, "state", data, _now(job))])
 
 
 def _now(job: Job) -> float:

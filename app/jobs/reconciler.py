@@ -6,8 +6,8 @@ Nothing depends on what a predecessor or an earlier failure left half done.
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from app.jobs.epoch_times import EpochTimes
 from app.jobs.fleet import Fleet, Run
 from app.jobs.queue import TERMINAL, JobQueue, State
 from app.jobs.recorder import Recorder
+from app.jobs.room import needs_of, why_wait
 from app.storage.jobs import Job
 
 log = structlog.get_logger("gradserve.jobs")
@@ -77,6 +78,7 @@ class Reconciler:
         self._reconcile_at = 0.0
         self._listened_at = time.monotonic()
         self._ending = False
+        self._holds = False  # a job that runs, but has lost its worker, waits for room before all that are queued
 
     def sweep(self) -> None:
         """Remove the working folders of jobs that have ended or are gone."""
@@ -123,6 +125,7 @@ class Reconciler:
 
     def reconcile(self) -> None:
         workers = {run.job_id: run for run in self._working()}
+        self._holds = False
         for job in self._queue.active():
             try:
                 self._attend(job, workers.get(job.id))
@@ -134,9 +137,13 @@ class Reconciler:
 
     def _fill(self) -> None:
         """Start what waits, as far as there is room."""
-        if self._num_free > 0:
-            for job in self._queue.claim(self._num_free):
+        if self._num_free > 0 and not self._holds:
+            for job in self._queue.claim(self._num_free, self._why_wait):
                 self._start(job)
+
+    def _why_wait(self, job: Job, claimed: Sequence[Job] = ()) -> str | None:
+        running = [replace(run.needs, pid=run.pid) for run in self._fleet.runs.values()]
+        return why_wait(needs_of(job), [*running, *map(needs_of, claimed)])
 
     def _attend(self, job: Job, run: Run | None) -> None:
         if run is None:
@@ -159,7 +166,12 @@ class Reconciler:
         elif job.state in REQUESTS:
             self._finish(job.id, "cancelled" if job.state == "cancelling" else "paused")
         elif self._num_free > 0:
-            self._start(job)
+            reason = self._why_wait(job)
+            self._queue.hold(job, reason)
+            if reason is None:
+                self._start(job)
+            else:
+                self._holds = True
 
     def _start(self, job: Job) -> None:
         self._recorder.begin(job)
@@ -173,7 +185,7 @@ class Reconciler:
             "checkpoint_interval_seconds": self._rules.checkpoint_interval_seconds,
             "max_rows_bytes": self._rules.max_rows_bytes,
         }
-        self._fleet.start(job.id, order)
+        self._fleet.start(job.id, needs_of(job), order)
 
     # ---- what workers say
 

@@ -118,7 +118,7 @@ def require_room(memory: Memory, device: str, *, busy: Callable[[], bool]) -> li
         return []
     found = f"{needed}, {memory.new_bytes / 2**30:.1f} GiB of it anew, and of this machine's {there / 2**30:.1f} GiB "
     if busy():
-        return [f"{found}{left / 2**30:.1f} GiB are left while other jobs run"]
+        return [f"{found}{left / 2**30:.1f} GiB are left while other jobs run; it waits for them"]
     raise TooLarge(f"{found}{left / 2**30:.1f} GiB are left beside what runs on it", code="would_not_fit")
 
 

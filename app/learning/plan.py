@@ -13,7 +13,7 @@ from app.learning.cost import StepCost
 from app.learning.devices import require_room, resolve_device, usable_cores
 from app.learning.features import input_columns
 from app.learning.fit import CHUNK_SECONDS
-from app.learning.memory import gathered_bytes, network_bytes, rows_bytes, run_memory
+from app.learning.memory import Memory, gathered_bytes, network_bytes, rows_bytes, run_memory
 from app.learning.network import build_network, count_parameters, freeze
 from app.learning.rehearsal import rehearse
 from app.specs.network import LayeredNetwork
@@ -27,8 +27,12 @@ FLOPS_FOR_ALL_THREADS = 2e7  # a step below that is over before other threads ar
 @dataclass(frozen=True)
 class Plan:
     num_parameters: int
-    memory_bytes: int
+    memory: Memory
     seconds_per_epoch: float
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory.num_bytes
 
 
 def plan(
@@ -74,7 +78,7 @@ def plan(
     learning += gathered_bytes(batching, num_inputs, CHUNK_SECONDS / cost.eager_seconds)
     memory = run_memory(device, learning, rows_bytes(spec, table, num_inputs, num_outputs, max_rows_bytes))
     warnings += require_room(memory, device, busy=busy)
-    return spec, Plan(num_parameters, memory.num_bytes, batching.steps_per_epoch * seconds), warnings
+    return spec, Plan(num_parameters, memory, batching.steps_per_epoch * seconds), warnings
 
 
 def _num_training_rows(spec: TrainingSpec, table: Table) -> int:

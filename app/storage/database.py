@@ -58,6 +58,8 @@ jobs = Table(
     Column("finished_at", Float),
     Column("submitted_by", String(40)),  # the id of a key
     Column("request_id", String(128)),
+    Column("memory", JSON),  # what the run was foretold to take
+    Column("wait_reason", String(400)),
     Index("jobs_by_state", "state", "number"),
     Index("jobs_by_model", "model", "number"),
     sqlite_autoincrement=True,

@@ -32,6 +32,8 @@ class Job:
     finished_at: float | None
     submitted_by: str | None
     request_id: str | None
+    memory: dict[str, int] | None
+    wait_reason: str | None
     queue_position: int | None
 
 

@@ -136,6 +136,7 @@ def test_a_queued_job_on_the_wire(client: httpx.Client, queue: JobQueue) -> None
         "warnings": ["careful"],
         "error": None,
         "queue_position": 2,
+        "wait_reason": None,
         "started_at": None,
         "finished_at": None,
         "links": {

@@ -157,6 +157,22 @@ def test_jobs_are_claimed_in_order_and_a_resumed_one_has_its_old_place(queue: Jo
     assert queue.claim(5) == []
 
 
+def test_who_has_to_wait_holds_back_all_behind_and_is_told_once(queue: JobQueue) -> None:
+    jobs = [queue.submit({}, "m") for _ in range(3)]
+
+    claimed = queue.claim(5, lambda job, before: "too large" if job.id == jobs[1].id else None)
+    assert [job.id for job in claimed] == [jobs[0].id]
+    assert [queue.get(job.id).wait_reason for job in jobs] == [None, "too large", None]
+    last = queue.last_event_id()
+    assert queue.claim(5, lambda job, before: "too large") == []
+    assert queue.last_event_id() == last
+    seen: list[int] = []
+    claimed = queue.claim(5, lambda job, before: seen.append(len(before)))
+    assert [job.id for job in claimed] == [jobs[1].id, jobs[2].id]
+    assert seen == [0, 0, 1]
+    assert queue.get(jobs[1].id).wait_reason is None
+
+
 def test_pages_end_with_no_cursor(queue: JobQueue) -> None:
     jobs = [queue.submit({}, "m").id for _ in range(4)]
     page, following = queue.page(limit=2)

@@ -24,27 +24,10 @@ from app.jobs.supervisor import Supervisor
 from app.storage.database import Database
 from app.storage.jobs import Job
 from app.storage.models import ModelStore
+from tests.unit.jobs.conftest import Gate
 from tests.waiting import until
 
 Start = Callable[..., Supervisor]
-
-
-class Gate:
-    """Lets the stand-in's runs go as far as a test wants."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.open(0)
-
-    def open(self, epoch: int) -> None:
-        new = self.path.with_suffix(".new")
-        new.write_text(str(epoch))
-        new.replace(self.path)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Gate:
-    return Gate(tmp_path / "gate")
 
 
 def ended(queue: JobQueue, job: Job) -> Job:
