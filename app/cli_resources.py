@@ -1,5 +1,6 @@
 """The commands under `gradserve jobs`, `models` and `datasets`, and what all commands share."""
 
+import csv
 import json
 import re
 import sys
@@ -13,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from app.client import Client
 
-jobs = typer.Typer(help="Training runs: list, show, follow, stop.", no_args_is_help=True)
+jobs = typer.Typer(help="Training runs: list, show, follow, stop, forget.", no_args_is_help=True)
 models = typer.Typer(help="Trained models and their versions.", no_args_is_help=True)
 datasets = typer.Typer(help="Tables that the service keeps.", no_args_is_help=True)
 URL = "http://127.0.0.1:8000"
@@ -33,6 +34,8 @@ ApiKey = Annotated[
     typer.Option(envvar="GRADSERVE_API_KEY", callback=_or_before, help="Key, where the service wants one."),
 ]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+FewRows = Annotated[int, typer.Option(min=1, max=200, help="At most so many.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV, with all digits.")]
 
 
 def connect(url: str, api_key: str | None) -> "Client":
@@ -54,6 +57,17 @@ def show_list(rows: Iterable[dict[str, Any]], columns: list[str], limit: int) ->
 
     width = None if sys.stdout.isatty() else 1000  # what reads a pipe wants whole values
     Console(width=width).print(listing(islice(rows, limit), columns))
+
+
+def show_rows(rows: list[dict[str, Any]], as_csv: bool) -> None:
+    """Rows whose columns are not known before; one that a row does not have is missing in it."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    if as_csv:
+        writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        show_list(rows, columns, len(rows))
 
 
 def name_of(file: Path) -> str:
@@ -113,6 +127,20 @@ def resume_job(job_id: str, url: Url = URL, api_key: ApiKey = None) -> None:
     """Go on with a paused job."""
     with connect(url, api_key) as client:
         typer.echo(f"Job {job_id} is {client.resume(job_id)['state']}")
+
+
+@jobs.command("history")
+def show_history(job_id: str, as_csv: AsCsv = False, url: Url = URL, api_key: ApiKey = None) -> None:
+    """Metrics of each epoch, one a line."""
+    with connect(url, api_key) as client:
+        show_rows(client.history(job_id), as_csv)
+
+
+@jobs.command("delete")
+def delete_job(job_id: str, url: Url = URL, api_key: ApiKey = None) -> None:
+    """Forget a job that has ended, with its events; the version that it published stays."""
+    with connect(url, api_key) as client:
+        client.delete_job(job_id)
 
 
 # ---- models
@@ -244,6 +272,15 @@ def show_dataset(name: str, url: Url = URL, api_key: ApiKey = None) -> None:
     """A dataset's columns and what they hold, as JSON."""
     with connect(url, api_key) as client:
         show(client.dataset(name))
+
+
+@datasets.command("rows")
+def show_dataset_rows(
+    name: str, limit: FewRows = 50, as_csv: AsCsv = False, url: Url = URL, api_key: ApiKey = None
+) -> None:
+    """A dataset's first rows, one a line."""
+    with connect(url, api_key) as client:
+        show_rows(client.dataset_rows(name, limit), as_csv)
 
 
 @datasets.command("upload")

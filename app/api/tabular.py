@@ -5,8 +5,9 @@ with `/invocations` (see `app.api.invocations`), whose answer is always JSON.
 """
 
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
+from tempfile import SpooledTemporaryFile
 from typing import Annotated, Any
 
 import polars as pl
@@ -24,7 +25,7 @@ from app.api.services import Deps, RoutingKey, Services
 from app.errors import GradserveError, InvalidInput, ModelNotFound, UnsupportedMedia
 from app.serving.served_model import ServedModel
 from app.serving.statistics import Request as Asked
-from app.serving.tabular_codec import Form, RowReader, Writer, open_writer, rows_at_once
+from app.serving.tabular_codec import Form, RowReader, Writer, rows_at_once, writer_of
 from app.specs.base import Name
 from app.storage.row_stream import RowStream, open_rows
 from app.storage.uploads import Upload
@@ -66,6 +67,8 @@ DESCRIBED: dict[str, Any] = {
     "responses": {"200": {"content": {"text/csv": _CSV, "application/vnd.apache.arrow.stream": _BINARY}}},
 }
 """What OpenAPI says of tables, at the route that takes JSON: their bodies, and the rest."""
+
+MAX_WAITING_BYTES = 2**20  # of an answer, in memory; more wait on the disk
 
 Selector = Annotated[str, Query(min_length=1, max_length=64)]
 
@@ -157,7 +160,8 @@ async def answer_table(request: Request, deps: Services, asked: Asked, form: For
         if "header=absent" in content_type.lower().replace(" ", ""):
             upload.write(_header_line(model, encoding))
         await receive(request, upload.write)
-        writer = open_writer(form, model, upload.folder)
+        later = opened.enter_context(SpooledTemporaryFile(MAX_WAITING_BYTES, dir=str(upload.folder)))
+        writer = writer_of(form, model, later)
         parts = _answer(deps, asked, upload, writer)
         first = await anext(parts)
         return TableResponse(first, parts, writer.media_type, opened.pop_all(), version_header(model))
@@ -186,13 +190,14 @@ async def _parts(deps: Services, asked: Asked, upload: Upload, writer: Writer) -
     rows = await to_thread.run_sync(open_rows, upload, deps.datasets.max_columns)
     reader = _reader(rows, model)
     parts = (piece for part in rows.parts for piece in part.iter_slices(rows_at_once(model)))
-    while (part := await to_thread.run_sync(partial(next, parts, None))) is not None:
-        with asked.part("compute_input"):
-            encoded = await to_thread.run_sync(reader.encode, part)
-        values = await deps.predictor.predict_encoded(asked, encoded, partial(_encode_part, rows, part))
-        with asked.part("compute_output"):
-            written = await to_thread.run_sync(writer.write, values)
-        yield written
+    with closing(rows.parts):
+        while (part := await to_thread.run_sync(partial(next, parts, None))) is not None:
+            with asked.part("compute_input"):
+                encoded = await to_thread.run_sync(reader.encode, part)
+            values = await deps.predictor.predict_encoded(asked, encoded, partial(_encode_part, rows, part))
+            with asked.part("compute_output"):
+                written = await to_thread.run_sync(writer.write, values)
+            yield written
     if not reader.num_rows:
         raise InvalidInput.at("", "the table has no rows")
     last = writer.finish()

@@ -24,13 +24,23 @@ def _library(value: Any) -> str | None:
 
 
 def arrow_stream(frame: Any) -> Iterator[bytes]:
-    """A frame as an Arrow stream, some rows at a time; what has a dictionary goes as the text it stands for."""
+    """A frame as an Arrow stream, some rows at a time; what has a dictionary goes as the text it stands for.
+
+    Raises:
+        TypeError: a column of what no table holds, such as pandas' periods.
+    """
     import polars as pl
 
+    table = polars_frame(frame)
+    for name, cells in table.select(pl.col(pl.Object)).to_dict().items():
+        kind = type(next(cell for cell in cells if cell is not None)).__name__
+        raise TypeError(f"column {name!r} is of type {kind}, which no table holds; make it numbers, text or times")
+    return _blocks(table.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String)))
+
+
+def _blocks(table: "pl.DataFrame") -> Iterator[bytes]:
     from app.storage.arrow_stream import ArrowParts
 
-    table = polars_frame(frame)
-    table = table.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
     parts = ArrowParts()
     rows_at_once = max(1, CELLS_AT_ONCE // max(1, table.width))
     for start in range(0, max(1, table.height), rows_at_once):

@@ -5,8 +5,7 @@ Shape suffixes: N rows, F encoded numbers, T targets, L classes.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import orjson
@@ -162,13 +161,12 @@ class ArrowWriter:
 
 
 class JsonWriter:
-    """The answer of `/predict`. Probabilities come after all predictions, and wait for that in a file."""
+    """The answer of `/predict`. Probabilities come after all predictions, and wait for that in `later`, a file."""
 
     media_type = "application/json"
 
-    def __init__(self, model: ServedModel, folder: Path) -> None:
-        self._model, self._started = model, False
-        self._later = (folder / "probabilities.json").open("w+b")
+    def __init__(self, model: ServedModel, later: IO[bytes]) -> None:
+        self._model, self._later, self._started = model, later, False
 
     def write(self, values: Tensor) -> bytes:
         answer = self._model.answer(values)
@@ -181,14 +179,11 @@ class JsonWriter:
         return orjson.dumps(answer)[:-1] + b',"predictions":[' + predictions
 
     def finish(self) -> Iterator[bytes]:
-        with self._later:
-            if not self._later.tell():
-                yield b"]}"
-                return
+        if self._later.tell():
             yield b'],"probabilities":['
             self._later.seek(0)
             yield from iter(lambda: self._later.read(2**20), b"")
-            yield b"]}"
+        yield b"]}"
 
 
 class MlflowWriter:
@@ -213,11 +208,11 @@ def _inner(values: Any) -> bytes:
     return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
-def open_writer(form: Form, model: ServedModel, folder: Path) -> Writer:
-    """`folder` takes what has to wait until the end."""
+def writer_of(form: Form, model: ServedModel, later: IO[bytes]) -> Writer:
+    """`later` is a file for what has to wait until the end."""
     signature = model.model.signature
     if form == "json":
-        return JsonWriter(model, folder)
+        return JsonWriter(model, later)
     if form == "mlflow":
         return MlflowWriter(model)
     return CsvWriter(signature) if form == "csv" else ArrowWriter(signature)

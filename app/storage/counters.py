@@ -7,6 +7,7 @@ the next one to start takes them over, so that sums never shrink. Gauges die wit
 import fcntl
 import mmap
 import os
+import re
 import struct
 import threading
 from bisect import bisect_left
@@ -25,6 +26,7 @@ MAX_CELLS = 2**17  # the file is sparse: what is not used takes no room
 NOWHERE = MAX_CELLS - 1  # the record of which nobody reads
 CHUNK_CELLS = 512  # whose room is taken at once, so that what is first seen on a full disk is counted, too
 RECORD = struct.Struct(f"=d{RECORD_BYTES - 8}s")
+FILE_NAME = re.compile(r"\d+-[0-9a-f]{8}")  # of others there may be, such as a file manager's
 
 log = structlog.get_logger("gradserve.counters")
 
@@ -127,7 +129,7 @@ class Counters:
 
     def _files(self) -> Iterator[tuple[Path, bool]]:
         """All processes' files, and whether the process lives."""
-        for path in sorted(self._folder.iterdir()):
+        for path in sorted(path for path in self._folder.iterdir() if FILE_NAME.fullmatch(path.name)):
             with path.open("rb") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,12 +24,15 @@ _QUOTED_OR_BLANK = re.compile(rb'"[^"]*"|^\r?\n', re.MULTILINE)
 
 @dataclass(frozen=True)
 class RowStream:
-    """`parts` are frames with all of the columns `names`; `untyped`: all of them text, as CSV has it."""
+    """`parts` are frames with all of the columns `names`; `untyped`: all of them text, as CSV has it.
+
+    Who does not take all parts closes them, as a file is open meanwhile.
+    """
 
     names: tuple[str, ...]
     untyped: bool
     decimal_comma: bool
-    parts: Iterator[pl.DataFrame]
+    parts: Generator[pl.DataFrame]
 
 
 def open_rows(upload: Upload, max_columns: int) -> RowStream:
@@ -58,7 +61,7 @@ def open_rows(upload: Upload, max_columns: int) -> RowStream:
     return RowStream(names, False, False, _slices(table, num_rows))
 
 
-def _slices(table: pl.LazyFrame, num_rows: int) -> Iterator[pl.DataFrame]:
+def _slices(table: pl.LazyFrame, num_rows: int) -> Generator[pl.DataFrame]:
     rows_at_once = max(1, CELLS_AT_ONCE // len(table.collect_schema()))
     for start in range(0, num_rows, rows_at_once):
         with polars_errors("arrow_file"):
@@ -66,7 +69,7 @@ def _slices(table: pl.LazyFrame, num_rows: int) -> Iterator[pl.DataFrame]:
         yield part
 
 
-def _csv_parts(path: Path, dialect: Dialect) -> Iterator[pl.DataFrame]:
+def _csv_parts(path: Path, dialect: Dialect) -> Generator[pl.DataFrame]:
     """Every line is a row, also one of separators alone, so that each gets its answer; but for the blank ones, and for
     those at the end that hold nothing, as spreadsheets leave them.
     """
@@ -87,7 +90,7 @@ def _csv_parts(path: Path, dialect: Dialect) -> Iterator[pl.DataFrame]:
         num_held += part.height - end
 
 
-def _parsed(path: Path, dialect: Dialect, num_header_lines: int) -> Iterator[pl.DataFrame]:
+def _parsed(path: Path, dialect: Dialect, num_header_lines: int) -> Generator[pl.DataFrame]:
     for block in row_blocks(path, num_header_lines, quoted=dialect.quoted):
         with polars_errors("csv"):
             part = scan_delimited(io.BytesIO(_without_blank_lines(block, dialect)), dialect, {}).collect()

@@ -245,6 +245,8 @@ def test_datasets(cli: Cli, tmp_path: Path) -> None:
     assert "/datasets/two-rows" in cli("datasets", "upload", str(file))
     assert re.search(r"^two-rows +2 ", cli("datasets", "list"), re.MULTILINE)
     assert json.loads(cli("datasets", "show", "two-rows"))["columns"][0]["name"] == "a"
+    assert re.search(r"^1 +x *$", cli("datasets", "rows", "two-rows"), re.MULTILINE)
+    assert cli("datasets", "rows", "two-rows", "--csv", "--limit", "1") == "a,b\n1,x\n"
     cli("datasets", "delete", "two-rows")
     assert "two-rows" not in cli("datasets", "list")
 
@@ -259,6 +261,17 @@ def test_a_job_can_be_detached_paused_resumed_and_cancelled(cli: Cli, client: Cl
     cli("jobs", "cancel", job_id)
     until(lambda: client.job(job_id)["terminal"])
     assert f"Error: job {job_id}" in cli("jobs", "resume", job_id, status=1)
+
+
+def test_a_job_has_a_history_until_it_is_forgotten(cli: Cli, client: Client) -> None:
+    cli("train", str(PENGUINS), "--target", "species", "--model", "brief", "--epochs", "3")
+    job = next(client.jobs(model="brief"))
+    history = list(csv.DictReader(io.StringIO(cli("jobs", "history", job["id"], "--csv"))))
+    assert [float(row["train_loss"]) for row in history] == [row["train_loss"] for row in client.history(job["id"])]
+    assert re.search(r"^epoch .*train_loss.*\n1 .*\n2 .*\n3 ", cli("jobs", "history", job["id"]))
+    cli("jobs", "delete", job["id"])
+    assert "no job" in cli("jobs", "show", job["id"], status=1)
+    assert "brief" in cli("models", "list")
 
 
 @pytest.mark.parametrize(

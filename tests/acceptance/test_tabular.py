@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,16 @@ def test_an_error_after_the_first_byte_cuts_the_answer_short(service: Service) -
     with pytest.raises(httpx.RemoteProtocolError):
         post(service, SPECIES, f"size,count,kept,color\n{rows}big,2,true,red\n")
     assert "'size' takes numbers, not 'big'" in service.log_end()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="that a process tells which files it has open is Linux's")
+def test_an_answer_that_is_cut_short_leaves_no_file_open(service: Service) -> None:
+    rows = "1.5,2,true,red\n" * 400_000
+    with pytest.raises(httpx.RemoteProtocolError):
+        post(service, SPECIES, f"size,count,kept,color\n{rows}big,2,true,red\n", accept="application/json")
+    assert service.process
+    files = Path(f"/proc/{service.process.pid}/fd").iterdir()
+    assert not [file for file in files if file.resolve().is_relative_to(service.root / "data" / "datasets")]
 
 
 def numbered_rows(num_blocks: int) -> Iterator[bytes]:

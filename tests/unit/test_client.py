@@ -1,5 +1,6 @@
 import asyncio
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -282,6 +283,31 @@ def test_tables_that_are_none_are_refused_at_once(client: Any) -> None:
     for source in ([{"a": 1}], {"a": [1]}, np.ones((2, 2))):
         with pytest.raises(TypeError, match="takes a frame, the path of a file, or bytes, not a "):
             client.upload_dataset("d", source)
+
+
+def test_a_column_of_what_no_table_holds_is_named(client: Any) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"x": [1, 2, 3], "when": pandas.period_range("2024-01", periods=3, freq="M")})
+    for call in (client.predict, client.upload_dataset):
+        with pytest.raises(TypeError, match="column 'when' is of type Period, which no table holds"):
+            call("m", frame)
+    with pytest.raises(TypeError, match="column 'x' is of type complex"):
+        client.predict("m", pl.DataFrame({"x": pl.Series([1 + 2j, None], dtype=pl.Object)}))
+
+
+@pytest.mark.parametrize(("url", "num_read"), [("http://localhost", 0), ("HTTPS://localhost", 1)])
+def test_whom_the_machine_trusts_is_read_only_where_it_matters(
+    kind: str, url: str, num_read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = ssl.create_default_context, list[ssl.SSLContext]()
+
+    def make_and_count(**options: Any) -> ssl.SSLContext:
+        made.append(make(**options))
+        return made[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", make_and_count)
+    with client_of(kind, url):
+        assert len(made) == num_read
 
 
 def test_what_is_no_file_is_written_to_as_it_is(server: ScriptedServer, client: Any, tmp_path: Path) -> None:

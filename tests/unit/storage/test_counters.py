@@ -53,6 +53,16 @@ def test_counts_of_the_dead_stay_while_another_lives_and_their_gauges_go(tmp_pat
     assert living.read().counts == {KEY: 6}
 
 
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").write_bytes(b"somebody else's")
+    (tmp_path / "12-backup").mkdir()
+    counters = Counters(tmp_path)
+    add(counters, 2)
+    assert counters.read().counts == {KEY: 2}
+    Counters(tmp_path)
+    assert (tmp_path / ".DS_Store").read_bytes() == b"somebody else's"
+
+
 def test_a_service_that_starts_anew_counts_anew(tmp_path: Path) -> None:
     for _ in range(2):
         counters = Counters(tmp_path)
