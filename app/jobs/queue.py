@@ -156,7 +156,7 @@ class JobQueue:
             job = _get(connection, job_id)
             if job.state == way != end:
                 return job
-            to = end if end in TRANSITIONS[job.state] and job.state != "cancelling" else way
+            to = end if end in TRANSITIONS[job.state] else way
             if to not in TRANSITIONS[job.state]:
                 raise Conflict(f"job {job_id} is {job.state} and can't {verb}", code="job_state_conflict")
             job = _move(connection, job, to)

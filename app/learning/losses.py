@@ -23,6 +23,10 @@ def _log_cosh(_spec: Spec, outputs: Tensor, targets: Tensor) -> Tensor:
     return difference + F.softplus(-2 * difference) - 0.6931471805599453  # log 2; stable where cosh overflows
 
 
+def _squared(_spec: Spec | None, outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).square()
+
+
 def _plain(spec: specs.PlainLoss, outputs: Tensor, targets: Tensor) -> Tensor:
     return PLAIN[spec.type](spec, outputs, targets)
 
@@ -33,7 +37,7 @@ def _quantile(spec: specs.QuantileLoss, outputs: Tensor, targets: Tensor) -> Ten
 
 
 PLAIN: dict[str, RowLoss] = {
-    "mse": lambda spec, outputs, targets: (outputs - targets).square(),
+    "mse": _squared,
     "mae": lambda spec, outputs, targets: (outputs - targets).abs(),
     "log_cosh": _log_cosh,
     "poisson_nll": lambda spec, outputs, targets: F.poisson_nll_loss(outputs, targets, reduction="none"),
@@ -60,7 +64,7 @@ LINKS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def mean_squared_error(outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     """A `LossFunction`."""
-    return mse_loss(outputs, targets) if weights is None else _weighted((outputs - targets).square(), weights)
+    return mse_loss(outputs, targets) if weights is None else _weighted(_squared(None, outputs, targets), weights)
 
 
 def build_loss(spec: Spec) -> LossFunction:

@@ -17,7 +17,7 @@ class Span(NamedTuple):
 
 def _toward_end(step: int, warmup: int, span: Span) -> float:
     """0 at the first step after the warm-up, 1 at the last step."""
-    return min(1.0, (step - warmup) / max(1, span.num_steps - 1 - warmup))
+    return (step - warmup) / max(1, span.num_steps - 1 - warmup)
 
 
 def _cosine(spec: specs.CosineSchedule, step: int, span: Span) -> float:

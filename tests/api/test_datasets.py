@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -79,8 +80,11 @@ def client(url: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def scratch(store: DatasetStore) -> list[Path]:
-    return [file for folder in (store.root / ".uploads").iterdir() for file in folder.rglob("*")]
+def scratch(store: DatasetStore) -> list[str]:
+    """What lies in the folders of uploads, which may come and go meanwhile."""
+    uploads = store.root / ".uploads"
+    walk = [(Path(folder), [*inner, *files]) for folder, inner, files in os.walk(uploads)]
+    return [name for folder, names in walk if folder != uploads for name in names]
 
 
 # ---- the way in
@@ -168,7 +172,7 @@ def test_every_documented_body_is_described_and_runs(client: httpx.Client) -> No
     assert len(examples) == 4
     for content_type, example in examples.items():
         answer = client.put("/datasets/e", content=example.encode(), headers={"Content-Type": content_type})
-        assert answer.status_code in put["responses"] or str(answer.status_code) in put["responses"]
+        assert str(answer.status_code) in put["responses"]
         assert answer.is_success
 
 
@@ -217,14 +221,14 @@ def test_a_body_that_is_no_table(
     assert answer[:2] == (status, code)
     assert said in answer[2]
     assert problem(client.get("/datasets/t"))[:2] == (404, "dataset_not_found")
-    assert not (store.root / ".uploads").exists() or scratch(store) == []
+    assert scratch(store) == []
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_the_limit(client: httpx.Client, store: DatasetStore, chunked: bool) -> None:
     content = iter([CSV, *[b"1,x\n" * 2**18] * 5]) if chunked else CSV + b"1,x\n" * 2**21
     assert problem(client.put("/datasets/t", content=content))[:2] == (413, "too_large")
-    assert not (store.root / ".uploads").exists() or scratch(store) == []
+    assert scratch(store) == []
 
 
 @pytest.mark.parametrize("name", ["Upper", "-a", "a" * 65, "%2e%2e", "a%20b"])
@@ -237,7 +241,7 @@ def test_a_client_that_goes_away_leaves_nothing(url: str, client: httpx.Client, 
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(b"PUT /datasets/t HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + CSV)
-        until(lambda: (store.root / ".uploads").exists() and scratch(store))
+        until(lambda: scratch(store))
     until(lambda: not scratch(store))
     assert client.get("/datasets/t").status_code == 404
 

@@ -218,7 +218,8 @@ def test_a_cross_validated_model_is_a_model(client: httpx.Client) -> None:
 @pytest.mark.parametrize("num_rows", [2, 3, 4, 5])
 def test_few_rows_can_be_cross_validated(client: httpx.Client, num_rows: int) -> None:
     data = {"inputs": [[i] for i in range(num_rows)], "targets": [i + 0.5 for i in range(num_rows)]}
-    train(client, body("few", data=data, validation={"folds": 2}))
+    job = train(client, body("few", data=data, validation={"folds": 2}))
+    assert len(job["metrics"]["folds"]) == 2
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3])

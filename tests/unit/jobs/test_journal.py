@@ -66,3 +66,35 @@ def test_the_fraction_moves_within_an_epoch(
     for data in found:
         assert data["fraction"] == max(data["step"] / steps_per_epoch / num_epochs, data["step"] / num_steps)
     assert {1, 2, 3} <= {data["step"] for data in found}
+
+
+def test_progress_and_checkpoints_come_as_often_as_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, control, told = [0.0], SimpleNamespace(request=None), list[str]()
+    monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    started, checkpoints = session(validation=None), Checkpoints(tmp_path)
+    teller = Journal(started.spec, checkpoints, lambda kind, _: told.append(kind), control, 1.0)
+    teller.watch(started, None)
+    noted = []
+    for now[0], control.request in ((0.1, None), (0.2, None), (0.3, None), (1.0, None), (1.1, None), (9.0, "pause")):
+        assert teller.pause_point(started.state) == control.request
+        noted.append((len(told), checkpoints.path.exists()))
+        checkpoints.path.unlink(missing_ok=True)
+    assert noted == [(0, False), (1, False), (1, False), (3, True), (3, False), (4, False)]
+    assert set(told) == {"progress"}
+
+
+@pytest.mark.parametrize(("stop", "num_epochs"), [({"max_epochs": 4}, 16), ({"max_steps": 40}, None)])
+def test_what_is_left_is_foretold_of_all_folds(stop: dict[str, Any], num_epochs: int | None, tmp_path: Path) -> None:
+    started = session(stop=stop, validation={"folds": 3}, descent={"batch_size": 2})
+    told_to = Journal(started.spec, Checkpoints(tmp_path), lambda *_: None, SimpleNamespace(request=None), 1e9)
+    told_to.watch(started, 1)
+    told_to.folds = [{"val_loss": 1.0}]
+    assert (told_to.progress()["fraction"], told_to.progress()["eta_seconds"]) == (0.25, None)
+    started.state.epoch, started.state.step, started.state.elapsed_seconds = 1, 10, 10.0
+    assert told_to.progress() == {
+        "epoch": 0 + 1,
+        "num_epochs": num_epochs,
+        "step": 10,
+        "fraction": 1.25 / 4,
+        "eta_seconds": 10.0 * 2.75 / 0.25,
+    }

@@ -264,6 +264,11 @@ def test_deaths_are_counted_in_a_row(queue: JobQueue) -> None:
     job = queue.submit({}, "m")
     counts = [queue.count_death(job.id, progressed=far) for far in (False, False, True, False)]
     assert counts == [1, 2, 1, 2]
+    last_words = Batch([NewEvent(job.id, "warning", {"detail": "help"}, 0.0)], {"epoch": 3})
+    queue.count_death(job.id, progressed=True, told={job.id: last_words})
+    job = queue.get(job.id)
+    assert (job.attempts, job.warnings, job.progress) == (1, ["help"], {"epoch": 3})
+    assert queue.events(job.id)[-1].data == {"detail": "help"}
 
 
 def test_listeners_are_told_after_the_commit(queue: JobQueue) -> None:

@@ -94,6 +94,8 @@ def test_of_many_events_progress_goes_first(database: Database, queue: JobQueue)
     queue.finish(running, "failed")
     sweeper.run(NOW)
     assert len(types_of(queue, running)) == 100
+    Retention(database, Keep(events_per_job=7)).run(NOW)
+    assert types_of(queue, few).count("progress") == 2  # one too many is, too
 
 
 def test_nothing_is_removed_unless_that_is_said(database: Database, queue: JobQueue) -> None:

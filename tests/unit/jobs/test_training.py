@@ -31,7 +31,7 @@ FRAME = FRAME.with_columns(
 
 
 def run(
-    folder: Path, *, order: dict[str, Any] | None = None, job: str = "job", **spec: Any
+    folder: Path, *, order: dict[str, Any] | None = None, job: str = "job", pause_at: int | None = None, **spec: Any
 ) -> tuple[Outcome, list[Any]]:
     table = folder / "datasets" / DIGEST.removeprefix("sha256:")
     if not table.exists():
@@ -43,7 +43,18 @@ def run(
     more: dict[str, Any] = {"checkpoint_interval_seconds": 1000.0, **(order or {})}
     work = WorkOrder(job, body, str(folder), str(folder / "models"), **more)
     events: list[Any] = []
-    return training.train(work, lambda kind, data: events.append((kind, data)), SimpleNamespace(request=None)), events
+    control = SimpleNamespace(request=None)
+
+    def emit(kind: str, data: dict[str, Any]) -> None:
+        events.append((kind, data))
+        if kind == "metrics" and data["epoch"] == pause_at:
+            control.request = "pause"
+
+    return training.train(work, emit, control), events
+
+
+def told(events: list[Any], kind: str) -> list[dict[str, Any]]:
+    return [data for each, data in events if each == kind]
 
 
 def weights(folder: Path, job: str) -> dict[str, Any]:
@@ -80,23 +91,57 @@ def test_cross_validation_holds_out_each_fold_and_publishes_a_model_of_all_rows(
     assert len(folds) == 3
     assert outcome.metrics["val_loss"] == pytest.approx(np.mean([fold["val_loss"] for fold in folds]))
     assert outcome.metrics["val_loss_std"] == pytest.approx(np.std([fold["val_loss"] for fold in folds], ddof=1))
-    rows = [data for kind, data in events if kind == "metrics"]
+    rows = told(events, "metrics")
     assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     assert [row["fold"] for row in rows[:12]] == [1] * 4 + [2] * 4 + [3] * 4
     assert rows[-1]["val_loss"] is None
-    fractions = [data["fraction"] for kind, data in events if kind == "progress"]
+    for index, fold in enumerate(folds):
+        best = min(rows[4 * index : 4 * index + 4], key=lambda row: row["val_loss"])
+        assert (fold["train_loss"], fold["val_loss"]) == (best["train_loss"], best["val_loss"])
+        assert (fold["best_epoch"], fold["num_epochs"]) == (best["epoch"] - 4 * index, 4)
+    assert len(rows) == 12 + round(np.mean([fold["best_epoch"] for fold in folds]))
+    fractions = [data["fraction"] for data in told(events, "progress")]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     config = json.loads((tmp_path / "models" / ".staging" / "job" / "config.json").read_text())
     assert config["spec"]["validation"] == {"folds": 3}
 
 
+def test_without_a_best_epoch_the_last_one_counts(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"validation": {"folds": 2}, "optimizer": {"type": "adamw", "learning_rate": 0.3}}
+    outcome, _ = run(tmp_path, stop={"max_epochs": 5, "restore_best": False}, **spec)
+    assert [fold["best_epoch"] for fold in outcome.metrics["folds"]] == [5, 5]
+
+
+def test_losses_are_those_of_the_epoch_that_is_kept(tmp_path: Path) -> None:
+    outcome, events = run(tmp_path, stop={"max_epochs": 12}, optimizer={"type": "adamw", "learning_rate": 0.1})
+    rows = told(events, "metrics")
+    best = min(rows, key=lambda row: row["val_loss"])
+    assert 1 < best["epoch"] < 12
+    assert {name: outcome.metrics[name] for name in ("train_loss", "val_loss")}.items() <= best.items()
+
+
+@pytest.mark.parametrize("pause_at", [2, 6, 9])
+def test_a_paused_cross_validation_goes_on_where_it_was(tmp_path: Path, pause_at: int) -> None:
+    spec: dict[str, Any] = {"validation": {"folds": 2}, "stop": {"max_epochs": 4, "restore_best": False}}
+    undisturbed, _ = run(tmp_path, job="undisturbed", **spec)
+    paused, _ = run(tmp_path, job="paused", pause_at=pause_at, **spec)
+    assert paused.state == "paused"
+    outcome, events = run(tmp_path, job="paused", **spec)
+    assert outcome.metrics == undisturbed.metrics
+    assert [(row["epoch"], row["fold"]) for row in told(events, "metrics")] == [
+        (epoch, (epoch - 1) // 4 + 1) for epoch in range(1, 13)
+    ]
+    one, other = ((tmp_path / "models" / ".staging" / job / "history.jsonl") for job in ("undisturbed", "paused"))
+    assert pl.read_ndjson(one).drop("elapsed_seconds").equals(pl.read_ndjson(other).drop("elapsed_seconds"))
+
+
 def test_rows_without_a_target_are_left_out_and_told(tmp_path: Path) -> None:
     missing = FRAME["y"].null_count()
     assert missing
     _, events = run(tmp_path, stop={"max_epochs": 1})
-    told = [data["detail"] for kind, data in events if kind == "warning"]
-    assert told == [f"{missing} of 400 rows have no y and are left out"]
+    warnings = [data["detail"] for data in told(events, "warning")]
+    assert warnings == [f"{missing} of 400 rows have no y and are left out"]
 
 
 def test_the_range_test_leaves_no_trace(tmp_path: Path) -> None:
@@ -132,3 +177,12 @@ def test_a_full_disk_costs_a_checkpoint_and_no_run(tmp_path: Path, monkeypatch: 
     assert disturbed.metrics == undisturbed.metrics
     warnings = {data["detail"] for kind, data in events if kind == "warning"}
     assert any("No space left on device" in warning for warning in warnings)
+
+
+def test_a_fault_that_is_not_the_disks_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        run(tmp_path, stop={"max_epochs": 3}, order={"checkpoint_interval_seconds": 0.0})

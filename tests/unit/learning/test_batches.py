@@ -71,6 +71,8 @@ def test_a_step_is_the_same_in_any_chunk(batching: Batching, data: st.DataObject
     num = batching.steps_per_epoch
     sizes = batching.sizes(0, num)
     assert sum(sizes) == batching.num_rows
+    assert max(sizes) < batching.rows_per_step + batching.least
+    assert min(sizes) >= min(batching.least, batching.rows_per_step, batching.num_rows)
     first = data.draw(st.integers(0, num - 1))
     last = data.draw(st.integers(first + 1, num))
     assert batching.sizes(first, last) == sizes[first:last]
@@ -110,6 +112,9 @@ def test_drawn_rows_are_as_likely_as_their_chances() -> None:
     rows = torch.cat([order for order in drawn if order is not None])
     assert len(rows) == 5000
     assert (rows >= 90).double().mean().item() == pytest.approx(0.5, abs=0.03)
+    again = epoch_order(Batching(100, 10), 0, 0, CPU, shares)  # after all those draws
+    assert again is not None
+    assert again.tolist() == rows[:100].tolist()
 
 
 @given(num_rows=st.integers(1, 300), num_classes=st.integers(1, 5), seed=st.integers(0, 2**40))

@@ -92,6 +92,20 @@ def test_constants_are_those_of_the_training_rows() -> None:
     assert fit(train).transform(other).tolist() == [[3.0, UNSEEN]]
 
 
+@pytest.mark.parametrize("size", [1, 3, 5, 8])
+def test_constants_are_the_same_from_parts_as_from_the_whole(size: int) -> None:
+    x = [None, None, None, 1e9, 1e9 + 1, 1e9 + 3, None, 1e9 + 7]
+    frame = pl.DataFrame(
+        {"x": x, "y": [float(row**2) for row in range(8)], "c": ["b", None, "a", "c", "a", "a", "b", "d"]}
+    )
+    whole = fit(frame)
+    found = Features.fit(whole.columns, frame.iter_slices(size), PLAIN)
+    assert (found.flagged, found.vocabularies) == (whole.flagged, whole.vocabularies)
+    for name, mean, std in zip("xy", found.mean, found.std, strict=True):
+        values = frame[name].drop_nulls().to_numpy()
+        assert (mean, std) == (pytest.approx(values.mean(), rel=1e-15), pytest.approx(values.std(), rel=1e-7))
+
+
 # ---- categories
 
 
@@ -126,6 +140,7 @@ def test_one_hot_columns() -> None:
     front = fit(pl.DataFrame({"x": [1.0, 2.0], "c": ["a", "b"]}), ONE_HOT).front()
     encoded = torch.tensor([[0.5, 0], [0.5, 1], [0.5, 3]])
     assert front(encoded).tolist() == [[0.5, 1, 0, 0, 0], [0.5, 0, 1, 0, 0], [0.5, 0, 0, 0, 1]]
+    assert not list(front.parameters())
 
 
 def test_embeddings_are_looked_up() -> None:
@@ -138,9 +153,10 @@ def test_embeddings_are_looked_up() -> None:
 
 
 def test_what_was_never_trained_says_nothing() -> None:
-    embedding = InputColumns(0, [5], "embedding").embeddings[0]
+    embedding = InputColumns(0, [500], "embedding").embeddings[0]
     assert (embedding.weight[[UNSEEN, MISSING]] == 0).all()  # type: ignore[index]
     assert (embedding.weight[2:] != 0).all()  # type: ignore[index]
+    assert embedding.weight[2:].std().item() == pytest.approx(0.1, rel=0.05)  # type: ignore[index, operator]
 
 
 @pytest.mark.parametrize(("num_codes", "width"), [(2, 2), (10, 6), (100, 21), (100_000, 50)])

@@ -101,6 +101,13 @@ def test_equal_scores_count_half() -> None:
     assert found["roc_auc"] == pytest.approx(sklearn.roc_auc_score(truth, scores), rel=1e-12)
 
 
+def test_a_single_row_of_a_class_is_enough_for_a_curve() -> None:
+    scores = torch.tensor([0.2, 0.5, 0.9, 0.1])
+    predicted = torch.stack([1 - scores, scores], 1)
+    assert measure("binary", predicted, torch.tensor([0, 1, 0, 0]))["roc_auc"] == pytest.approx(2 / 3)
+    assert "roc_auc" not in measure("binary", predicted, torch.tensor([0, 0, 0, 0]))
+
+
 def test_no_rows_have_no_metrics() -> None:
     assert measure("regression", torch.empty(0, 1), torch.empty(0, 1)) == {}
 

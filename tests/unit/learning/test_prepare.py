@@ -47,7 +47,7 @@ def test_rows_are_drawn_the_same_some_at_a_time(of_rows: list[int], fraction: fl
 
 
 @pytest.mark.parametrize("target", ["y", "k"])
-def test_targets_are_the_same_some_at_a_time(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_the_same_some_at_a_time(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = resolved(FRAME, target, {"features": ["x"], "sample_weight": "w"}, validation={"fraction": 0.3})
     whole = prepared(spec, FRAME)
     monkeypatch.setattr(targets, "ROWS_AT_ONCE", 4)
@@ -56,6 +56,7 @@ def test_targets_are_the_same_some_at_a_time(target: str, monkeypatch: pytest.Mo
     for one, other in ((whole.train, parts.train), (whole.validation, parts.validation)):
         assert one is not None
         assert other is not None
+        torch.testing.assert_close(one.inputs, other.inputs, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(one.targets, other.targets, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=0)
     torch.testing.assert_close(whole.truth, parts.truth, rtol=0, atol=0)
@@ -143,6 +144,17 @@ def test_another_table_can_judge() -> None:
     found = prepared(spec, FRAME, FRAME.head(7))
     assert found.validation is not None
     assert (len(found.train), len(found.validation)) == (NUM_ROWS, 7)
+
+
+def test_another_table_s_labels_are_the_classes_of_the_first() -> None:
+    spec = resolved(FRAME, "k", {"features": ["x"]}, features=None, validation={"dataset": "other"})
+    found = prepared(spec, FRAME, FRAME.reverse().head(2))  # "c", then "b"
+    assert found.targets.signature.classes == ("a", "b", "c")
+    assert found.truth.tolist() == [2, 1]
+    assert found.validation is not None
+    assert found.validation.targets.tolist() == [2, 1]
+    with pytest.raises(BadData, match="'z'"):
+        prepared(spec, FRAME, FRAME.head(2).with_columns(k=pl.lit("z")))
 
 
 @pytest.mark.parametrize("features", [None, {"missing": "error"}])

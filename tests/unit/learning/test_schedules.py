@@ -86,10 +86,10 @@ def test_a_warm_up_grows_linearly_to_the_base(fields: dict[str, Any], _scheduler
     assert found[:warmup] == pytest.approx([BASE * (step + 1) / warmup for step in range(warmup)])
 
 
-@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize(("warmup", "num_steps"), [(0, 20), (0, 2), (5, 20), (5, 7)])
 @pytest.mark.parametrize("name", ["cosine", "linear", "one_cycle"])
-def test_the_last_step_is_at_the_end(name: str, warmup: int) -> None:
-    found = rates({"type": name, "end_factor": 0.25, "warmup_steps": warmup})
+def test_the_last_step_is_at_the_end(name: str, warmup: int, num_steps: int) -> None:
+    found = rates({"type": name, "end_factor": 0.25, "warmup_steps": warmup}, Span(1, num_steps))
     assert found[-1] == pytest.approx(0.25 * BASE)
     if name != "one_cycle":
         assert found[warmup] == pytest.approx(BASE)

@@ -31,6 +31,8 @@ def test_a_new_job_has_none(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "jobs" / "1")
     assert checkpoints.load() is None
     assert checkpoints.load_history(0) == []
+    save(checkpoints, 1)
+    assert loaded_step(checkpoints) == 1
 
 
 def test_the_last_one_counts(tmp_path: Path) -> None:
