@@ -25,6 +25,7 @@ from app.specs.table import Column, Signature
 
 MAX_BYTES = 2**31 - 2**20  # of a protobuf message
 TIMES = f"microseconds since 1970-01-01T00:00:00 UTC; a missing one is {MISSING_TIME}"
+LARGEST = torch.finfo(torch.float64).max
 INNER = "inner/"  # before all names that no user sees, so that columns may have any other
 
 
@@ -72,6 +73,20 @@ def _check_exportable(model: Model) -> None:
 # ---- what torch exports
 
 
+class _LogSigmoid(nn.Module):
+    """What torch exports as log(sigmoid(x)), which is infinite below -104."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -nn.functional.softplus(-x)
+
+
+def _make_finite(network: nn.Module) -> None:
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.LogSigmoid):
+                setattr(parent, name, _LogSigmoid())
+
+
 class _WholeModel(nn.Module):
     """From columns (float64 or bool, or codes of categories) to predictions: what features and `Model.predict` do."""
 
@@ -110,7 +125,7 @@ class _WholeModel(nn.Module):
         parts = []
         if plain:
             measures = torch.cat(plain, 1)
-            absent = measures.isnan() | measures.isinf()
+            absent = ~(measures.abs() <= LARGEST)  # `isinf` goes through float32 in ONNX, where much is infinite
             parts.append(self._scaled(measures, absent).float())
             parts += [absent[:, index : index + 1].float() for index in self.flagged]
         return torch.cat([*parts, *codes], 1)
@@ -128,6 +143,7 @@ class _WholeModel(nn.Module):
 def _exported(model: Model) -> Any:
     """The graph, whose inputs are `column_0`, …, and outputs `output_0`, …."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nobody asked for
+    _make_finite(model.network)
     whole = _WholeModel(model).eval()
     width = len(model.signature.inputs)
     examples = (

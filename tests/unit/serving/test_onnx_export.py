@@ -140,6 +140,28 @@ def test_gaps_and_words_that_it_never_saw() -> None:
     np.testing.assert_allclose(session.run(["probabilities"], feed)[0], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("features", [{}, {"standardize": False}, None], ids=str)
+def test_numbers_beyond_float32_are_no_missing_ones(features: dict[str, Any] | None) -> None:
+    table = pl.DataFrame({"x": np.linspace(-1e6, 1e6, 60), "y": np.arange(60.0)})
+    model = untrained(table, network={"hidden_features": []}, features=features, **DRAWN)
+    session = onnxruntime.InferenceSession(export_onnx(model, "m"), providers=["CPUExecutionProvider"])
+    cells = np.array([1e39, -1e40, 1e30, 1e308, 1e-320, -0.0])
+    expected = model.predict(encode_frame(model.features, pl.DataFrame({"x": cells}))).numpy()
+    found = session.run(None, {"x": cells[:, None]})[0]
+    assert np.isfinite(expected).any()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_log_of_a_probability_next_to_none_is_no_infinity() -> None:
+    table = pl.DataFrame({"x": np.linspace(-1, 1, 60), "y": np.arange(60.0)})
+    network = {"layers": [{"type": "log_sigmoid"}, {"type": "residual", "layers": [{"type": "log_sigmoid"}]}]}
+    model = untrained(table, network=network, features=None, **DRAWN)
+    before = model.predict(torch.tensor([[-1e4], [-200.0], [0.0], [200.0]]))
+    session = onnxruntime.InferenceSession(export_onnx(model, "m"), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"x": np.array([[-1e4], [-200.0], [0.0], [200.0]])})[0]
+    np.testing.assert_allclose(found, before.numpy(), rtol=1e-5)
+
+
 def test_times_are_whole_numbers_and_the_file_says_so() -> None:
     """From NumPy's own, which keep what is missing as the file takes it."""
     model = untrained(TIMES, **DRAWN)
