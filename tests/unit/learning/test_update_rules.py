@@ -36,6 +36,7 @@ TABLE: list[tuple[type[Spec], dict[str, st.SearchStrategy[Any]]]] = [
     (specs.Adadelta, {"rho": BETA, "weight_decay": DECAY}),
     (specs.NAdam, ADAM | {"momentum_decay": st.sampled_from([0.0, 0.004, 1.0])}),
     (specs.RAdam, ADAM),
+    (specs.RAdam, ADAM | {"beta2": st.sampled_from([0.9, 0.99, 0.999])}),  # rectified before the last steps
     (specs.Adamax, ADAM),
 ]
 
