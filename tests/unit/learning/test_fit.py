@@ -122,6 +122,13 @@ def test_learning_rates_follow_the_schedule() -> None:
     assert [row["learning_rate"] for row in watcher.history] == pytest.approx([0.05, 0.025, 0.0125])
 
 
+def test_the_rate_that_is_told_is_that_of_the_epochs_last_step() -> None:
+    watcher, linear = Watcher(), {"type": "linear", "end_factor": 0.0, "warmup_steps": 2}
+    run(session(optimizer=SGD, schedule=linear, descent={"batch_size": 10}, validation=None), watcher, stands_still)
+    rates = [0.025, 0.05, *(0.05 * (1 - step / 6) for step in range(7))]  # of 3 epochs of 3 steps
+    assert [row["learning_rate"] for row in watcher.history] == pytest.approx(rates[2::3])
+
+
 def test_a_plateau_lowers_the_rate() -> None:
     watcher = Watcher()
     plateau = {"type": "plateau", "patience": 2, "gamma": 0.5, "end_factor": 0.3}
