@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.learning.losses import LINKS, LOSSES, PLAIN, build_loss
 from app.specs.losses import LOSS_SPECS, AutoLoss, LossSpec, PlainLoss
-from app.specs.resolve import TASKS_OF_LOSS
+from app.specs.resolve_task import TASKS_OF_LOSS
 
 Reference = Callable[[Tensor, Tensor], Tensor]
 

@@ -9,7 +9,7 @@ from sklearn import metrics as sklearn
 
 from app.learning import metrics
 from app.learning.metrics import METRICS, measure
-from app.specs.resolve import METRICS_OF_TASK
+from app.specs.resolve_task import METRICS_OF_TASK
 from app.specs.table import Task
 
 rng = np.random.default_rng(0)

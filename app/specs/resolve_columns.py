@@ -1,0 +1,91 @@
+"""Which of a table's columns a run learns from, and what of them it can't."""
+
+import difflib
+from collections.abc import Iterable
+
+from app.errors import Fault, InvalidInput, UnknownColumn
+from app.specs.table import ColumnProfile, StoredData, Table
+from app.specs.training import TrainingSpec
+
+
+def resolve_columns(data: StoredData, table: Table, warnings: list[str]) -> StoredData:
+    faults = [*_unknown("/data/target", data.targets, table), *_unknown("/data/features", data.features or (), table)]
+    if data.sample_weight is not None:
+        faults += _unknown("/data/sample_weight", [data.sample_weight], table)
+    if faults:
+        raise UnknownColumn(faults[0].detail, faults)
+    _refuse_repeats(data)
+    weight = table.column(data.sample_weight) if data.sample_weight else None
+    if weight and weight.kind not in ("numeric", "boolean"):
+        raise InvalidInput.at("/data/sample_weight", f"{weight.name!r} is {weight.kind}; a weight must be a number")
+    reserved = {*data.targets, data.sample_weight}
+    features = data.features
+    if features is None:
+        features = _usable(table, reserved, warnings)
+    for index, name in enumerate(features):
+        column = table.column(name)
+        if name in reserved:
+            raise InvalidInput.at(f"/data/features/{index}", f"{name!r} is also the target or the sample weight")
+        if column and column.kind == "text":
+            raise InvalidInput.at(
+                f"/data/features/{index}",
+                f"{name!r} is free text, which is no feature yet; leave it out{note_of(column)}",
+            )
+    if not features:
+        raise InvalidInput.at("/data/features", "no column is left to learn from")
+    return data.model_copy(update={"features": tuple(features)})
+
+
+def _refuse_repeats(data: StoredData) -> None:
+    for pointer, names in [("/data/target", data.targets), ("/data/features", data.features or ())]:
+        if len(set(names)) < len(names):
+            index = next(index for index, name in enumerate(names) if name in names[:index])
+            raise InvalidInput.at(f"{pointer}/{index}", f"{names[index]!r} is there twice")
+    if data.sample_weight in data.targets:
+        raise InvalidInput.at("/data/sample_weight", f"{data.sample_weight!r} is also the target")
+
+
+def _usable(table: Table, reserved: set[str | None], warnings: list[str]) -> tuple[str, ...]:
+    candidates = [column for column in table.columns if column.name not in reserved]
+    for column in candidates:
+        if column.kind == "text":
+            num_unique = column.num_unique
+            warnings.append(
+                f"column {column.name!r} is free text ({num_unique} distinct values) and is left out{note_of(column)}"
+            )
+        elif column.num_unique == 0:
+            warnings.append(f"column {column.name!r} is empty and is left out")
+        elif column.note:
+            warnings.append(f"column {column.name!r} is taken as categories{note_of(column)}")
+    return tuple(column.name for column in candidates if column.kind != "text" and column.num_unique > 0)
+
+
+def note_of(column: ColumnProfile) -> str:
+    return f": {column.note}" if column.note else ""
+
+
+def _unknown(pointer: str, names: Iterable[str], table: Table) -> list[Fault]:
+    known = [column.name for column in table.columns]
+    return [Fault(pointer, unknown_column(name, known)) for name in names if table.column(name) is None]
+
+
+def unknown_column(name: str, known: list[str]) -> str:
+    """The sentence for a column that is not there, with the nearest spelling."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known[:20])}"
+    return f"there is no column {name!r}; {hint}"
+
+
+def check_features(spec: TrainingSpec, table: Table) -> None:
+    assert isinstance(spec.data, StoredData)
+    for name in spec.data.features or ():
+        column = table.column(name)
+        if spec.features is None and column and column.kind not in ("numeric", "boolean"):
+            raise InvalidInput.at(
+                "/features", f"features null takes numbers as they are, but {name!r} is {column.kind}"
+            )
+        missing_refused = spec.features is None or spec.features.missing == "error"
+        if missing_refused and column and column.num_missing:
+            raise InvalidInput.at(
+                "/features", f"{name!r} has {column.num_missing} missing values; impute them with features.missing"
+            )
