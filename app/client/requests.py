@@ -1,0 +1,90 @@
+"""How requests are made and answers read: JSON, pages, uploads and files, and errors as exceptions."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+
+from app.client.bodies import body_of, json_body
+from app.client.errors import ClientError, Json, Unreachable, error_of
+from app.client.files import whole_file
+from app.client.transport import Transport
+
+PATIENT = httpx.Timeout(None, connect=10.0)  # for what may take as long as it takes
+
+
+class Requests:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    @property
+    def base_url(self) -> str:
+        return self._transport.base_url
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def _pages(self, path: str, **params: str | None) -> AsyncGenerator[Json]:
+        after: str | None = None
+        while True:
+            given = {key: value for key, value in (params | {"after": after}).items() if value is not None}
+            page = await self._json("GET", path, params=given)
+            for item in page["data"]:
+                yield item
+            after = page["next"]
+            if after is None:
+                return
+
+    async def _data(self, path: str, **params: str) -> list[Json]:
+        rows: list[Json] = (await self._json("GET", path, params=params))["data"]
+        return rows
+
+    async def _upload(self, method: str, path: str, source: Any) -> Json:
+        content, known = await self._transport.run(body_of, source)
+        headers = {"Content-Type": "application/octet-stream"} | known
+        return await self._json(method, path, content=content, headers=headers, timeout=PATIENT)
+
+    async def _json(self, method: str, path: str, *, json: Json | None = None, **options: Any) -> Json:
+        if json is not None:
+            options["content"] = json_body(json)
+            options["headers"] = {"Content-Type": "application/json"} | options.get("headers", {})
+        response = await self._request(method, path, **options)
+        try:
+            answer: Json = orjson.loads(response.content)
+        except orjson.JSONDecodeError as error:
+            raise ClientError(f"the answer of {response.url} is no JSON; is a Gradserve service there?") from error
+        return answer
+
+    async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async with self._streaming(method, path, **options) as response:
+            await self._transport.read(response)
+            return response
+
+    async def _save(self, path: str | Path, address: str, **options: Any) -> None:
+        """An answer into a file, which is there once it is whole."""
+        with whole_file(path) as file:
+            async with self._streaming("GET", address, timeout=PATIENT, **options) as response:
+                async for block in self._transport.blocks(response):
+                    await self._transport.run(file.write, block)
+
+    @asynccontextmanager
+    async def _streaming(
+        self, method: str, path: str, *, content: Any = None, **options: Any
+    ) -> AsyncIterator[httpx.Response]:
+        """An answer that is no error, whose body is still to come.
+
+        Raises:
+            ApiError, Unreachable
+        """
+        try:
+            async with self._transport.stream(method, path, content, **options) as response:
+                if not response.is_success:  # a redirection is nobody of ours, either
+                    await self._transport.read(response)
+                    raise error_of(response)
+                yield response
+        except httpx.TransportError as error:
+            url = self._transport.base_url
+            raise Unreachable(f"no answer from {url}: {error or type(error).__name__}") from error
