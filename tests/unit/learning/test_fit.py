@@ -66,9 +66,10 @@ def test_every_stop_gives_its_reason(
         assert watched[-1] <= stop["target_loss"] < min(watched[:-1], default=1e99)
 
 
-def test_steps_are_counted_through() -> None:
+@pytest.mark.parametrize("clock", [stands_still, SlowClock()])
+def test_steps_are_counted_through(clock: Callable[[], float]) -> None:
     watcher = Watcher()
-    run(session(descent={"batch_size": 10}, stop={"max_steps": 5}, validation=None), watcher)
+    run(session(descent={"batch_size": 10}, stop={"max_steps": 5}, validation=None), watcher, clock)
     assert [(row["epoch"], row["step"]) for row in watcher.history] == [(1, 3), (2, 5)]
 
 
@@ -77,6 +78,15 @@ def test_the_watcher_can_stop_it_between_steps(when: int) -> None:
     started = session(descent={"batch_size": 10}, validation=None)
     assert run(started, Watcher(lambda state: "cancel" if state.step == when else None), SlowClock()) == "cancel"
     assert started.state.step == when
+
+
+def test_seconds_before_a_pause_count() -> None:
+    started = session(stop={"max_seconds": 30.0})
+    assert run(started, Watcher(lambda state: "pause" if state.elapsed_seconds > 20 else None), SlowClock()) == "pause"
+    clock = SlowClock()
+    assert run(started, Watcher(), clock) == "max_seconds"
+    assert 30 <= started.state.elapsed_seconds < 33
+    assert clock.seconds < 13
 
 
 def test_what_has_ended_does_nothing_more() -> None:
@@ -122,11 +132,14 @@ def test_learning_rates_follow_the_schedule() -> None:
     assert [row["learning_rate"] for row in watcher.history] == pytest.approx([0.05, 0.025, 0.0125])
 
 
-def test_the_rate_that_is_told_is_that_of_the_epochs_last_step() -> None:
-    watcher, linear = Watcher(), {"type": "linear", "end_factor": 0.0, "warmup_steps": 2}
-    run(session(optimizer=SGD, schedule=linear, descent={"batch_size": 10}, validation=None), watcher, stands_still)
-    rates = [0.025, 0.05, *(0.05 * (1 - step / 6) for step in range(7))]  # of 3 epochs of 3 steps
-    assert [row["learning_rate"] for row in watcher.history] == pytest.approx(rates[2::3])
+@pytest.mark.parametrize("stop", [{"max_epochs": 3}, {"max_steps": 9, "max_epochs": 100}])
+@pytest.mark.parametrize(("type_", "last"), [("linear", 0.0), ("constant", 0.05)])
+def test_the_rate_that_is_told_is_that_of_the_epochs_last_step(stop: dict[str, Any], type_: str, last: float) -> None:
+    watcher, schedule = Watcher(), {"type": type_, "warmup_steps": 4}
+    spec = {"schedule": schedule, "stop": stop, "optimizer": SGD, "descent": {"batch_size": 10}}
+    run(session(**spec, validation=None), watcher, stands_still)
+    middle = 0.05 + (last - 0.05) / 4  # the sixth step: one of four from the warm-up's end to the last
+    assert [row["learning_rate"] for row in watcher.history] == pytest.approx([0.05 * 3 / 4, middle, last])
 
 
 def test_a_plateau_lowers_the_rate() -> None:
@@ -267,6 +280,16 @@ def test_the_same_spec_gives_the_same_weights() -> None:
     torch.rand(7)
     run(other)
     assert_equal(weights(one), weights(other))
+
+
+def test_layers_train_though_somebody_left_them_predicting() -> None:
+    found = []
+    for training in (True, False):
+        started = session(network={"hidden_features": [4], "dropout": 0.3, "normalization": "batch_norm"})
+        started.network.train(training)
+        run(started)
+        found.append(weights(started))
+    assert_equal(*found)
 
 
 @pytest.mark.parametrize("spec", [{"seed": 1}, {"descent": {"batch_size": 5}}, {"descent": {"shuffle": False}}])

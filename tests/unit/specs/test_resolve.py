@@ -32,6 +32,7 @@ COLUMNS: dict[str, list[Any]] = {
     "flag": [i % 2 == 0 for i in range(NUM_ROWS)],
     "bit": [i % 2 for i in range(NUM_ROWS)],
     "grade": [i % 5 for i in range(NUM_ROWS)],
+    "sign": [1 - 2 * (i % 2) for i in range(NUM_ROWS)],
     "half": [(i % 4) / 2 for i in range(NUM_ROWS)],
     "count": list(range(NUM_ROWS)),
     "same": [3] * NUM_ROWS,
@@ -69,6 +70,9 @@ def fault_at(pointer: str, target: str | list[str] = "amount", **spec: Any) -> I
         ("count", {}, "regression", "mse", 1),
         (["flag", "bit"], {}, "multilabel", "binary_cross_entropy", 2),
         (["amount", "count", "flag"], {}, "regression", "mse", 3),
+        (["bit", "sign"], {}, "regression", "mse", 2),
+        ("sign", {}, "binary", "binary_cross_entropy", 1),
+        ("bit", {"loss": {"type": "auto", "class_weight": "balanced"}}, "binary", "binary_cross_entropy", 1),
         ("bit", {"loss": {"type": "mse"}}, "regression", "mse", 1),
         ("grade", {"loss": {"type": "poisson_nll"}}, "regression", "poisson_nll", 1),
         (["flag", "bit"], {"loss": {"type": "huber"}}, "regression", "huber", 2),
@@ -99,6 +103,11 @@ def test_few_rows_make_whole_numbers_quantities() -> None:
     grades = pl.DataFrame({"x": range(49), "y": [i % 5 for i in range(49)]})
     assert resolved(grades).task == "regression"
     assert resolved(pl.concat([grades, grades.head(1)])).task == "multiclass"
+
+
+def test_a_loss_that_does_not_fit_comes_with_those_that_do() -> None:
+    said = fault_at("/loss/type", ["flag", "bit"], task="multilabel", loss={"type": "mse"}).detail
+    assert said == "mse does not fit the task multilabel; use binary_cross_entropy"
 
 
 # ---- faults
@@ -200,6 +209,7 @@ def test_features_are_all_columns_that_can_be() -> None:
         "flag",
         "bit",
         "grade",
+        "sign",
         "half",
         "count",
         "same",
