@@ -62,7 +62,8 @@ class Session:
         self.network.to(self.device)
         freeze(self.network, spec.freeze)
         least = 2 if any(isinstance(module, nn.BatchNorm1d) for module in self.network.modules()) else 1
-        self.batching = plan_batches(spec.descent, len(prepared.train), least=least)
+        row_bytes = prepared.train.inputs[:1].nbytes
+        self.batching = plan_batches(spec.descent, len(prepared.train), row_bytes=row_bytes, least=least)
         self.loss = build_loss(spec.loss)
         self.train = prepared.train.to(self.device)
         self.validation = prepared.validation and prepared.validation.to(self.device)

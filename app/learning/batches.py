@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from app.learning.windows import Windows, windows_of
 from app.specs.descent import DescentSpec
 
 DRAWS_AT_ONCE = 2**20
@@ -19,6 +20,7 @@ class Batching:
     """`batch_size` rows a gradient, `accumulate_steps` gradients a step; an epoch's last step may see fewer rows.
 
     `least`: a rest of fewer rows than that joins the batch before it, as batch norm has no variance of one row.
+    `windows`: within which rows are shuffled, where they are too many to be shuffled as a whole.
     """
 
     num_rows: int
@@ -26,6 +28,7 @@ class Batching:
     accumulate_steps: int = 1
     shuffle: bool = True
     least: int = 1
+    windows: Windows | None = None
 
     @cached_property
     def rows_per_step(self) -> int:
@@ -55,11 +58,13 @@ class Batching:
         return [*parts[:-2], parts[-2] + rest] if 0 < rest < self.least and whole else parts
 
 
-def plan_batches(spec: DescentSpec, num_rows: int, *, least: int = 1) -> Batching:
+def plan_batches(spec: DescentSpec, num_rows: int, *, row_bytes: int = 0, least: int = 1) -> Batching:
+    """`row_bytes`: of a row's inputs; without it, rows are shuffled as a whole, however many they are."""
     if spec.variant == "full_batch":
         return Batching(num_rows, num_rows, shuffle=False)  # the order of a sum's terms is no choice
     assert spec.batch_size is not None
-    return Batching(num_rows, min(spec.batch_size, num_rows), spec.accumulate_steps, spec.shuffle, least)
+    windows = windows_of(num_rows, row_bytes)
+    return Batching(num_rows, min(spec.batch_size, num_rows), spec.accumulate_steps, spec.shuffle, least, windows)
 
 
 def epoch_order(
@@ -79,6 +84,8 @@ def epoch_order(
             draws = torch.rand(len(part), dtype=torch.float64, generator=generator)
             torch.searchsorted(shares, draws, out_int32=dtype == torch.int32, out=part)
         return order.to(device)
+    if batching.windows is not None:
+        return batching.windows.shuffled(generator).to(device)
     return torch.randperm(batching.num_rows, generator=generator, dtype=dtype).to(device)
 
 

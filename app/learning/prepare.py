@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.errors import BadData
 from app.learning.features import Features
-from app.learning.rows import Rows
+from app.learning.rows import MappedFile, Rows
 from app.learning.targets import Labels, Targets, class_weights, count_classes, joined, parts_of, values_of
 from app.specs.table import Label, Signature, StoredData
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
@@ -213,7 +213,8 @@ def _drawn(
 
 def _encode(spec: TrainingSpec, features: Features, targets: Targets, part: Part, collect: Collect) -> Rows:
     inputs, mapping = collect(map(features.transform, part), (len(part), features.num_inputs))
-    return Rows(inputs, targets.seen(part.truth), _weights(spec, targets, part), mapping)
+    file = None if mapping is None else MappedFile(mapping, len(part), inputs[:1].nbytes)
+    return Rows(inputs, targets.seen(part.truth), _weights(spec, targets, part), file)
 
 
 def _weights(spec: TrainingSpec, targets: Targets, part: Part) -> Tensor | None:

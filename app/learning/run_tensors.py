@@ -103,7 +103,6 @@ class RunTensors:
         parts = [part for part in (block.inputs, block.targets, block.weights) if part is not None]
         for stream, part in zip(self.streams, parts, strict=True):
             stream[:num].copy_(part.view(num, size, *part.shape[1:]))
-        rows.release()
         if self.recipe.has_dropout:
             self.seeds[:num] = torch.randint(2**62, (num,))  # as many draws as steps, however they come in calls
 

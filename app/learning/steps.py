@@ -93,13 +93,9 @@ class EagerSteps:
         """The rows of these steps; those that come from the host to a card do so beside its work."""
         if self.copies is None or rows.inputs.device == self.device:
             self.copies = None
-            block = rows.take(order, *self.batching.bounds(*span), self.device)
-            rows.release()
-            return block
+            return rows.take(order, *self.batching.bounds(*span), self.device)
         with torch.cuda.stream(self.copies):
-            block = rows.take(order, *self.batching.bounds(*span), self.device)
-        rows.release()
-        return block
+            return rows.take(order, *self.batching.bounds(*span), self.device)
 
     def _arrived(self, block: Rows) -> Rows:
         if self.copies:

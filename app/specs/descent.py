@@ -13,6 +13,7 @@ class DescentSpec(Spec):
     """How many rows a gradient sees: all of them, `batch_size`, or one.
 
     An update takes the mean of `accumulate_steps` gradients; `max_grad_norm` clips the norm of that mean.
+    `shuffle`: anew each epoch; where the inputs are more than 256 MB, within windows of 32 MB from all over the table.
     `sampling`: every row once an epoch, or as many draws with replacement in which all classes are as likely.
     """
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from app.jobs import session, training
 from app.jobs.order import Outcome, WorkOrder
-from app.learning import memory, rows
+from app.learning import memory, rows, windows
 from app.learning.plan import plan
 from app.storage.checkpoints import Checkpoints
 from app.storage.profile import profile_table
@@ -61,8 +61,13 @@ def weights(folder: Path, job: str) -> dict[str, Any]:
     return dict(load_file(folder / "models" / ".staging" / job / "model.safetensors"))
 
 
-def test_a_table_that_is_mapped_gives_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("windowed_bytes", [windows.WINDOWED_BYTES, 0])
+def test_a_table_that_is_mapped_gives_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windowed_bytes: int
+) -> None:
     monkeypatch.setattr(memory, "PART_ROWS", 64)
+    monkeypatch.setattr(windows, "WINDOWED_BYTES", windowed_bytes)
+    monkeypatch.setattr(windows, "BLOCK_BYTES", 100)
     in_memory, _ = run(tmp_path, job="memory", stop={"max_epochs": 3})
     monkeypatch.setattr(rows, "MAPPED_BYTES", 0)
     monkeypatch.setattr(rows, "SCATTERED_ROWS", 7)  # of the batches of 32

@@ -10,6 +10,7 @@ from app.learning import batches
 from app.learning.batches import Batching, add_up, epoch_order, plan_batches
 from app.learning.rows import Rows
 from app.learning.steps import EagerSteps
+from app.learning.windows import Windows, windows_of
 from app.specs.descent import DescentSpec
 
 CPU = torch.device("cpu")
@@ -19,7 +20,10 @@ CPU = torch.device("cpu")
 def batchings(draw: st.DrawFn) -> Batching:
     num_rows = draw(st.integers(1, 60))
     batch_size = min(num_rows, draw(st.integers(1, 70)))
-    return Batching(num_rows, batch_size, draw(st.integers(1, 4)), draw(st.booleans()), draw(st.integers(1, 2)))
+    windows = draw(st.none() | st.builds(Windows, st.just(num_rows), st.integers(1, 9), st.integers(1, 9)))
+    return Batching(
+        num_rows, batch_size, draw(st.integers(1, 4)), draw(st.booleans()), draw(st.integers(1, 2)), windows
+    )
 
 
 class Recorder(nn.Module):
@@ -153,3 +157,26 @@ def test_rows_beyond_what_a_multinomial_distribution_can_have_are_drawn() -> Non
 )
 def test_variants_are_one_rule(descent: dict[str, object], expected: Batching) -> None:
     assert plan_batches(DescentSpec.model_validate(descent), 10) == expected
+
+
+def test_a_window_has_rows_of_so_many_blocks_from_anywhere() -> None:
+    """And of no block rows twice, so that a table that is sorted comes in good order."""
+    windows = Windows(100_000, rows_per_block=10, blocks_per_window=100)
+    order = windows.shuffled(torch.Generator().manual_seed(0))
+    assert [len(windows.blocks_of(rows)) for rows in order.split(1000)] == [100] * 100
+    for rows in order.split(1000):
+        assert rows.min() < 10_000
+        assert rows.max() > 90_000
+        assert abs(rows.float().mean() - 50_000) < 15_000
+        assert (rows.diff() == 1).sum() < 20, "neighbours that stayed neighbours"
+    assert not torch.equal(order, windows.shuffled(torch.Generator().manual_seed(1)))
+
+
+def test_only_rows_that_are_too_many_come_in_windows() -> None:
+    assert windows_of(2**20, 256) is None
+    assert windows_of(2**20 + 1, 256) == Windows(2**20 + 1, 128)
+    assert windows_of(10**5, 10**6) == Windows(10**5, 1), "which is a shuffle as a whole"
+    descent = DescentSpec(variant="mini_batch", batch_size=8)
+    assert plan_batches(descent, 2**21, row_bytes=256).windows == Windows(2**21, 128)
+    assert plan_batches(descent, 2**21).windows is None
+    assert plan_batches(DescentSpec(variant="full_batch"), 2**21, row_bytes=256).windows is None
