@@ -84,7 +84,9 @@ class ModelStore:
         if self.published(job_id, name, version):
             return
         target = self.root / name / version
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.parent.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.root)
         if not is_folder(target.parent):
             raise NotADirectoryError(f"models/{name} is a link, which is not followed")
         write_atomically(target.parent / "last_version", version.encode())

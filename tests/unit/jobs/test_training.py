@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from app.jobs import session, training
@@ -18,6 +19,7 @@ from app.learning import memory, rows, windows
 from app.learning.plan import plan
 from app.storage.checkpoints import Checkpoints
 from app.storage.profile import profile_table
+from app.storage.tensors import write_tensors
 from tests.samples import DIGEST, resolved, table_of
 
 RNG = np.random.default_rng(3)
@@ -139,6 +141,14 @@ def test_a_paused_cross_validation_goes_on_where_it_was(tmp_path: Path, pause_at
     ]
     one, other = ((tmp_path / "models" / ".staging" / job / "history.jsonl") for job in ("undisturbed", "paused"))
     assert pl.read_ndjson(one).drop("elapsed_seconds").equals(pl.read_ndjson(other).drop("elapsed_seconds"))
+
+
+def test_a_checkpoint_of_another_release_is_told_of_and_no_more(tmp_path: Path) -> None:
+    undisturbed, _ = run(tmp_path, job="undisturbed", stop={"max_epochs": 2})
+    write_tensors(Checkpoints(tmp_path / "jobs" / "job").path, {"a": torch.zeros(1)}, {"format": "0", "position": "[]"})
+    outcome, events = run(tmp_path, stop={"max_epochs": 2})
+    assert outcome.metrics == undisturbed.metrics
+    assert any("another release wrote" in data["detail"] for data in told(events, "warning"))
 
 
 def test_rows_without_a_target_are_left_out_and_told(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from app.errors import (
     VersionNotFound,
 )
 from app.specs.alias import Alias, Canary, Shadow
+from app.storage.files import sync_folder
 from app.storage.models import ModelStore
 from app.storage.tensors import write_tensors
 from app.storage.version import FILES, FORMAT_VERSION, write_version
@@ -93,6 +94,21 @@ def test_publication_is_one_rename(store: ModelStore, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "rename", rename)
     store.publish("job", "m", "1")
     assert store.versions("m") == ["1"]
+
+
+def test_a_version_that_is_out_is_on_disk(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder's name, and where it is the first one its model's, would survive the power's loss."""
+    synced: list[tuple[str, list[str]]] = []
+
+    def sync(folder: Path) -> None:
+        synced.append((folder.name, sorted(path.name for path in folder.iterdir() if path.is_dir())))
+        sync_folder(folder)
+
+    monkeypatch.setattr("app.storage.models.sync_folder", sync)
+    publish(store)
+    publish(store)
+    root = store.root.name
+    assert synced == [(root, [".staging", "m"]), ("m", ["1"]), ("m", ["1", "2"])]
 
 
 def test_publishing_again_changes_nothing(store: ModelStore) -> None:
@@ -592,6 +608,13 @@ def test_versions_that_come_and_go_are_seen_at_once_by_those_who_have_looked_bef
     for number in range(1, 30):
         publish(store)
         assert other.resolve("m", None) == str(number)
+    later = time.time_ns() + 10**10
+    os.utime(store.root / "m", ns=(later, later))  # a time that is not over tells nothing
+    assert other.resolve("m", None) == "29"
+    publish(store)
+    os.utime(store.root / "m", ns=(later, later))
+    assert other.resolve("m", None) == "30"
+    store.delete("m", "30")
     os.utime(store.root / "m", (1, 1))  # from now on, a look at the folder's time is enough
     assert other.resolve("m", None) == "29"
     store.delete("m", "29")
