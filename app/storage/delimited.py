@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 from polars.exceptions import PolarsError
 
-from app.errors import InvalidInput, Unparseable
+from app.errors import InvalidInput, TooLarge, Unparseable
 from app.storage.blocks import row_blocks
 from app.storage.columns import MISSING, check_names, finite, spelled_values
 from app.storage.dialects import Dialect, not_utf8, sniff_dialect
@@ -31,6 +31,8 @@ def open_delimited(path: Path, max_columns: int) -> tuple[Path, Dialect]:
         Unparseable, InvalidInput, TooLarge
     """
     dialect = sniff_dialect(path)
+    if dialect.width > max_columns:
+        raise TooLarge(f"the table has {dialect.width} columns; at most {max_columns} are allowed")
     check_names(dialect.names or ("",) * dialect.num_nameless, max_columns)
     path, dialect = _readable(path, dialect)
     if dialect.num_nameless:
@@ -77,10 +79,14 @@ def _nameless(dialect: Dialect) -> list[str]:
 
 def _refuse_nameless(path: Path, dialect: Dialect) -> None:
     """Columns without a name are what separators at the ends of lines make, and hold nothing; else, raise."""
-    for place, name in enumerate(_nameless(dialect), start=len(dialect.names) + 1):
-        values = _scan(path, dialect, {}).select(name).filter(pl.col(name).is_not_null())
-        for value in values.head(1).collect(engine="streaming").to_series():
-            raise InvalidInput.at("", f"column {place} has no name, but values, such as {value[:60]!r}")
+    nameless = _scan(path, dialect, {}).select(_nameless(dialect))
+    counts = nameless.count().collect(engine="streaming").row(0)
+    for place, count in enumerate(counts):
+        if count:
+            values = nameless.select(pl.nth(place).drop_nulls().first()).collect(engine="streaming")
+            raise InvalidInput.at(
+                "", f"column {len(dialect.names) + place + 1} has no name, but values, such as {values.item()[:60]!r}"
+            )
 
 
 def _readable(path: Path, dialect: Dialect) -> tuple[Path, Dialect]:

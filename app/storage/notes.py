@@ -22,20 +22,23 @@ def as_number(text: pl.Expr) -> pl.Expr:
 
 
 def note_on_text(
-    table: pl.LazyFrame, name: str, num_values: int, num_numbers: int, examples: Sequence[Any]
+    table: pl.LazyFrame | None, name: str, num_values: int, num_numbers: int, examples: Sequence[Any]
 ) -> str | None:
-    """A sentence about a column of text, `num_numbers` of whose values read as numbers; None where nothing is odd."""
+    """A sentence about a column of text, `num_numbers` of whose values read as numbers; None where nothing is odd.
+
+    `table` is where the value that is odd is looked for.
+    """
     if num_numbers == num_values:
         return None  # with types, or zeros in front: it was meant as text
     if all(map(_DATE.fullmatch, examples)):
         return _looks(examples[0], "dates", "2026-01-31")
     if num_numbers < MOST * num_values and not all(map(_AMOUNT.fullmatch, examples)):
         return None
+    if table is None:
+        return f"of {num_values} values, all but {num_values - num_numbers} are numbers"
     row, value = _first_other(table, name)
     if _AMOUNT.fullmatch(value):
-        return (
-            f"values such as {value[:_CHARACTERS]!r} look like numbers; written as 1234.5 they would be taken as such"
-        )
+        return _looks(value, "numbers", "1234.5")
     return (
         f"of {num_values} values, all but {num_values - num_numbers} are numbers, and in row {row} stands "
         f"{value[:_CHARACTERS]!r}; where a value is missing, leave the cell empty"

@@ -11,6 +11,8 @@ from app.storage.notes import as_number, note_on_text
 MAX_CATEGORIES = 1000
 SURE_CATEGORIES = 20
 
+MAX_SEARCHED = 200  # columns; of wider tables no value is looked for, which would take minutes
+
 _NUM_EXAMPLES = 5
 _EXAMPLE_ROWS = 1000
 _MAX_EXAMPLE_CHARACTERS = 200
@@ -37,7 +39,16 @@ def profile_table(table: pl.LazyFrame, digest: str) -> Table:
         digest=digest,
         num_rows=num_rows,
         columns=tuple(
-            _column(table, name, schema[name], num_rows, unique[name], facts[name], examples[name]) for name in names
+            _column(
+                table if len(names) <= MAX_SEARCHED else None,
+                name,
+                schema[name],
+                num_rows,
+                unique[name],
+                facts[name],
+                examples[name],
+            )
+            for name in names
         ),
     )
 
@@ -60,7 +71,7 @@ def plain_value(value: Any) -> Any:
 
 
 def _column(
-    table: pl.LazyFrame,
+    table: pl.LazyFrame | None,
     name: str,
     dtype: pl.DataType,
     num_rows: int,

@@ -92,6 +92,7 @@ def test_spaces_around_values_do_not_count() -> None:
         (b",a\n1,2\n", InvalidInput, "column 1 has no name; with pandas"),
         (b"a,,\n1,,\n2,,x\n", InvalidInput, "column 3 has no name, but values, such as 'x'"),
         (b",,\n1,2,3\n", InvalidInput, "column 1 has no name"),
+        (b"a" + b"," * 100 + b"\n1" + b"," * 100, TooLarge, "101 columns; at most 100"),
         (b"a,b\n", InvalidInput, "no rows"),
         (b"a,b\n,\n", InvalidInput, "no rows"),
         (b"x" * 1001 + b",b\n1,2\n", InvalidInput, "the name of column 1 is longer than 1000"),
@@ -101,7 +102,7 @@ def test_spaces_around_values_do_not_count() -> None:
         (b"a" * 2**21, Unparseable, "first line is longer"),
         (b"a,b\n1," + b"2" * 2**23 * 5, Unparseable, "a line longer than"),
     ],
-    ids=range(19),
+    ids=range(20),
 )
 def test_what_is_wrong_is_said_with_its_place(content: bytes, error: type[GradserveError], said: str) -> None:
     with pytest.raises(error) as caught:

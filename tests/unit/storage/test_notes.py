@@ -1,5 +1,8 @@
+import polars as pl
 import pytest
 
+from app.storage.profile import MAX_SEARCHED, profile_table
+from tests.samples import DIGEST
 from tests.unit.storage.reading import column, parquet
 
 
@@ -31,6 +34,12 @@ def test_text_that_may_have_been_meant_as_something_else(cells: list[str], said:
 )
 def test_what_is_as_it_seems_has_no_note(cells: list[str]) -> None:
     assert column("\n".join(["a,b", *(f"{cell},k" for cell in cells)]).encode(), "a").note is None
+
+
+def test_of_wide_tables_the_value_is_not_named() -> None:
+    table = pl.DataFrame({f"x{place}": ["1", "2", "-"] for place in range(MAX_SEARCHED + 1)})
+    found = profile_table(table.lazy(), DIGEST)
+    assert {column.note for column in found.columns} == {"of 3 values, all but 1 are numbers"}
 
 
 def test_text_out_of_files_with_types_is_text() -> None:
