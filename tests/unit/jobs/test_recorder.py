@@ -1,12 +1,14 @@
 """What workers say is written down once, also where it has to wait for the database."""
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from app.jobs.epoch_times import EpochTimes
 from app.jobs.queue import JobQueue
-from app.jobs.recorder import Recorder
+from app.jobs.recorder import PROGRESS_SECONDS, Recorder
 from app.storage.counters import Counters
 
 
@@ -71,3 +73,30 @@ def test_the_fits_of_a_cross_validation_are_timed_each_from_its_own_start(
     counts = counters.read().counts
     assert counts["gradserve_training_step_seconds", "m", "count"] == 30
     assert counts["gradserve_training_step_seconds", "m", "sum"] == 3.0
+
+
+def test_a_run_has_progressed_once_it_got_further_than_any_before(queue: JobQueue, recorder: Recorder) -> None:
+    job = queue.submit({}, "m")
+    for step, progressed in ((1, True), (1, False), (2, True), (0, False)):
+        recorder.begin(queue.get(job.id))
+        assert not recorder.progressed(job.id)
+        recorder.add(job.id, "progress", {"step": step})
+        assert recorder.progressed(job.id) is progressed
+        recorder.flush()
+    recorder.add(job.id, "metrics", {"epoch": 1})
+    assert recorder.progressed(job.id)
+
+
+def test_progress_is_known_at_once_and_told_now_and_then(
+    queue: JobQueue, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = queue.submit({}, "m")
+    recorder.begin(job)
+    for seconds, step in ((100.0, 1), (100.1, 2), (100.0 + PROGRESS_SECONDS, 3), (100.1 + PROGRESS_SECONDS, 4)):
+        clock = SimpleNamespace(monotonic=lambda seconds=seconds: seconds, time=time.time)
+        monkeypatch.setattr("app.jobs.recorder.time", clock)
+        recorder.add(job.id, "progress", {"step": step})
+    monkeypatch.undo()
+    recorder.flush()
+    assert queue.get(job.id).progress == {"step": 4}
+    assert [event.data["step"] for event in queue.events(job.id) if event.type == "progress"] == [1, 3]

@@ -182,6 +182,28 @@ def test_a_worker_that_ignores_a_cancel_is_ended(
     until(lambda: not is_alive(pid))
 
 
+def test_a_worker_that_dies_while_the_service_ends_is_no_death_of_the_job(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where Ctrl-C reaches all processes of a terminal."""
+    supervisor, told, tell = start(), threading.Event(), fleet_module.Fleet.tell
+
+    def tell_and_say_so(*arguments: Any) -> None:
+        tell(*arguments)
+        told.set()
+
+    monkeypatch.setattr(fleet_module.Fleet, "tell", tell_and_say_so)
+    job = queue.submit({"deaf": True, "gate": str(gate.path)}, "m")
+    ((pid, _),) = until(lambda: starts(tmp_path, job))
+    ending = threading.Thread(target=supervisor.stop, kwargs={"grace_seconds": 60})
+    ending.start()
+    assert told.wait(60)
+    os.kill(pid, signal.SIGKILL)
+    ending.join(60)
+    found = queue.get(job.id)
+    assert (found.state, found.attempts, found.warnings) == ("running", 0, [])
+
+
 def test_requests_from_another_process_are_seen(
     queue: JobQueue, database: Database, start: Start, gate: Gate, tmp_path: Path
 ) -> None:
