@@ -27,7 +27,9 @@ class Settings(BaseSettings):
 
     models_dir: Path = Field(Path("models"), description="published versions: models/<name>/<version>/")
     data_dir: Path = Field(Path("data"), description="datasets, checkpoints of running jobs and the jobs database")
-    database_url: str | None = Field(None, description="SQLAlchemy URL; absent: SQLite in the data folder")
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL, as postgresql+psycopg://user@host/name; absent: SQLite in the data folder"
+    )
     api_keys: SecretStr = Field(
         SecretStr(""), description="comma separated `key:scope+scope`; scopes: read, predict, train, admin"
     )

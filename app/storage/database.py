@@ -26,7 +26,7 @@ from sqlalchemy import (
     create_engine,
     event,
 )
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.errors import StorageFailed, StorageFull
@@ -94,7 +94,14 @@ class Database:
     """An engine with `read()` and `write()` transactions, safe to share between threads."""
 
     def __init__(self, url: str) -> None:
-        self.engine = create_engine(url, json_serializer=_to_json, json_deserializer=orjson.loads)
+        """Raises StorageFailed for a URL that leads to no kind of database that is installed."""
+        try:
+            self.engine = create_engine(url, json_serializer=_to_json, json_deserializer=orjson.loads)
+        except (ArgumentError, ImportError, ValueError) as error:
+            raise StorageFailed(
+                f"the database's URL can't be used: {error}; it begins with sqlite:/// or, "
+                "where 'gradserve[postgresql]' is installed, with postgresql+psycopg://"
+            ) from error
         self._writer = threading.Lock()
         self.is_sqlite = self.engine.dialect.name == "sqlite"
         if self.is_sqlite:

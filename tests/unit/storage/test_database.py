@@ -215,3 +215,9 @@ def test_pages_that_hold_nothing_are_given_back_but_for_those_to_spare(database:
     while database.give_back(1000, spare=20):
         pass
     assert pragma("freelist_count") == 20
+
+
+@pytest.mark.parametrize("url", ["gradserve.db", "oracledb://there/where", "nothing+at+all://x"])
+def test_a_url_of_no_database_is_told(url: str) -> None:
+    with pytest.raises(StorageFailed, match=r"URL can't be used.*begins with sqlite:///"):
+        Database(url)
