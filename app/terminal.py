@@ -44,13 +44,18 @@ class TrainingProgress:
             case "metrics":
                 self._update(loss=_losses(data), epochs=self._epochs(data["epoch"]))
             case "warning":
-                self._progress.console.print(Text(f"warning: {data['detail']}", "yellow"))
+                self._note(f"warning: {data['detail']}")
             case "state":
+                if reason := data.get("wait_reason"):
+                    self._note(f"waiting: {reason}")
                 done = {"completed": 1.0} if data["state"] == "succeeded" else {}
                 self._update(eta=data["state"], **done)
 
     def _epochs(self, epoch: int) -> str:
         return f"epoch {epoch}/{self._num_epochs}" if self._num_epochs else f"epoch {epoch}"
+
+    def _note(self, text: str) -> None:
+        self._progress.console.print(Text(text, "yellow"))
 
     def _update(self, **fields: Any) -> None:
         self._progress.update(self._task, **fields)

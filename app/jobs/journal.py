@@ -45,6 +45,8 @@ class Journal:
     def watch(self, session: Session, fold: int | None) -> None:
         self.session, self.fold = session, fold
         self.epochs_before = len(self.history) - session.state.epoch
+        before = {row.get("fold"): row["step"] for row in self.history[: self.epochs_before]}
+        self.steps_before = sum(before.values())
 
     def end_fold(self, metrics: dict[str, Any], state: State) -> None:
         """Count a fit whose session has no more to say."""
@@ -107,7 +109,7 @@ class Journal:
         return {
             "epoch": self.epochs_before + state.epoch,
             "num_epochs": stop.max_epochs and stop.max_epochs * self.num_fits,
-            "step": state.step,
+            "step": self.steps_before + state.step,
             "fraction": (len(self.folds) + fraction) / self.num_fits,
             "eta_seconds": eta,
         }

@@ -36,6 +36,7 @@ def test_a_curve_of_one_epoch_of_none_and_of_losses_below_zero() -> None:
 def test_progress_shows_epoch_losses_and_time_left() -> None:
     console = Console(file=io.StringIO(), width=120)
     with TrainingProgress("penguins", console) as progress:
+        progress(Event("0", "state", {"state": "queued", "wait_reason": "there is no room [yet]"}))
         progress(Event("1", "state", {"state": "running"}))
         progress(Event("2", "progress", {"fraction": 0.5, "epoch": 5, "num_epochs": 10, "eta_seconds": 62.0}))
         progress(Event("3", "metrics", {"epoch": 5, "train_loss": 0.25, "val_loss": 0.5}))
@@ -47,6 +48,7 @@ def test_progress_shows_epoch_losses_and_time_left() -> None:
     assert "loss 0.25  val_loss 0.5" in text
     assert "1:02 left" in text
     assert "warning: column [b] is empty" in text
+    assert "waiting: there is no room [yet]" in text
 
 
 def test_a_list_keeps_the_first_column_whole() -> None:

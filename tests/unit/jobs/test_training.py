@@ -110,6 +110,8 @@ def test_cross_validation_holds_out_each_fold_and_publishes_a_model_of_all_rows(
     fractions = [data["fraction"] for data in told(events, "progress")]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
+    last_steps = {row["fold"]: row["step"] for row in rows}
+    assert told(events, "progress")[-1]["step"] == sum(last_steps.values()), "of all fits, as epochs are"
     config = json.loads((tmp_path / "models" / ".staging" / "job" / "config.json").read_text())
     assert config["spec"]["validation"] == {"folds": 3}
 
