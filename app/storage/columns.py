@@ -176,7 +176,8 @@ def settle_types(table: pl.LazyFrame, readings: Mapping[str, Reading], texts: Co
     schema = table.collect_schema()
     read = {name for name, dtype in schema.items() if dtype == pl.String and name not in texts}
     candidates = {name: list(readings) if name in read else [] for name in schema}
-    candidates = _that_fit(table.head(_PRUNING_ROWS), candidates, readings)[0]
+    if read:
+        candidates = _that_fit(table.head(_PRUNING_ROWS), candidates, readings)[0]
     fitting, num_values = _that_fit(table, candidates, readings)
     return table.with_columns(
         pl.lit(None, pl.Float64).alias(name) if not num_values[name] else readings[left[0]](pl.col(name)).alias(name)
