@@ -200,8 +200,7 @@ class Reconciler:
         if kind in ("progress", "warning"):
             self._recorder.add(run.job_id, kind, message["data"])
         elif kind == "metrics":
-            for epoch in message["data"]:
-                self._recorder.add(run.job_id, kind, epoch)
+            self._recorder.add_epochs(run.job_id, message["data"])
         elif kind == "log":
             self._logs.get(run.job_id, log).error(message["message"], traceback=message["traceback"])
         elif kind in ("outcome", "failed"):

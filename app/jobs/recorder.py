@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +52,7 @@ class Recorder:
         self._stories.pop(job_id, None)
 
     def add(self, job_id: str, event: str, data: dict[str, Any]) -> None:
+        """Progress, or a warning."""
         story, batch = self._stories[job_id], self._batches[job_id]
         if event == "progress":
             batch.progress = data
@@ -60,17 +61,25 @@ class Recorder:
             if time.monotonic() < story.shown_at + PROGRESS_SECONDS:
                 return
             story.shown_at = time.monotonic()
-        elif event == "metrics":
-            took = self._since_last_epoch(story, data)
-            if data["epoch"] <= story.last_epoch:
-                return  # a run that was resumed repeats what is recorded, number for number
-            self._times.add(story.model, *took)
-            story.last_epoch, story.progressed = data["epoch"], True
         elif data["detail"] in story.warned:
             return
         else:
             story.warned.add(data["detail"])
         batch.events.append(NewEvent(job_id, event, data, time.time()))
+
+    def add_epochs(self, job_id: str, epochs: Sequence[dict[str, Any]]) -> None:
+        """The metrics of epochs that have ended; a run that was resumed repeats what is recorded, number for number."""
+        story, batch, now = self._stories[job_id], self._batches[job_id], time.time()
+        num_steps, seconds = 0, list[float]()
+        for metrics in epochs:
+            took = self._since_last_epoch(story, metrics)
+            if metrics["epoch"] <= story.last_epoch:
+                continue
+            num_steps += took[0]
+            seconds.append(took[1])
+            story.last_epoch, story.progressed = metrics["epoch"], True
+            batch.events.append(NewEvent(job_id, "metrics", metrics, now))
+        self._times.add(story.model, num_steps, seconds)
 
     @staticmethod
     def _since_last_epoch(story: Story, data: dict[str, Any]) -> tuple[int, float]:

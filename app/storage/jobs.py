@@ -156,7 +156,10 @@ def jobs_before_newest(connection: Connection, states: Iterable[str], num_newest
 
 
 def insert_events(connection: Connection, new: Iterable[NewEvent]) -> None:
-    rows = [event._asdict() for event in new]
+    rows = [
+        {"job_id": event.job_id, "type": event.type, "data": event.data, "created_at": event.created_at}
+        for event in new
+    ]  # `_asdict` takes several times as long
     if rows:
         connection.execute(insert(events), rows)
 

@@ -30,7 +30,7 @@ def test_a_run_that_starts_again_before_anything_is_written_tells_nothing_twice(
         recorder.begin(job)
         recorder.add(job.id, "warning", {"detail": "rows are left out"})
         for epoch in range(1, last_epoch + 1):
-            recorder.add(job.id, "metrics", {"epoch": epoch})
+            recorder.add_epochs(job.id, [{"epoch": epoch}])
     recorder.flush()
     assert [row["epoch"] for row in queue.history(job.id)] == [1, 2, 3]
     assert queue.get(job.id).warnings == ["rows are left out"]
@@ -40,20 +40,21 @@ def test_a_run_that_starts_again_tells_only_what_is_new(queue: JobQueue, recorde
     job = queue.submit({}, "m")
     for last_epoch in (2, 4):
         recorder.begin(queue.get(job.id))
-        for epoch in range(1, last_epoch + 1):
-            recorder.add(job.id, "metrics", {"epoch": epoch})
+        recorder.add_epochs(job.id, [{"epoch": epoch} for epoch in range(1, last_epoch + 1)])
         recorder.flush()
     assert [row["epoch"] for row in queue.history(job.id)] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
 def test_epochs_are_timed_once_each_also_where_a_run_starts_again(
-    queue: JobQueue, recorder: Recorder, counters: Counters
+    queue: JobQueue, recorder: Recorder, counters: Counters, at_once: int
 ) -> None:
     job = queue.submit({}, "m")
     for last_epoch in (2, 4):
         recorder.begin(queue.get(job.id))
-        for epoch in range(1, last_epoch + 1):
-            recorder.add(job.id, "metrics", {"epoch": epoch, "step": 10 * epoch, "elapsed_seconds": 0.25 * epoch})
+        epochs = [{"epoch": e, "step": 10 * e, "elapsed_seconds": 0.25 * e} for e in range(1, last_epoch + 1)]
+        for first in range(0, last_epoch, at_once):
+            recorder.add_epochs(job.id, epochs[first : first + at_once])
         recorder.flush()
     counts = counters.read().counts
     assert counts["gradserve_training_epoch_seconds", "m", "sum"] == 1.0
@@ -69,7 +70,7 @@ def test_the_fits_of_a_cross_validation_are_timed_each_from_its_own_start(
     recorder.begin(job)
     for epoch in range(1, 7):
         of_fit = (epoch - 1) % 2 + 1
-        recorder.add(job.id, "metrics", {"epoch": epoch, "step": 5 * of_fit, "elapsed_seconds": 0.5 * of_fit})
+        recorder.add_epochs(job.id, [{"epoch": epoch, "step": 5 * of_fit, "elapsed_seconds": 0.5 * of_fit}])
     counts = counters.read().counts
     assert counts["gradserve_training_step_seconds", "m", "count"] == 30
     assert counts["gradserve_training_step_seconds", "m", "sum"] == 3.0
@@ -83,7 +84,7 @@ def test_a_run_has_progressed_once_it_got_further_than_any_before(queue: JobQueu
         recorder.add(job.id, "progress", {"step": step})
         assert recorder.progressed(job.id) is progressed
         recorder.flush()
-    recorder.add(job.id, "metrics", {"epoch": 1})
+    recorder.add_epochs(job.id, [{"epoch": 1}])
     assert recorder.progressed(job.id)
 
 
