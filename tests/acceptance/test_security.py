@@ -35,6 +35,14 @@ def gradserve(data: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 @contextmanager
 def serving(root: Path, *arguments: str, **settings: str) -> Iterator[str]:
     """The URL of a service that is started by hand, with what `Service` has no word for; its log is root/log."""
@@ -44,7 +52,7 @@ def serving(root: Path, *arguments: str, **settings: str) -> Iterator[str]:
     with (root / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=root, env=environment | settings, stdout=log, stderr=log)
         try:
-            until(lambda: '"ready"' in (root / "log").read_text() or process.poll() is not None, 120)
+            until(lambda: listens(port) or process.poll() is not None, 120)
             yield f"127.0.0.1:{port}"
         finally:
             process.send_signal(signal.SIGTERM)
