@@ -67,15 +67,15 @@ def test_it_answers_what_is_in_flight_and_ends_streams(
 class Crowd:
     """Clients that train and predict until they are refused; half of them take a new connection each time.
 
-    `jobs`: those that were acknowledged. `interrupted`: clients, and their requests that were neither answered nor
-    refused, which any client may send again.
+    `jobs`: those that were acknowledged. `interrupted`: requests that were neither answered nor refused, which any
+    client may send again.
     """
 
     def __init__(self, service: Service, num_clients: int) -> None:
         self.service = service
         self.statuses: Counter[tuple[str, int]] = Counter()
         self.jobs: list[str] = []
-        self.interrupted: list[tuple[int, dict[str, Any]]] = []
+        self.interrupted: list[dict[str, Any]] = []
         self.threads = [threading.Thread(target=self._ask_on, args=(number,)) for number in range(num_clients)]
         for thread in self.threads:
             thread.start()
@@ -90,7 +90,7 @@ class Crowd:
                 try:
                     self.hear(http.post(**request))
                 except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-                    self.interrupted.append((number, request))
+                    self.interrupted.append(request)
                 if not stays:
                     http.close()
                     http = self._client()
@@ -121,13 +121,10 @@ def test_under_load_it_loses_no_request(start_service: Callable[..., Service], w
     for thread in crowd.threads:
         thread.join(60)
     assert service.process.wait(STOP_SECONDS) in (0, -signal.SIGTERM)
-    times = Counter(number for number, _ in crowd.interrupted)
-    assert max(times.values(), default=0) <= workers, (
-        "each process closes the port in one moment: who comes back is refused"
-    )
+    assert len(crowd.interrupted) <= 2, "a connection may be made or used in the very moment in which it is closed"
     service.start()
     with httpx.Client(base_url=service.url, timeout=60) as http:
-        for _, request in crowd.interrupted:
+        for request in crowd.interrupted:
             crowd.hear(http.post(**request))
         assert crowd.statuses.keys() == {("/train", 202), ("/predict", 200)}
         until(lambda: num_jobs(http)["succeeded"] == len(set(crowd.jobs)), 120)
