@@ -94,7 +94,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         max_body_size=settings.max_body_bytes,
         openapi_tags=[{"name": name, "description": text} for name, text in ROOMS.items()],
-        docs_url=None,  # it is among our own pages
+        docs_url=None,  # they are among our own pages
+        redoc_url=None,
         telemetry=dict.fromkeys(("tracing", "metrics", "logs"), False),  # app.api.tracing has it, off costs nothing
     )
     app.state.settings = settings

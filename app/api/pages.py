@@ -1,14 +1,18 @@
 """The pages a person looks at. All they load comes from this service; no script stands in a page itself."""
 
+from functools import cache
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI
+import fastapi_offline
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from app import web
 
 FOLDER = Path(web.__file__).parent
+REDOC = Path(fastapi_offline.__file__).parent / "static" / "redoc.standalone.js"
+REDOC_LOGO = "https://cdn.redoc.ly/redoc/logo-mini.svg"
 router = APIRouter(include_in_schema=False)
 
 
@@ -26,3 +30,17 @@ def root() -> RedirectResponse:
 def docs() -> FileResponse:
     """Every call, with an example to run, by swagger-ui."""
     return FileResponse(FOLDER / "docs.html")
+
+
+@router.get("/redoc")
+def redoc() -> FileResponse:
+    """Every call, to read, by redoc."""
+    return FileResponse(FOLDER / "redoc.html")
+
+
+@router.get("/web/redoc.js")
+@cache
+def redoc_script() -> Response:
+    """redoc's own, with this service's icon where it would load its makers' logo from them."""
+    script = REDOC.read_text().replace(REDOC_LOGO, "static-offline-docs/favicon.png")
+    return Response(script, media_type="text/javascript")

@@ -176,6 +176,7 @@ def test_routes_are_named_as_in_the_document(client: httpx.Client) -> None:
 # ---- pages
 
 LINK = re.compile(r"""(?:src|href)\s*=\s*["']([^"']+)["']""")
+PICTURE = re.compile(r"""src:\s*["'](?:https?:)?//[^"']+""")
 ABSOLUTE = re.compile(r"""(?:https?:)?//[\w.-]+\.\w+[^\s"'<>)]*""")
 
 
@@ -196,6 +197,13 @@ def test_pages_need_no_other_machine(client: httpx.Client, page: str) -> None:
         assert client.get(target).status_code == 200, link
     assert ABSOLUTE.findall(answer.text) == []
     assert client.get("/openapi.json").status_code == 200
+
+
+def test_no_picture_is_loaded_from_elsewhere(client: httpx.Client) -> None:
+    script = client.get("/web/redoc.js")
+    assert script.headers["content-type"].startswith("text/javascript")
+    assert "Redoc" in script.text
+    assert not PICTURE.findall(script.text)
 
 
 # ---- logs
