@@ -23,7 +23,7 @@ from app.errors import Diverged, OutOfMemory
 from app.jobs.journal import Journal
 from app.jobs.order import Control, Emit, Outcome, WorkOrder
 from app.jobs.session import Session, Workplace
-from app.learning.fit import fit
+from app.learning.fit import fit, still_gaining
 from app.learning.memory import part_rows
 from app.learning.model import Model
 from app.learning.plan import encoded_bytes
@@ -101,6 +101,11 @@ class Training:
                 del prepared, session, model  # before the next ones take memory
         if folds:
             model = replace(model, spec=self.spec)  # what the job can be repeated from, not its last fit alone
+        elif reason == "max_epochs" and still_gaining(self.spec, self.journal.history):
+            self.journal.warn(
+                f"the model was still getting better in the last of {len(self.journal.history)} epochs: "
+                "a larger stop.max_epochs may give a better one"
+            )
         return self._stage(model, metrics, reason)
 
     def _interrupted(self, reason: str) -> Outcome:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from app.specs.schedules import ConstantSchedule, PlateauSchedule
 from app.specs.training import TrainingSpec
 
 MORE_IS_BETTER = {"accuracy", "f1_macro", "roc_auc", "exact_match", "r2"}
+MIN_CURVE = 20  # epochs, of which one can tell where they lead to
 CHUNK_SECONDS = 0.2  # how long steps run without a look at the clock or at requests
 
 
@@ -185,6 +186,15 @@ def watched(spec: TrainingSpec, metrics: dict[str, Any]) -> float:
         return float(metrics["train_loss"])
     value = float(metrics[f"val_{spec.stop.metric}"])
     return -value if spec.stop.metric in MORE_IS_BETTER else value
+
+
+def still_gaining(spec: TrainingSpec, history: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last tenth of a run's epochs made what is watched better by a fiftieth, and by no trifle."""
+    values = [watched(spec, metrics) for metrics in history]
+    if len(values) < MIN_CURVE:
+        return False
+    best, before = min(values), min(values[: len(values) * 9 // 10])
+    return before - best > max(abs(best) / 50, (values[0] - best) / 1000)
 
 
 def _track_best(run: Run, state: State, value: float) -> None:

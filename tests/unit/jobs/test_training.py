@@ -203,3 +203,19 @@ def test_a_fault_that_is_not_the_disks_ends_the_run(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Checkpoints, "save", fail)
     with pytest.raises(OSError, match="Bad file descriptor"):
         run(tmp_path, stop={"max_epochs": 3}, order={"checkpoint_interval_seconds": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("spec", "is_told"),
+    [
+        ({"stop": {"max_epochs": 25}}, True),
+        ({"stop": {"max_epochs": 25}, "optimizer": {"type": "adamw", "learning_rate": 0.05}}, False),
+        ({"stop": {"max_steps": 25 * 11}}, False),
+        ({"stop": {"max_epochs": 25}, "validation": {"folds": 2}}, False),
+    ],
+)
+def test_a_run_that_was_too_short_says_so(tmp_path: Path, spec: dict[str, Any], is_told: bool) -> None:
+    slow = {"optimizer": {"type": "adamw", "learning_rate": 0.0003}, "engine": "eager"}
+    _, events = run(tmp_path, **(slow | spec))
+    said = "the model was still getting better in the last of 25 epochs: a larger stop.max_epochs may give a better one"
+    assert [each["detail"] for each in told(events, "warning")].count(said) == is_told

@@ -14,10 +14,12 @@ from app.errors import Diverged
 from app.learning import steps
 from app.learning.allocator import trim_heap
 from app.learning.evaluate import Judgement, mean_loss
-from app.learning.fit import State, _track_best, fit
+from app.learning.fit import State, _track_best, fit, still_gaining
 from app.specs.descent import StopSpec
 from app.specs.schedules import ConstantSchedule
+from tests.samples import resolved
 from tests.unit.learning.runs import (
+    DATA,
     FRAME,
     SlowClock,
     Watcher,
@@ -359,3 +361,27 @@ def test_the_least_loss_is_kept_where_it_is_no_gain() -> None:
         seen.append((state.best, state.best_epoch, state.epochs_without_gain))
     assert seen == [(3.0, 1, 0), (2.8, 2, 1), (2.8, 2, 2), (2.0, 4, 0)]
     assert len(kept) == 3
+
+
+@pytest.mark.parametrize(
+    ("curve", "gains"),
+    [
+        ([1.0 - epoch / 100 for epoch in range(100)], True),
+        ([1.0 - epoch / 100 for epoch in range(20)], True),
+        ([1.0 - epoch / 100 for epoch in range(19)], False),
+        ([0.99**epoch for epoch in range(100)], True),
+        ([0.9**epoch for epoch in range(100)], False),
+        ([1.0, *[0.5] * 98, 0.49], True),
+        ([1.0, *[0.5] * 98, 0.491], False),
+        ([1.0, *[0.5] * 98, 0.7], False),
+        ([100.0, *[0.5] * 98, 0.45], False),
+        ([0.5] * 100, False),
+        ([0.5 + epoch for epoch in range(100)], False),
+    ],
+)
+@pytest.mark.parametrize("column", ["train_loss", "val_loss", "val_accuracy"])
+def test_a_run_that_ends_while_it_gains_is_known(curve: list[float], gains: bool, column: str) -> None:
+    metric, sign = ("accuracy", -1) if column == "val_accuracy" else ("loss", 1)
+    spec = resolved(FRAME, "k" if metric == "accuracy" else "y", DATA, stop={"metric": metric})
+    losses = {"train_loss": 1.0, "val_loss": None if column == "train_loss" else 1.0}
+    assert still_gaining(spec, [losses | {column: sign * value} for value in curve]) == gains

@@ -221,6 +221,29 @@ def test_features_are_all_columns_that_can_be() -> None:
     assert signature.ignored == ("note", "empty", "weight")
 
 
+@pytest.mark.parametrize(
+    ("values", "is_told"),
+    [
+        (range(1, 21), True),
+        ([float(number) for number in reversed(range(7, 30))], True),
+        (range(1, 20), False),
+        (range(0, 40, 2), False),
+        ([*range(1, 20), 19], False),
+        ([*range(1, 20), None], False),
+        ([number + 0.5 for number in range(20)], False),
+    ],
+)
+def test_a_column_that_numbers_the_rows_is_told(values: Any, is_told: bool) -> None:
+    frame = pl.DataFrame({"id": list(values)}).with_columns(y=pl.int_range(pl.len()) ** 0.5, x=pl.lit(1.5))
+    spec, warnings = resolve(posted(), table_of(frame))
+    assert isinstance(spec.data, StoredData)
+    assert spec.data.features == ("id", "x")
+    low, high = int(frame["id"].min()), int(frame["id"].max())  # type: ignore[arg-type]
+    assert [f"'id' numbers the rows, from {low} to {high}," in warning for warning in warnings] == [True] * is_told
+    _, warnings = resolve(posted(data={"features": ["id", "x"]}), table_of(frame))
+    assert warnings == []
+
+
 def test_what_text_may_have_been_meant_as_is_said_where_it_matters() -> None:
     text = {"x": [1.5, 2.5] * 15, "few": ["1,234", "12"] * 15, "many": [f"{row}%" for row in range(30)]}
     table = table_of(pl.DataFrame(text))
