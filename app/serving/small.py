@@ -83,6 +83,8 @@ class SmallRequests:
 
     def _run(self, model: ServedModel) -> None:
         """Answer those who wait; what is more than a pass takes comes next, after whatever else the loop has to do."""
+        if model not in self._waiting:  # those who came later took these with them
+            return
         batch, thens = list[Packed](), list[Then]()
         room, waiting = MAX_ROWS_AT_ONCE, self._waiting[model]
         while waiting and room >= waiting[0][0].num_rows:

@@ -90,6 +90,26 @@ def test_requests_that_are_in_flight_together_share_passes_and_get_their_own_row
     counters.close()
 
 
+def test_those_who_come_while_passes_are_waited_for_may_take_the_last_one(tmp_path: Path) -> None:
+    model, counters = served(), Counters(tmp_path)
+    small = SmallRequests(Statistics(counters))
+    faults = list[Any]()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        futures = [small.answer(Request(model), [[1, 2]] * 64) for _ in range(50)]  # more than three passes
+        loop.call_soon(lambda: futures.append(small.answer(Request(model), [[1, 2]])))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(futures) == 51
+        assert all(future and future.done() for future in futures)
+
+    asyncio.run(main())
+    assert not faults
+    counters.close()
+
+
 def test_a_request_that_is_alone_waits_for_nobody_once_the_one_before_was(tmp_path: Path) -> None:
     model, counters = served(), Counters(tmp_path)
     small = SmallRequests(Statistics(counters))
