@@ -92,7 +92,7 @@ def _wait_seconds(prefer: str | None, most: float) -> float:
     """The `wait` of a `Prefer` header (RFC 7240); preferences that are not understood are ignored, as it asks."""
     for preference in (prefer or "").split(","):
         name, _, value = preference.partition("=")
-        if name.strip().lower() == "wait" and value.strip().isdigit():
+        if name.strip().lower() == "wait" and value.isascii() and value.strip().isdigit():
             return min(float(value), most)
     return 0.0
 

@@ -62,8 +62,10 @@ def test_a_client_can_wait_for_the_end(client: httpx.Client, prefer: str) -> Non
     assert answer.headers["location"] == answer.json()["links"]["self"]
 
 
-@pytest.mark.parametrize("prefer", ["", "wait", "wait=", "wait=-1", "wait=ten", "wait=1e3", "return=minimal", "wait=0"])
-def test_other_preferences_are_ignored(client: httpx.Client, prefer: str) -> None:
+@pytest.mark.parametrize(
+    "prefer", ["", "wait", "wait=", "wait=-1", "wait=ten", "wait=1e3", "return=minimal", "wait=0", b"wait=\xb2"]
+)
+def test_other_preferences_are_ignored(client: httpx.Client, prefer: str | bytes) -> None:
     answer = client.post("/train", json=body(), headers={"Prefer": prefer})
     assert answer.status_code == 202
     finished(client, answer.json()["id"])
