@@ -18,7 +18,7 @@ from app.api.json_route import parse_json, validated
 from app.api.ledger import Answered, Ledger, request_id_of
 from app.api.patience import unless_gone
 from app.api.services import Services
-from app.errors import ClientGone, GradserveError, Overloaded
+from app.errors import ClientGone, GradserveError, Overloaded, Unparseable
 from app.serving import json_rows
 from app.serving.predictor import in_time
 from app.settings import Settings
@@ -131,7 +131,11 @@ async def _answer_large(services: Services, body: bytes | bytearray, key: str | 
     with predictor.statistics.measured(request):
         async with in_time(asked.timeout_seconds):
             with request.part("compute_input"):
-                encoded = await predictor.in_thread(encode, model)
+                try:
+                    encoded = await predictor.in_thread(encode, model)
+                except Unparseable:  # or other brackets follow those of the rows: what is wrong, a full parse says
+                    validated(predict.PredictRequest, await predictor.in_thread(parse_json, body))
+                    raise
             values = await unless_gone(receive, predictor.predict_encoded(request, encoded, encode))
         with request.part("compute_output"):
             return await predictor.in_thread(lambda: json_rows.dump(model.answer(values)))

@@ -85,6 +85,7 @@ BODIES: dict[str, bytes] = {
     "many rows, one of text": asked("rows", [[1, 2]] * LARGE + [["x", 1]]),
     "many rows for no model": asked("nowhere", [[1, 2]] * LARGE),
     "many rows and a field too many": asked("rows", [[1, 2]] * LARGE, batch=1),
+    "many rows and a field too many, of lists": asked("rows", [[1, 2]] * LARGE, columns=["x0", "x1"]),
     "many rows in no time": asked("rows", [[1, 2]] * LARGE, timeout_seconds=1e-9),
     "many rows, cut off": asked("rows", [[1, 2]] * LARGE)[:-3],
     "too many rows": asked("rows", [[1, 2]] * 9001),
