@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.guard import ON_ALL
 from app.api.hot_path import HotPath
+from app.api.ledger import request_id_of
 from app.api.problems import MEDIA_TYPE, Problem
 
 LOOKS = 4  # in the shortest of the limits
@@ -262,26 +263,40 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         """Say why, where something was asked that is not being answered yet, and close."""
-        is_idle = self.cycle is None or self.cycle.response_complete
-        is_unanswered = self._in_headers if is_idle else not self.cycle.response_started
+        is_unanswered = self._in_headers if self._is_idle else not self.cycle.response_started
         if not is_unanswered or self.transport.is_closing():
             self.transport.abort()
             return
-        if not is_idle:  # whoever reads the body hears of it now
+        if not self._is_idle:  # whoever reads the body hears of it now
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._answer(status, code, detail)
 
+    @property
+    def _is_idle(self) -> bool:
+        """Nothing is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no request, or stopped being one; what has been sent of an answer can't be taken back."""
+        if self._is_idle or not self.cycle.response_started:
+            self._answer(400, "unparseable", msg)
+        else:
+            self.transport.abort()
+
     def _answer(self, status: int, code: str, detail: str) -> None:
-        title = HTTPStatus(status).phrase
-        problem = Problem(title=title, status=status, detail=detail, code=code).model_dump_json(exclude_none=True)
-        headers = [
+        headers = self.headers if self._in_headers or not self._is_idle else ()  # else they are those of before
+        title, request_id = HTTPStatus(status).phrase, request_id_of(dict(headers))
+        problem = Problem(title=title, status=status, detail=detail, code=code, request_id=request_id)
+        content = problem.model_dump_json(exclude_none=True).encode()
+        said = [
             *self.server_state.default_headers,
             *ON_ALL,
             (b"content-type", MEDIA_TYPE.encode()),
-            (b"content-length", b"%d" % len(problem)),
+            (b"content-length", b"%d" % len(content)),
+            (b"x-request-id", request_id.encode()),
             (b"connection", b"close"),
         ]
-        lines = [b"HTTP/1.1 %d %s" % (status, title.encode()), *(b"%s: %s" % each for each in headers), b"", b""]
-        self.transport.write(b"\r\n".join(lines) + problem.encode())
+        lines = [b"HTTP/1.1 %d %s" % (status, title.encode()), *(b"%s: %s" % each for each in said), b"", b""]
+        self.transport.write(b"\r\n".join(lines) + content)
         self.transport.close()

@@ -255,6 +255,31 @@ def test_what_is_no_request_is_refused(keyed: httpx.Client, others: list[str], t
     assert not others
 
 
+@pytest.mark.parametrize("before", [b"", request(ONE, "X-Request-ID: before"), request(b"[]", "X-Request-ID: before")])
+@pytest.mark.parametrize("text", [b"NONSENSE\r\n\r\n", b"\x16\x03\x01\x02", request(ONE, "Content-Length: -1")])
+def test_what_is_no_request_gets_a_problem_too(keyed: httpx.Client, before: bytes, text: bytes) -> None:
+    with connected(keyed) as connection:
+        if before:
+            connection.sendall(before)
+            heard(connection)
+        connection.sendall(text)
+        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    problem = json.loads(body)
+    assert (problem["status"], problem["code"]) == (400, "unparseable")
+    assert f"\r\nx-request-id: {problem['request_id']}\r\n".encode() in head
+    assert problem["request_id"] != "before"
+    assert b"\r\ncontent-type: application/problem+json\r\n" in head
+    assert b"\r\nconnection: close" in head
+
+
+def test_who_is_let_go_is_told_by_which_id(tmp_path: Path) -> None:
+    with service(tmp_path, max_header_seconds=1, max_stall_seconds=1) as client, connected(client) as connection:
+        connection.sendall(request(ONE, "X-Request-ID: mine")[:-1])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert b" 408 " in answer
+        assert b"\r\nx-request-id: mine\r\n" in answer
+
+
 @pytest.mark.parametrize(
     ("text", "status"),
     [
