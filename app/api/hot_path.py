@@ -100,7 +100,7 @@ class HotPath:
         try:
             asked = PredictRequest.model_validate(orjson.loads(body))
             model = self._predictor.at_hand(asked.model, asked.version)
-        except (orjson.JSONDecodeError, ValidationError, GradserveError):
+        except (orjson.JSONDecodeError, ValidationError, GradserveError, OSError):
             return False
         if model is None or len(asked.inputs) > self._max_rows or asked.timeout_seconds is not None:
             return False

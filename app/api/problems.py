@@ -103,15 +103,16 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _cut_short)
-    app.add_exception_handler(OSError, _of_system)
+    app.add_exception_handler(OSError, answer)
     app.add_exception_handler(Exception, _unexpected)
 
 
 async def answer(request: Request, error: Exception) -> Response:
-    """The problem of an error that FastAPI does not see."""
-    if isinstance(error, errors.GradserveError):
-        return await _expected(request, error)
-    return await (_invalid if isinstance(error, RequestValidationError) else _unexpected)(request, error)
+    """The problem of any error, for those too that FastAPI does not see."""
+    if isinstance(error, RequestValidationError):
+        return await _invalid(request, error)
+    known = _of_system(error) if isinstance(error, OSError) else error
+    return await (_expected if isinstance(known, errors.GradserveError) else _unexpected)(request, known or error)
 
 
 async def _expected(request: Request, error: Exception) -> Response:
@@ -210,15 +211,11 @@ async def _cut_short(request: Request, _: Exception) -> Response:
     return problem_response(request, 400, "unparseable", "the body ended before it was complete")
 
 
-async def _of_system(request: Request, error: Exception) -> Response:
+def _of_system(error: OSError) -> errors.GradserveError | None:
     """A full or broken disk, or a lack of file descriptors, is no fault of the program."""
-    assert isinstance(error, OSError)
-    known: errors.GradserveError | None = errors.StorageFailed.of(error)
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        known = errors.Unavailable("the service has as many files and connections open as it may; try again")
-    if known is None:
-        raise error
-    return await _expected(request, known)
+        return errors.Unavailable("the service has as many files and connections open as it may; try again")
+    return errors.StorageFailed.of(error)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """Ahead of FastAPI, and beneath ASGI, `POST /predict` answers as the route does that OpenAPI tells of."""
 
+import errno
 import json
 import re
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from app.api.predict_json import SMALL_BYTES, PredictJson
 from app.serving.dense import Dense
+from app.serving.recent import Recent
 from app.storage.keys import KeyFile
 from tests.api.service import service, train
 from tests.waiting import until
@@ -308,6 +310,16 @@ def test_a_pass_that_fails_is_told_the_general_way(keyed: httpx.Client, monkeypa
             connection.sendall(request(ONE))
             [(status, problem)] = heard(connection)
             assert (status, problem["code"]) == (500, "internal_error")
+
+
+def test_a_lack_of_files_is_no_fault_of_the_program(keyed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Recent, "get", fail)
+    for headers in WAYS:
+        status, _, problem = _answer(keyed, ONE, USER | headers)
+        assert (status, problem["code"]) == (503, "unavailable")
 
 
 def test_a_key_that_is_revoked_is_known_no_more(tmp_path: Path, others: list[str]) -> None:
