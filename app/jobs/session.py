@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.errors import BadData
 from app.learning.averaging import WeightAverage
@@ -17,7 +17,7 @@ from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory
 from app.learning.losses import build_loss
 from app.learning.memory import MAX_KEPT_BYTES
 from app.learning.model import Model, assemble
-from app.learning.network import freeze, initialize
+from app.learning.network import freeze, initialize, least_rows
 from app.learning.optimizers import build_optimizers, export_state, load_state
 from app.learning.plan import num_steps, step_cost
 from app.learning.prepare import Prepared
@@ -56,14 +56,19 @@ class Session:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # streams, graphs and the generator's state are the current device's
         self.network = assemble(spec, prepared.features, prepared.targets.num_outputs)
+        least = least_rows(self.network, prepared.features.num_inputs)
         initialize(self.network, spec.init)
         if weights is not None:
             self._start_from(weights)
         self.network.to(self.device)
         freeze(self.network, spec.freeze)
-        least = 2 if any(isinstance(module, nn.BatchNorm1d) for module in self.network.modules()) else 1
         row_bytes = prepared.train.inputs[:1].nbytes
         self.batching = plan_batches(spec.descent, len(prepared.train), row_bytes=row_bytes, least=least)
+        if self.batching.batch_size < least:
+            raise BadData(
+                "batch_norm needs at least 2 rows a gradient, and of the rows that can be used one is left to learn "
+                "from; use layer_norm"
+            )
         self.loss = build_loss(spec.loss)
         self.train = prepared.train.to(self.device)
         self.validation = prepared.validation and prepared.validation.to(self.device)

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, L length, D features of a place.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -158,6 +159,8 @@ def _batch_norm(spec: specs.BatchNorm, shape: Shape, pointer: str) -> nn.Module:
 def _group_norm(spec: specs.GroupNorm, shape: Shape, pointer: str) -> nn.Module:
     if shape[0] % spec.num_groups:
         raise ShapeMismatch.at(pointer, f"group_norm can't divide {shape[0]} channels into {spec.num_groups} groups")
+    if math.prod(shape) == spec.num_groups:
+        raise ShapeMismatch.at(pointer, f"group_norm has no variance of {spec.num_groups} groups of one number each")
     return nn.GroupNorm(spec.num_groups, shape[0], spec.eps, spec.affine)
 
 

@@ -46,6 +46,18 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def least_rows(network: nn.Module, num_inputs: int) -> int:
+    """How many rows a gradient needs, of a network on the meta device: batch norm has no variance of one number."""
+    if not any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in network.modules()):
+        return 1
+    try:
+        with torch.no_grad():
+            network(torch.empty(1, num_inputs, device="meta"))
+    except ValueError:
+        return 2
+    return 1
+
+
 def freeze(network: nn.Module, parts: Sequence[str]) -> None:
     """Let the parameters of these parts (`layers.0`, `input`) keep their values.
 

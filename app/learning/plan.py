@@ -14,12 +14,13 @@ from app.learning.devices import require_room, resolve_device, usable_cores
 from app.learning.features import input_columns
 from app.learning.fit import CHUNK_SECONDS
 from app.learning.memory import Memory, gathered_bytes, network_bytes, rows_bytes, run_memory
-from app.learning.network import build_network, count_parameters, freeze
+from app.learning.network import build_network, count_parameters, freeze, least_rows
 from app.learning.rehearsal import rehearse
 from app.specs.network import LayeredNetwork
 from app.specs.resolve import count_outputs
+from app.specs.resolve_network import num_training_rows
 from app.specs.table import ColumnProfile, StoredData, Table
-from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
+from app.specs.training import TrainingSpec
 
 FLOPS_FOR_ALL_THREADS = 2e7  # a step below that is over before other threads are awake
 
@@ -54,7 +55,7 @@ def plan(
     Raises:
         ShapeMismatch: layers that do not fit together.
         TooLarge: more than `max_parameters`, or than the memory that this machine or its card has, or has left.
-        InvalidInput: a device that this machine does not have.
+        InvalidInput: a device that this machine does not have, or too few rows a gradient.
     """
     network, num_inputs = expected_network(spec, table)
     freeze(network, spec.freeze)
@@ -66,7 +67,13 @@ def plan(
         raise InvalidInput.at(
             "/precision", "tf32 is of CUDA devices, and this run is on the CPU; use float32 or bfloat16"
         )
-    batching = plan_batches(spec.descent, _num_training_rows(spec, table))
+    least = least_rows(network, num_inputs)
+    batching = plan_batches(spec.descent, num_training_rows(spec, table.num_rows), least=least)
+    if batching.batch_size < least:
+        raise InvalidInput.at(
+            "/descent/batch_size" if spec.descent.batch_size == 1 else "/data",
+            "batch_norm needs at least 2 rows a gradient; use a larger batch_size, or layer_norm",
+        )
     num_outputs = count_outputs(spec, table)
     gradient = rehearse(spec, network, num_inputs, num_outputs, batching)
     num_threads = spec.num_threads or (usable_cores() if gradient.flops >= FLOPS_FOR_ALL_THREADS else 1)
@@ -79,15 +86,6 @@ def plan(
     memory = run_memory(device, learning, rows_bytes(spec, table, num_inputs, num_outputs, max_rows_bytes))
     warnings += require_room(memory, device, busy=busy)
     return spec, Plan(num_parameters, memory, batching.steps_per_epoch * seconds), warnings
-
-
-def _num_training_rows(spec: TrainingSpec, table: Table) -> int:
-    held_out = 0.0
-    if isinstance(spec.validation, ValidationFraction):
-        held_out = spec.validation.fraction
-    elif isinstance(spec.validation, ValidationFolds):
-        held_out = 1 / spec.validation.folds
-    return max(1, round(table.num_rows * (1 - held_out)))
 
 
 def step_cost(network: nn.Module, flops: float, num_threads: int, optimizer: str) -> StepCost:

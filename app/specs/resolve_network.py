@@ -6,7 +6,7 @@ from app.errors import InvalidInput
 from app.specs.layers import BatchNorm, Dropout, EmbeddingLayer, Initializer, Layer, LayerNorm, Linear
 from app.specs.network import MAX_DEPTH, MAX_LAYERS, DenseNetwork, LayeredNetwork
 from app.specs.table import ColumnProfile, StoredData, Table
-from app.specs.training import TrainingSpec
+from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
 
 def resolve_network(spec: TrainingSpec, num_outputs: int) -> LayeredNetwork:
@@ -79,17 +79,26 @@ def _activation(name: str) -> Layer:
 
 
 def check_batch_norm(spec: TrainingSpec, num_rows: int) -> None:
-    """A single row has no variance."""
+    """A single row has no variance; where rows have a shape, the planner sees whether that is so."""
     network, descent = spec.network, spec.descent
     assert isinstance(network, LayeredNetwork)
     if network.input_shape is not None or not any(layer.type == "batch_norm" for layer in _all(network.layers)):
         return
     one_row = descent.variant == "stochastic" or descent.batch_size == 1
-    if one_row or num_rows < (2 if spec.validation is None else 3):
+    if one_row or num_training_rows(spec, num_rows) < 2:
         raise InvalidInput.at(
             "/descent/batch_size" if one_row else "/data",
             "batch_norm needs at least 2 rows a gradient; use a larger batch_size, or layer_norm",
         )
+
+
+def num_training_rows(spec: TrainingSpec, num_rows: int) -> int:
+    """How many of a table's rows are learnt from: with folds, in the fit that holds out most."""
+    if isinstance(spec.validation, ValidationFraction):
+        return max(1, num_rows - max(1, round(num_rows * spec.validation.fraction)))
+    if isinstance(spec.validation, ValidationFolds):
+        return max(1, num_rows - -(-num_rows // spec.validation.folds))
+    return num_rows
 
 
 def _all(layers: Iterable[Layer]) -> Iterable[Layer]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.errors import InvalidInput, ShapeMismatch, TooLarge
+from app.errors import BadData, InvalidInput, ShapeMismatch, TooLarge
 from app.learning import evaluate
 from app.learning.devices import devices, resolve_device, usable_cores
 from app.learning.evaluate import Judgement, forward_all, mean_loss, rows_at_once
@@ -23,6 +23,7 @@ from app.learning.rows import Rows
 from app.specs.losses import PlainLoss
 from app.storage.tensors import read_tensors, write_tensors
 from tests.samples import posted, prepared, resolved, table_of, untrained
+from tests.unit.learning.runs import run, session
 
 NUM_ROWS = 40
 FRAME = pl.DataFrame(
@@ -164,6 +165,46 @@ def test_what_can_not_be_frozen_is_refused() -> None:
     with pytest.raises(InvalidInput) as caught:
         planned(freeze=["layers.99"])
     assert caught.value.faults[0].pointer == "/freeze/0"
+
+
+def normalized(*shape: int) -> dict[str, Any]:
+    return {"layers": [{"type": "batch_norm"}, {"type": "flatten"}], "input_shape": shape}
+
+
+PAIRS = pl.DataFrame({"a": [0.5 * i for i in range(36)], "b": [0.1 * i * i for i in range(36)], "y": range(36)})
+
+
+def plan_pairs(num_rows: int = 36, **spec: Any) -> None:
+    frame = PAIRS[:num_rows]
+    plan(resolved(frame, task="regression", **spec), table_of(frame), device="cpu", max_parameters=100)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 1, 1)])
+def test_one_number_of_a_channel_a_gradient_has_no_variance(shape: tuple[int, ...]) -> None:
+    one = {"batch_size": 1}
+    plan_pairs(network=normalized(1, 2), descent=one)
+    for pointer, num_rows, spec in [("/descent/batch_size", 36, {"descent": one}), ("/data", 2, {})]:
+        with pytest.raises(InvalidInput, match="layer_norm") as caught:
+            plan_pairs(num_rows, network=normalized(*shape), **spec)
+        assert caught.value.faults[0].pointer == pointer
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 1, 1)])
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_rest_of_one_row_is_learnt_with_those_before_it(shape: tuple[int, ...], accumulate_steps: int) -> None:
+    spec: dict[str, Any] = {
+        "network": normalized(*shape),
+        "descent": {"batch_size": 35, "accumulate_steps": accumulate_steps},
+        "validation": None,
+    }
+    plan_pairs(**spec)
+    assert run(session(PAIRS, "y", {}, task="regression", **spec)) == "max_epochs"
+
+
+def test_rows_that_can_not_be_used_may_leave_too_few() -> None:
+    frame = pl.DataFrame({"a": [1.0, 2.0, 3.0], "y": [1.5, None, None]})
+    with pytest.raises(BadData, match="at least 2 rows"):
+        session(frame, "y", {}, network={"hidden_features": [2], "normalization": "batch_norm"}, validation=None)
 
 
 def test_more_takes_more() -> None:

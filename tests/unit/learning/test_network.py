@@ -213,6 +213,7 @@ def sequence_of(*layers: dict[str, Any]) -> dict[str, Any]:
         ([], "/network/layers/0", "needs [1]"),
         ([{"type": "relu"}, {"type": "conv1d", "out_channels": 2}], "/network/layers/1", "input_shape"),
         ([{"type": "group_norm", "num_groups": 3}], "/network/layers/0", "3 groups"),
+        ([{"type": "group_norm", "num_groups": 4}], "/network/layers/0", "no variance"),
         ([sequence_of({"type": "relu"}, {"type": "gru", "hidden_features": 2})], "/network/layers/0/layers/1", "gru"),
         ([{"type": "reshape", "shape": [3]}], "/network/layers/0", "reshape"),
         ([{"type": "reshape", "shape": [2, 2]}, sequence_of({"type": "flatten"})], "/network/layers/1", "residual"),

@@ -178,7 +178,7 @@ def test_batch_norm_needs_more_than_a_row(network: dict[str, Any], descent: dict
     assert "layer_norm" in fault_at("/descent/batch_size", network=network, descent=descent).detail
     settle(network=network, descent={"batch_size": 2})
     settle(network={"layers": [*NESTED["layers"], {"type": "flatten"}], "input_shape": [1, 1]}, descent=descent)
-    for validation, num_rows in [(None, 1), ({"fraction": 0.1}, 2)]:
+    for validation, num_rows in [(None, 1), ({"fraction": 0.1}, 2), ({"fraction": 0.9}, 10), ({"folds": 2}, 3)]:
         few = table_of(FRAME.select("x", "amount").slice(1, num_rows))
         with pytest.raises(InvalidInput) as caught:
             resolve(posted("amount", network=network, validation=validation), few)
