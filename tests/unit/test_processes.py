@@ -11,11 +11,17 @@ from app.processes import turn_away
 SECONDS = 0.3  # on this machine a connection is made in less than one
 
 
+def listening(host: str) -> socket.socket:
+    try:
+        return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="such filters are Linux's")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_who_had_connected_is_waited_for_and_nobody_else_connects(host: str) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as listener:
+    with listening(host) as listener:
         address = listener.getsockname()[:2]
         with socket.create_connection(address) as first, socket.create_connection(address) as second:
             turning = threading.Thread(target=turn_away, args=([listener],))
