@@ -1,7 +1,8 @@
 """Requests in flight share a forward pass: whatever waits when the network is free goes through together.
 
 Limits count rows. A request of more rows than a pass takes goes through in parts, between which others have their turn;
-one that would have to wait behind too much is refused at once. Shape suffixes: N rows, F encoded numbers.
+one that would have to wait behind too much is refused at once, unless rows of it are answered already. Shape suffixes:
+N rows, F encoded numbers.
 """
 
 import asyncio
@@ -68,10 +69,11 @@ class Line:
         self.busy = False
         self.rows_per_second = 0.0
 
-    def admit(self, inputs: Tensor, limits: Limits) -> None:
-        """Raise Overloaded where more is under way than may be, with these rows."""
+    def admit(self, request: Request, inputs: Tensor, limits: Limits) -> None:
+        """Raise Overloaded where more is under way than may be, with these rows, unless they go on a request."""
         rows, size = self.num_rows + len(inputs), self.num_bytes + inputs.nbytes
-        if self.num_rows and (rows > limits.queued_rows or size > limits.queued_bytes):
+        is_more = rows > limits.queued_rows or size > limits.queued_bytes
+        if self.num_rows and is_more and not request.num_rows:
             seconds = self.num_rows / self.rows_per_second if self.rows_per_second else 1.0
             raise Overloaded(
                 f"{self.num_rows} rows wait for this model already; try again later",
@@ -119,7 +121,8 @@ class Batcher:
         """
         model = request.model
         line = self._lines.setdefault(model, Line())
-        line.admit(inputs, self._limits)
+        line.admit(request, inputs, self._limits)
+        request.num_rows += len(inputs)
         loop = asyncio.get_running_loop()
         one = Waiting(request, inputs, loop.create_future())
         line.waiting.append(one)

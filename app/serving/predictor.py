@@ -124,7 +124,6 @@ class Predictor:
         Raises:
             Overloaded
         """
-        request.num_rows += len(inputs)
         values = await self._batcher.predict(request, inputs)
         self._shadows.offer(request, values, encode)
         return values

@@ -242,6 +242,29 @@ def test_what_would_wait_behind_too_much_is_refused_until_somebody_leaves(limits
     run(main())
 
 
+def test_what_has_been_answered_in_part_is_not_refused_its_rest() -> None:
+    model, watched = served(IN_THREAD)
+
+    async def main() -> None:
+        with ThreadPoolExecutor(2) as executor:
+            batcher = Batcher(executor, lambda model: None, Limits(queued_rows=5))
+            table = Request(model)
+            await batcher.predict(table, rows_of(3))
+            watched.gate.clear()
+            watched.entered.clear()
+            other = asyncio.create_task(batcher.predict(Request(model), rows_of(5)))
+            await until(watched.entered)
+            with pytest.raises(Overloaded):
+                await batcher.predict(Request(model), rows_of(2))
+            rest = asyncio.create_task(batcher.predict(table, rows_of(2)))
+            await asyncio.sleep(0)
+            watched.gate.set()
+            torch.testing.assert_close(await rest, model.model.predict(rows_of(2)))
+            await other
+
+    run(main())
+
+
 def test_a_request_that_nothing_is_before_passes_whatever_its_size() -> None:
     model, _ = served(IN_THREAD)
 
