@@ -17,6 +17,16 @@ def fields_at(body_type: Any, path: Sequence[str | int]) -> list[str]:
     return list(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
+def fields_below(body_type: Any) -> dict[str, list[str]]:
+    """For each name of a field within a field of the body, where it is: `patience` is in `stop` and in `schedule`."""
+    found: dict[str, list[str]] = {}
+    for body in _models(body_type):
+        for outer in body.model_fields:
+            for inner in fields_at(body, [outer]):
+                found.setdefault(inner, []).append(f"{outer}.{inner}")
+    return found
+
+
 def _models(kind: Any) -> Iterator[Model]:
     """The classes that an annotation names."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):

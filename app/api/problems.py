@@ -16,8 +16,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from app import errors
-from app.api.fields import fields_at
+from app.api.fields import fields_at, fields_below
 from app.serving.encode import escape
+from app.specs.base import NAME_PATTERN
+from app.specs.training import DEVICE_PATTERN
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FAULTS = 100  # more say nothing new
@@ -46,10 +48,16 @@ WORDS = {
     "tuple_type": "this must be an array",
     "list_type": "this must be an array",
     "union_tag_not_found": 'this needs a "type"',
+    "string_type": "this must be a string, in quotes",
+    "too_short": "this must have at least {min_length} item(s)",
+    "too_long": "this may have at most {max_length} item(s)",
     "string_pattern_mismatch": "this is not of the form {pattern}",
 }
 """Our words for pydantic's errors, where its own speak of Python."""
-NAME_CONTEXT = {"pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"}
+WORDS_OF_PATTERN = {
+    NAME_PATTERN: "a name has 1 to 64 of a-z, 0-9, '.', '_' and '-', and begins with a letter or a digit",
+    DEVICE_PATTERN: "a device is auto, cpu, cuda, or one of several cards: cuda:0, cuda:1, …",
+}
 
 log = structlog.get_logger()
 
@@ -147,17 +155,27 @@ def fault_of(item: Any, body: Any, body_type: Any = None) -> errors.Fault:
     message = WORDS.get(item["type"], "").format(**item.get("ctx", {})) or str(item["msg"]).removeprefix(
         "Value error, "
     )
-    if item.get("ctx") == NAME_CONTEXT:
-        message = "a name has 1 to 64 of a-z, 0-9, '.', '_' and '-', and begins with a letter or a digit"
+    if item["type"] == "string_pattern_mismatch":
+        message = WORDS_OF_PATTERN.get(item["ctx"]["pattern"], message)
     if item["type"] == "union_tag_invalid":
         path, message = [*path, "type"], _unknown_type(**item["ctx"])
     if item["type"] == "extra_forbidden" and (known := fields_at(body_type, path[:-1])):
-        message += f"; {_instead(str(path[-1]), known)}"
+        message = _no_such_field(str(path[-1]), known, fields_below(body_type) if len(path) == 1 else {})
     if item["type"] in OBJECT and "type" in fields_at(body_type, path):
         message += ' with a "type"'
     if where != "body":
         return errors.Fault("?" + "/".join(map(str, path)), message)
     return errors.Fault(_pointer(path, body, missing=item["type"] == "missing"), message)
+
+
+def _no_such_field(name: str, known: Sequence[str], below: dict[str, list[str]]) -> str:
+    """`known` are the fields of the object, and `below` where those within them are: what was meant may be there."""
+    if name in known:
+        return "this does not go with the fields beside it"
+    if name not in below and not difflib.get_close_matches(name, known, n=1):
+        name = next(iter(difflib.get_close_matches(name, below, n=1)), name)
+    places = " or ".join(map(repr, below.get(name, ())))
+    return f"there is no such field; {f'did you mean {places}?' if places else _instead(name, known)}"
 
 
 def _unknown_type(tag: str, expected_tags: str, **_: Any) -> str:

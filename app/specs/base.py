@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
 
 T = TypeVar("T")
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """A model's, dataset's or alias's name."""
 
 Items = Annotated[tuple[T, ...], Strict(False)]

@@ -12,6 +12,8 @@ from app.specs.optimizers import AdamW, OptimizerSpec
 from app.specs.schedules import ConstantSchedule, ScheduleSpec
 from app.specs.table import DataSpec, Digest
 
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d{1,3})?)$"
+
 
 class FeaturesSpec(Spec):
     """How columns become numbers. All constants are fitted on the training rows and stored with the model.
@@ -91,7 +93,7 @@ class TrainingSpec(Spec):
     validation: ValidationSpec | None = ValidationFraction()
     features: FeaturesSpec | None = FeaturesSpec()
     init: InitSpec = InitSpec()
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
+    device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     engine: Literal["auto", "eager", "compiled"] = "auto"
     num_threads: PositiveInt | None = None

@@ -118,10 +118,48 @@ def test_unknown_fields_are_refused_where_they_are(body: Any, pointer: str) -> N
         ),
         (training(validation={"q": 1}), "there are 'fraction', 'dataset', 'digest', 'folds'"),
         (training(stop={"epochs": 1}), "did you mean 'max_epochs'?"),
+        (training(learning_rate=0.1), "did you mean 'optimizer.learning_rate'?"),
+        (training(hidden_features=[8]), "did you mean 'network.hidden_features'?"),
+        (training(patience=3), "did you mean 'schedule.patience' or 'stop.patience'?"),
+        (training(epochs=3), "did you mean 'stop.max_epochs'?"),
+        (training(optimiser={"type": "sgd"}), "did you mean 'optimizer'?"),
     ],
 )
 def test_an_unknown_field_comes_with_those_that_there_are(body: Any, words: str) -> None:
     assert faults(body)[0].detail == f"there is no such field; {words}"
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        (training(validation={"folds": 5, "fraction": 0.1}), "/validation/fraction"),
+        (training(data={"records": [{}], "target": "y", "dataset": "d"}), "/data/dataset"),
+        (training(network={"layers": [], "hidden_features": [8]}), "/network/hidden_features"),
+    ],
+)
+def test_a_field_of_another_form_is_said_to_be_out_of_place(body: Any, pointer: str) -> None:
+    assert faults(body) == [Fault(pointer, "this does not go with the fields beside it")]
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (
+            training(warm_start={"model": "m", "version": 1}),
+            Fault("/warm_start/version", "this must be a string, in quotes"),
+        ),
+        (
+            training(data={"dataset": "d", "target": "y", "features": []}),
+            Fault("/data/features", "this must have at least 1 item(s)"),
+        ),
+        (
+            training(device="gpu"),
+            Fault("/device", "a device is auto, cpu, cuda, or one of several cards: cuda:0, cuda:1, …"),
+        ),
+    ],
+)
+def test_faults_speak_of_json_and_not_of_python(body: Any, fault: Fault) -> None:
+    assert faults(body) == [fault]
 
 
 @pytest.mark.parametrize(
