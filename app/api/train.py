@@ -14,7 +14,7 @@ from app.api.json_route import JsonRoute
 from app.api.services import Deps, Services
 from app.errors import InvalidInput, TooLarge
 from app.learning.plan import Plan, plan
-from app.specs.resolve import resolve, signature_of
+from app.specs.resolve import check_validation, resolve, signature_of
 from app.specs.table import InputsData, RecordsData, Signature, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationDataset
 from app.storage.tables import frame_from_inputs, frame_from_records
@@ -101,6 +101,10 @@ def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, 
     data, table = store_data(deps, spec.data)
     spec = spec.model_copy(update={"data": data, "validation": _resolve_validation(deps, spec)})
     resolved, warnings = resolve(spec, table)
+    if isinstance(resolved.validation, ValidationDataset):
+        assert resolved.validation.digest is not None
+        # to ask for its table keeps it from being swept, or says that it is not there
+        check_validation(resolved, table, deps.datasets.table(resolved.validation.digest))
     resolved = _resolve_warm_start(deps, resolved, table)
     settings = deps.settings
     settled, facts, notes = plan(
@@ -154,7 +158,6 @@ def _resolve_validation(deps: Services, spec: TrainingSpec) -> Any:
     if validation.digest is None and validation.dataset is None:
         raise InvalidInput.at("/validation", "give a fraction or a dataset, or null for no validation")
     digest = validation.digest or deps.datasets.get(str(validation.dataset)).digest
-    deps.datasets.table(digest)  # which keeps it from being swept, or says that it is not there
     return validation.model_copy(update={"digest": digest})
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import httpx
+import polars as pl
 import pytest
 
 from app.api.examples import RECORDS, SEED
@@ -199,6 +200,46 @@ def test_a_dataset_and_another_to_judge_by(client: httpx.Client) -> None:
     assert job["spec"]["data"]["features"] == ["size", "color"]
     assert job["spec"]["data"]["digest"] == client.get("/datasets/cars").json()["digest"]
     assert "val_r2" in job["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "detail"),
+    [
+        ({"colour": ["red"]}, "in the validation dataset there is no column 'color'; did you mean 'colour'?"),
+        (
+            {"color": ["red"], "size": ["1 m"]},
+            "'size' is categorical in the validation dataset, and numeric in the table that is learnt from",
+        ),
+        (
+            {"color": ["red"], "price": ["cheap"]},
+            "'price' is categorical in the validation dataset, and numeric in the table that is learnt from",
+        ),
+        (
+            {"color": ["red"], "sold": ["never"]},
+            "'sold' is categorical in the validation dataset, and datetime in the table that is learnt from",
+        ),
+    ],
+)
+def test_a_dataset_to_judge_by_has_columns_that_fit(
+    client: httpx.Client, columns: dict[str, list[str]], detail: str
+) -> None:
+    cars = pl.DataFrame({"size": [1, 2], "color": ["red", "blue"], "sold": ["2026-01-01", None], "price": [3, 4]})
+    other = cars.drop("color").head(1).with_columns(**{name: pl.Series(values) for name, values in columns.items()})
+    client.put("/datasets/cars", content=cars.write_csv()).raise_for_status()
+    client.put("/datasets/other-cars", content=other.write_csv()).raise_for_status()
+    spec = body("cars", data={"dataset": "cars", "target": "price"}, validation={"dataset": "other-cars"})
+    answer = client.post("/train", json=spec)
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [{"pointer": "/validation", "detail": detail}]
+
+
+def test_a_dataset_to_judge_by_may_have_other_words_flags_and_empty_columns(client: httpx.Client) -> None:
+    cars = pl.DataFrame({"size": [1, 2], "color": ["red", "blue"], "new": [True, False], "price": [3, 4]})
+    other = pl.DataFrame({"new": [7], "color": [5], "size": [None], "price": [2.5]})
+    client.put("/datasets/cars", content=cars.write_csv()).raise_for_status()
+    client.put("/datasets/other-cars", content=other.write_csv()).raise_for_status()
+    data, stop = {"dataset": "cars", "target": "price"}, {"max_epochs": 1}
+    train(client, body("cars", data=data, validation={"dataset": "other-cars"}, stop=stop, task="regression"))
 
 
 def test_tags_and_a_description_are_kept(client: httpx.Client) -> None:
