@@ -32,7 +32,8 @@ def fit_column(column: Column, cells: pl.Series, at: At, *, untyped: bool = Fals
     """
     fitted = _READERS[column.kind](cells.rename(column.name), untyped)
     if fitted is None:
-        raise InvalidInput.at(at(0), f"{column.name!r} takes {TAKES[column.kind]}, not {cells.dtype}")
+        given = "text" if cells.dtype == pl.String else cells.dtype
+        raise InvalidInput.at(at(0), f"{column.name!r} takes {TAKES[column.kind]}, not {given}")
     wrong = fitted.is_null() & cells.is_not_null()
     if wrong.any():
         faults = [

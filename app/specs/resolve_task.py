@@ -34,13 +34,14 @@ def resolve_task(spec: TrainingSpec, table: Table, warnings: list[str]) -> Task:
         if column.num_unique == 0:
             raise InvalidInput.at("/data/target", f"{column.name!r} is empty")
         if task == "regression" and column.kind not in ("numeric", "boolean"):
-            raise InvalidInput.at(
-                "/data/target", f"{column.name!r} is {column.kind}; regression needs numbers{note_of(column)}"
-            )
+            wanted = "several targets are all numbers, or all 0/1" if len(targets) > 1 else "regression needs numbers"
+            raise InvalidInput.at("/data/target", f"{column.name!r} is {column.kind}; {wanted}{note_of(column)}")
         if task == "multilabel" and not _is_flag(column):
             raise InvalidInput.at("/data/target", f"{column.name!r} must hold only 0/1 or true/false for multilabel")
     if task in ("binary", "multiclass"):
         _check_classes(task, targets)
+        if targets[0].note:
+            warnings.append(f"target {targets[0].name!r} is taken as classes{note_of(targets[0])}")
     return task
 
 

@@ -62,6 +62,11 @@ _FOREIGN = {
     b"<?xml": "XML",
     b"%PDF": "PDF",
 }
+_REMEDIES = {
+    "an Excel workbook": "save its sheet as CSV UTF-8",
+    "a zip archive or an Excel workbook": "unpack it, or save its sheet as CSV UTF-8",
+    "UTF-16 text": "convert it: iconv -f utf-16 -t utf-8 FILE",
+}
 _BOM = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 2**20
 _FREE_GROWTH_BYTES = 2**30
@@ -94,7 +99,7 @@ def detect_format(head: bytes) -> Format:
         return found
     foreign = next((name for magic, name in _FOREIGN.items() if head[:16].lower().startswith(magic.lower())), None)
     if foreign:
-        raise Unparseable(f"this is {foreign}; a dataset can be {_SPOKEN}")
+        raise Unparseable(f"this is {foreign}; {_REMEDIES.get(foreign, f'a dataset can be {_SPOKEN}')}")
     if b"\0" in head:
         raise Unparseable(f"this is binary, in a format that is not known here; a dataset can be {_SPOKEN}")
     text = head.removeprefix(_BOM).lstrip()

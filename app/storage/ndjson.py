@@ -30,7 +30,8 @@ def scan_ndjson(path: Path, max_columns: int) -> pl.LazyFrame:
             seen = types.setdefault(name, set())
             if kind not in seen:
                 if common_dtype({*seen, kind}) is None:
-                    raise InvalidInput.at("", f"line {number}, column {name!r}: {mismatch(kind, seen)}")
+                    hint = "; pandas writes rows with to_json(orient='records', lines=True)" if kind is dict else ""
+                    raise InvalidInput.at("", f"line {number}, column {name!r}: {mismatch(kind, seen)}{hint}")
                 seen.add(kind)
         if len(types) > max_columns:
             break

@@ -71,3 +71,8 @@ def test_a_cell_that_does_not_fit_is_named(kind: Kind, cells: pl.Series, untyped
     with pytest.raises(InvalidInput, match=r"'c' takes ") as caught:
         fit(kind, cells, untyped=untyped)
     assert caught.value.faults[0].pointer == f"/{row}/c"
+
+
+def test_text_where_types_say_what_is_no_number_is_called_text() -> None:
+    with pytest.raises(InvalidInput, match="'c' takes numbers, not text"):
+        fit("numeric", pl.Series(["1"]))

@@ -147,6 +147,7 @@ def test_unknown_columns_come_with_what_was_perhaps_meant(
         ("/data/target", "exactly 2", "color", {"task": "binary"}),
         ("/data/target", "numbers", "color", {"task": "regression"}),
         ("/data/target", "numbers", ["amount", "color"], {}),
+        ("/data/target", "several targets are all numbers, or all 0/1", ["flag", "answer"], {}),
         ("/data/target", "0/1", ["flag", "amount"], {"task": "multilabel"}),
         ("/data/target", "multilabel", ["flag", "bit"], {"task": "binary"}),
         ("/features", "'gaps'", "amount", {"data": {"features": ["gaps"]}, "features": None}),
@@ -256,6 +257,8 @@ def test_what_text_may_have_been_meant_as_is_said_where_it_matters() -> None:
     for task in ("regression", "multiclass"):
         with pytest.raises(InvalidInput, match="values such as '0%' look like numbers"):
             resolve(posted("many", task=task), table)
+    _, warnings = resolve(posted("few", {"features": ["x"]}), table)
+    assert [warning.partition(": ")[0] for warning in warnings] == ["target 'few' is taken as classes"]
 
 
 # ---- network, stop, validation

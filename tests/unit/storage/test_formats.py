@@ -51,8 +51,9 @@ def test_what_is_not_spoken_here(content_type: str, encoding: str, said: str) ->
     [
         (b"", "empty"),
         (b" \n\n", "empty"),
-        (b"PK\x03\x04....", "Excel"),
-        ("a,b".encode("utf-16"), "UTF-16"),
+        (b"PK\x03\x04....", "Excel workbook; unpack it, or save its sheet as CSV UTF-8"),
+        (b"\xd0\xcf\x11\xe0....", "Excel workbook; save its sheet as CSV UTF-8"),
+        ("a,b".encode("utf-16"), "UTF-16 text; convert it: iconv -f utf-16 -t utf-8 FILE"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b'[{"a": 1}]', "NDJSON"),
         (b"a,b\n\x00\x01", "binary"),

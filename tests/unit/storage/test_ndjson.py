@@ -37,7 +37,11 @@ def test_a_column_of_nulls_is_a_numeric_one() -> None:
         ),
         (b'{"a": 1}\n{"a": true}', InvalidInput, "this is a boolean"),
         (b'{"a": 1}\n{"a": [1]}', InvalidInput, "this is a list"),
-        (b'{"a": {"b": 1}}', InvalidInput, "line 1, column 'a': this is an object"),
+        (
+            b'{"a": {"b": 1}}',
+            InvalidInput,
+            "line 1, column 'a': this is an object; a value is a number, text, a boolean or null; pandas writes rows",
+        ),
         (b'{"a": 1}\n{"a": \n1}', Unparseable, "line 2 is not JSON"),
         (b'{"a": 1}\n[1]', Unparseable, "line 2 is a list; every line is one object"),
         (b'{"a": 1}\n{"a": NaN}', Unparseable, "line 2 is not JSON"),
