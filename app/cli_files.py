@@ -129,6 +129,8 @@ def _leave(client: "Client", job: dict[str, Any]) -> None:
 
 # ---- predict
 
+NO_CSV = {".arrow", ".feather", ".gz", ".ipc", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".xlsx"}
+
 
 def predict(
     model: str,
@@ -143,6 +145,8 @@ def predict(
     """Predict the rows of a file, which come back as CSV with predictions added, or a single row."""
     if (file is None) == (row is None):
         raise typer.BadParameter("give either a FILE or --row")
+    if output is not None and output.suffix.lower() in NO_CSV:
+        raise typer.BadParameter(f"{output.name} would be CSV; name it .csv", param_hint="--output")
     with connect(url, api_key) as client:
         if row is not None:
             show(client.predict(model, [_json_row(row)], version, routing_key=routing_key))

@@ -220,7 +220,9 @@ def export_model(
 ) -> None:
     """Write a version as an ONNX file, features included."""
     with connect(url, api_key) as client:
-        client.export(name, client.model(name)["newest"]["version"] if version is None else version, output)
+        found = client.model(name)["newest"]["version"] if version is None else version
+        client.export(name, found, output)
+        typer.echo(f"version {found} of {name} written to {output}", err=not output.is_file())
 
 
 @models.command("alias")
@@ -243,16 +245,16 @@ def alias_model(
         elif version is None:
             show(client.alias(name, alias))
         else:
-            show(client.set_alias(name, alias, version, canary=_beside(canary), shadow=_beside(shadow)))
+            show(client.set_alias(name, alias, version, canary=_beside(canary, whole=False), shadow=_beside(shadow)))
 
 
-def _beside(text: str | None) -> dict[str, Any] | None:
-    """`2:10` -> version 2, for 10 per cent of the requests."""
+def _beside(text: str | None, *, whole: bool = True) -> dict[str, Any] | None:
+    """`2:10` -> version 2, for 10 per cent of the requests; `2` -> for all of them, where that may be."""
     if text is None:
         return None
     version, sign, percent = text.partition(":")
     try:
-        return {"version": version} | ({"percent": float(percent)} if sign else {})
+        return {"version": version} | ({} if whole and not sign else {"percent": float(percent)})
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not VERSION:PERCENT, as in 2:10") from error
 

@@ -24,6 +24,8 @@ def _options(base_url: str, api_key: str | None) -> dict[str, Any]:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
         raise ClientError(f"{base_url!r} is no address of a service: {error}") from error
+    if url.scheme not in ("http", "https"):
+        raise ClientError(f"{base_url!r} is no address of a service: one begins with http:// or https://")
     key = (api_key or "").strip()  # a file that it was read from may end in a line break
     if not (key.isascii() and key.isprintable()):
         raise ClientError("an API key is printable ASCII text")

@@ -207,11 +207,12 @@ def test_versions_travel_and_aliases_point_at_them(cli: Cli, service: Service, t
     shadowed = json.loads(cli("models", "alias", "cli-moved", "live", "1", "--shadow", "2"))
     assert (shadowed["shadow"], "canary" in shadowed) == ({"version": "2", "percent": 100}, False)
     assert json.loads(cli("models", "alias", "cli-moved", "live")) == shadowed
-    for wrong in (("1", "--canary", "2:ten"), ("1", "--delete"), ("--shadow", "2")):
+    for wrong in (("1", "--canary", "2:ten"), ("1", "--canary", "2"), ("1", "--delete"), ("--shadow", "2")):
         cli("models", "alias", "cli-moved", "live", *wrong, status=2)
     cli("models", "alias", "cli-moved", "live", "--delete")
     assert "no alias 'live'" in cli("models", "alias", "cli-moved", "live", status=1)
-    cli("models", "export", "cli-moved", str(tmp_path / "moved.onnx"))
+    onnx = tmp_path / "moved.onnx"
+    assert cli("models", "export", "cli-moved", str(onnx)) == f"version 2 of cli-moved written to {onnx}\n"
     assert (tmp_path / "moved.onnx").stat().st_size > 1000
 
 

@@ -57,6 +57,13 @@ def test_without_a_service_it_says_where_it_looked_and_what_to_do(capsys: pytest
     assert "gradserve serve" in second
 
 
+def test_predictions_are_not_called_what_they_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "predicted.parquet"
+    assert run("predict", "m", "rows.csv", "--output", str(output)) == 2
+    assert "predicted.parquet would be CSV; name it .csv" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_a_setting_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("GRADSERVE_PORT", "http")
     assert run("serve") == 1

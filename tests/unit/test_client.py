@@ -217,7 +217,12 @@ def test_what_has_no_form_in_json_is_not_sent_as_text(value: Any) -> None:
 
 
 def test_an_address_or_a_key_that_can_be_none_is_said(kind: str) -> None:
-    for url, key, said in (("http://localhost:x", None, "no address"), ("http://localhost", "schlüssel", "ASCII")):
+    for url, key, said in (
+        ("http://localhost:x", None, "no address"),
+        ("localhost:8000", None, "'localhost:8000' is no address of a service: one begins with http:// or https://"),
+        ("127.0.0.1:8000", None, "begins with http://"),
+        ("http://localhost", "schlüssel", "ASCII"),
+    ):
         with pytest.raises(ClientError, match=said), client_of(kind, url, key):
             pass
 
