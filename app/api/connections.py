@@ -295,6 +295,7 @@ class Connection(HttpToolsProtocol):
             (b"content-type", MEDIA_TYPE.encode()),
             (b"content-length", b"%d" % len(content)),
             (b"x-request-id", request_id.encode()),
+            *([(b"retry-after", b"1")] if status == HTTPStatus.SERVICE_UNAVAILABLE else ()),
             (b"connection", b"close"),
         ]
         lines = [b"HTTP/1.1 %d %s" % (status, title.encode()), *(b"%s: %s" % each for each in said), b"", b""]

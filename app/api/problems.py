@@ -232,7 +232,7 @@ async def _cut_short(request: Request, _: Exception) -> Response:
 def _of_system(error: OSError) -> errors.GradserveError | None:
     """A full or broken disk, or a lack of file descriptors, is no fault of the program."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return errors.Unavailable("the service has as many files and connections open as it may; try again")
+        return errors.Overloaded("the service has as many files and connections open as it may; try again")
     return errors.StorageFailed.of(error)
 
 

@@ -318,8 +318,8 @@ def test_a_lack_of_files_is_no_fault_of_the_program(keyed: httpx.Client, monkeyp
 
     monkeypatch.setattr(Recent, "get", fail)
     for headers in WAYS:
-        status, _, problem = _answer(keyed, ONE, USER | headers)
-        assert (status, problem["code"]) == (503, "unavailable")
+        status, said, problem = _answer(keyed, ONE, USER | headers)
+        assert (status, problem["code"], said["retry-after"]) == (429, "overloaded", "1")
 
 
 def test_a_key_that_is_revoked_is_known_no_more(tmp_path: Path, others: list[str]) -> None:
