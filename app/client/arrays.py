@@ -66,7 +66,7 @@ def infer_answer(body: bytes, header_length: str) -> Json:
     for output in head["outputs"]:
         end = offset + output["parameters"]["binary_data_size"]
         values = from_bytes(output["datatype"], output["shape"], memoryview(body)[offset:end], "")
-        array = values if isinstance(values, np.ndarray) else values.to_numpy().astype(object)
+        array = values.copy() if isinstance(values, np.ndarray) else values.to_numpy().astype(object)
         answer[output["name"]] = array.reshape(output["shape"])
         if "classes" in output["parameters"]:
             answer["classes"] = output["parameters"]["classes"]

@@ -71,6 +71,8 @@ def test_a_classifier_s_arrays(client: Any) -> None:
     assert answer["classes"] == said["classes"] == [1, 2, 3]
     assert answer["predictions"].tolist() == said["predictions"]
     np.testing.assert_allclose(answer["probabilities"], said["probabilities"], rtol=1e-6)
+    answer["probabilities"] *= 100  # they are the caller's own
+    np.testing.assert_allclose(answer["probabilities"].sum(1), 100)
 
 
 def test_an_array_of_many_rows_goes_in_parts(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
