@@ -54,13 +54,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _explain(error: Exception) -> Iterator[str]:
-    from app.client.errors import ApiError, Unauthorized, Unreachable
+    from app.client.errors import ApiError, BrokenOff, Unauthorized, Unreachable
 
     yield f"Error: {error}"
     if isinstance(error, ApiError):
         for fault in error.faults:
             yield f"  at {fault.pointer or '/'}" + (f": {fault.detail}" if fault.detail != error.detail else "")
-    if isinstance(error, Unreachable):
+    if isinstance(error, Unreachable) and not isinstance(error, BrokenOff):
         yield "Start a service with `gradserve serve`, or name another with --url or GRADSERVE_URL."
     if isinstance(error, Unauthorized):
         yield "Give a key with --api-key or GRADSERVE_API_KEY."

@@ -8,6 +8,7 @@ from app.client.clients import AsyncClient, Client
 from app.client.errors import (
     ApiError,
     BadRequest,
+    BrokenOff,
     ClientError,
     Conflict,
     JobFailed,
@@ -22,6 +23,7 @@ __all__ = [
     "ApiError",
     "AsyncClient",
     "BadRequest",
+    "BrokenOff",
     "Client",
     "ClientError",
     "Conflict",

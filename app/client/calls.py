@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from app.client.arrays import HEADER_LENGTH, infer_answer, infer_body, joined, numbers_of, parts_of
 from app.client.bodies import body_of
-from app.client.errors import JobFailed, Json, Overloaded, Unreachable
+from app.client.errors import BrokenOff, JobFailed, Json, Overloaded, Unreachable
 from app.client.events import Event, EventParser
 from app.client.frames import ARROW, frame_like, is_frame
 from app.client.requests import PATIENT, Requests
@@ -235,9 +235,13 @@ class Calls(Requests):
         content, known = await self._transport.run(body_of, source)
         headers = known | {"Content-Type": media_type, "Accept": accept or media_type} | _routed(routing_key)
         options = {"content": content, "headers": headers, "params": _versioned(model, version), "timeout": PATIENT}
-        async with self._streaming("POST", "/predict", **options) as response:
-            async for block in self._transport.blocks(response):
-                yield block
+        try:
+            async with self._streaming("POST", "/predict", **options) as response:
+                async for block in self._transport.blocks(response):
+                    yield block
+        except BrokenOff as error:
+            detail = f"{error}; if it was for a row that can't be predicted, the service's log says which, and where"
+            raise BrokenOff(f"{detail}: see the request_id {error.request_id}", error.request_id) from error
 
     async def evaluate(self, model: str, data: Json, version: Version | None = None) -> Json:
         """Loss and metrics of a model on `data`, given as in `POST /train`."""

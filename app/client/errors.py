@@ -2,6 +2,7 @@
 
 ClientError
 ├── Unreachable           nobody answers at that address, or the connection broke
+│   └── BrokenOff         after an answer had begun; `request_id` is that under which the service's log says why
 ├── JobFailed             a run that ended without a model; `job` says why
 └── ApiError              the service's problem+json: status, code, detail, faults, request_id
     ├── BadRequest        400, 413, 415, 422: what was sent is wrong; a fault per place
@@ -27,6 +28,12 @@ class ClientError(Exception):
 
 class Unreachable(ClientError):
     pass
+
+
+class BrokenOff(Unreachable):
+    def __init__(self, detail: str, request_id: str | None) -> None:
+        super().__init__(detail)
+        self.request_id = request_id
 
 
 class JobFailed(ClientError):

@@ -9,7 +9,7 @@ import httpx
 import orjson
 
 from app.client.bodies import body_of, json_body
-from app.client.errors import ClientError, Json, Unreachable, error_of
+from app.client.errors import BrokenOff, ClientError, Json, Unreachable, error_of
 from app.client.files import whole_file
 from app.client.transport import Transport
 
@@ -79,12 +79,16 @@ class Requests:
         Raises:
             ApiError, Unreachable
         """
+        begun: httpx.Response | None = None
         try:
             async with self._transport.stream(method, path, content, **options) as response:
                 if not response.is_success:  # a redirection is nobody of ours, either
                     await self._transport.read(response)
                     raise error_of(response)
+                begun = response
                 yield response
         except httpx.TransportError as error:
-            url = self._transport.base_url
-            raise Unreachable(f"no answer from {url}: {error or type(error).__name__}") from error
+            url, reason = self._transport.base_url, str(error) or type(error).__name__
+            if begun is None:
+                raise Unreachable(f"no answer from {url}: {reason}") from error
+            raise BrokenOff(f"the answer of {url} broke off: {reason}", begun.headers.get("X-Request-ID")) from error

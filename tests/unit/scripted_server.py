@@ -75,6 +75,7 @@ def broken_stream(text: str) -> Answer:
 
     def answer(handler: Handler) -> None:
         handler.send_response(200)
+        handler.send_header("X-Request-ID", "r")
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Content-Length", "1000000")
         handler.end_headers()

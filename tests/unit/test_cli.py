@@ -12,6 +12,8 @@ from app.cli_files import _assignment, _put
 from app.cli_resources import name_of
 from app.cli_service import _is_loopback
 from scripts.service import free_port
+from tests.unit import scripted_server as answers
+from tests.unit.scripted_server import scripted_server
 
 
 def run(*arguments: str) -> int:
@@ -62,6 +64,18 @@ def test_predictions_are_not_called_what_they_are_not(tmp_path: Path, capsys: py
     assert run("predict", "m", "rows.csv", "--output", str(output)) == 2
     assert "predicted.parquet would be CSV; name it .csv" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_who_was_answered_is_not_told_to_start_a_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("x\n1\n")
+    with scripted_server() as server:
+        server.answers = [answers.broken_stream("prediction\n")]
+        assert run("predict", "m", "rows.csv", "--url", server.url) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"Error: the answer of {server.url} broke off: ")
 
 
 def test_a_setting_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

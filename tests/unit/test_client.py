@@ -20,6 +20,7 @@ from app.client import (
     ApiError,
     AsyncClient,
     BadRequest,
+    BrokenOff,
     Client,
     ClientError,
     Conflict,
@@ -174,6 +175,13 @@ def test_lists_go_through_all_pages(server: ScriptedServer, client: Any) -> None
 
 
 # ---- requests and errors
+
+
+def test_a_table_s_answer_that_breaks_off_says_where_the_reason_is(server: ScriptedServer, client: Any) -> None:
+    server.answers = [answers.broken_stream("prediction\n1\n")]
+    with pytest.raises(BrokenOff, match=r"can't be predicted, the service's log .* the request_id r$") as caught:
+        list(client.predict_table("m", b"x\n1\n?\n", "text/csv"))
+    assert caught.value.request_id == "r"
 
 
 def test_rows_go_as_json(server: ScriptedServer, client: Any) -> None:
