@@ -117,6 +117,8 @@ def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = t
             mid_epoch = reason is None and state.step_in_epoch < steps_per_epoch
             if mid_epoch and (asked := watcher.pause_point(state)):
                 return asked
+        if reason is not None and not state.step_in_epoch:
+            return reason  # time was up while the engine waited: an epoch without a step is none
         metrics = _end_epoch(run, state, rate)
         watcher.epoch_done(state, metrics)
         reason = reason or _stop_after_epoch(run, state, metrics)

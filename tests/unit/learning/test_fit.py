@@ -1,6 +1,6 @@
 """The loop: when it stops and why, what it keeps, and that chunks don't matter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -8,13 +8,15 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.errors import Diverged
 from app.learning import steps
 from app.learning.allocator import trim_heap
 from app.learning.evaluate import Judgement, mean_loss
 from app.learning.fit import State, _track_best, fit, still_gaining
+from app.learning.rows import Rows
+from app.learning.steps import Engine
 from app.specs.descent import StopSpec
 from app.specs.schedules import ConstantSchedule
 from tests.samples import resolved
@@ -66,6 +68,32 @@ def test_every_stop_gives_its_reason(
     if reason == "target_loss":
         watched = [row["train_loss"] if validation is None else row["val_loss"] for row in watcher.history]
         assert watched[-1] <= stop["target_loss"] < min(watched[:-1], default=1e99)
+
+
+class Waiting:
+    """Takes a step and, as an engine whose library is not done, no more."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.has_begun = engine, False
+
+    def run(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
+        if self.has_begun:
+            return torch.empty(0)
+        self.has_begun = True
+        return self.engine.run(rows, order, first, learning_rates[:1])
+
+
+@pytest.mark.parametrize(("variant", "seen"), [("full_batch", 30), ("stochastic", 1)])
+def test_time_that_is_up_while_the_engine_waits_ends_the_run(variant: str, seen: int) -> None:
+    descent = {"variant": variant, "shuffle": False}
+    started = session(stop={"max_seconds": 20.0}, descent=descent, optimizer=STUCK, validation=None)
+    whole, watcher = started.run(), Watcher()
+    waiting = replace(whole, engine=Waiting(whole.engine))
+    assert fit(waiting, started.state, watcher, SlowClock()) == "max_seconds"
+    rows = started.train.take(None, 0, seen, torch.device("cpu"))
+    expected = mean_loss(started.network, started.loss, rows)
+    assert [(row["epoch"], row["step"]) for row in watcher.history] == [(1, 1)]
+    assert watcher.history[0]["train_loss"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("clock", [stands_still, SlowClock()])
