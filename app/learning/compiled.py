@@ -37,6 +37,10 @@ def why_not_compiled(spec: TrainingSpec, network: nn.Module) -> str | None:
         "it keeps all activations": spec.activation_checkpointing,
         f"it has no {spec.optimizer.type}": type(spec.optimizer) not in UPDATE_RULES,
         "recurrent layers and attention gain nothing": any(isinstance(module, recurrent) for module in modules),
+        "batch norm takes each part of a step by itself": (
+            spec.descent.accumulate_steps > 1
+            and any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in modules)
+        ),
         "large networks gain nothing": sum(value.numel() for value in network.parameters()) > MAX_PARAMETERS,
         "several threads would add up embeddings' gradients in any order": (
             spec.device == "cpu"
@@ -70,7 +74,10 @@ class CompiledSteps:
     ) -> None:
         assert eager_steps >= 1
         self.eager, self.optimizer, self.libraries = eager, optimizer, Libraries(folder)
-        self.eager_steps, self.warn, self.leave_gradient = eager_steps, warn, leave_gradient
+        self.eager_steps, self.warn = eager_steps, warn
+        batching = eager.batching
+        last_is_odd = batching.sizes(batching.steps_per_epoch - 1, batching.steps_per_epoch) != [batching.rows_per_step]
+        self._end = batching.steps_per_epoch - (last_is_odd or leave_gradient)  # in an epoch, of the compiled steps
         self.steps_done = 0  # of the run; whoever loads a checkpoint sets it
         self._failed = False
         self._tensors: RunTensors | None = None
@@ -84,7 +91,7 @@ class CompiledSteps:
         None at all are taken in a call that only waited for the library.
         """
         num = self._num_compiled(first, len(learning_rates))
-        if self.steps_done and not self._failed and self._tensors is None:
+        if self._end and self.steps_done and not self._failed and self._tensors is None:
             self._prepare(rows)
         if self._failed or not num:
             losses = self._run_eager(rows, order, first, learning_rates)
@@ -98,10 +105,7 @@ class CompiledSteps:
 
     def _num_compiled(self, first: int, num: int) -> int:
         """How many of the next steps are compiled: 0 where the next one is eager."""
-        batching = self.eager.batching
-        last_is_odd = batching.sizes(batching.steps_per_epoch - 1, batching.steps_per_epoch) != [batching.rows_per_step]
-        end = batching.steps_per_epoch - (last_is_odd or self.leave_gradient)
-        return max(0, min(num, end - first)) if self.steps_done >= self.eager_steps else 0
+        return max(0, min(num, self._end - first)) if self.steps_done >= self.eager_steps else 0
 
     def _run_eager(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
         if not self._failed and self.steps_done < self.eager_steps:

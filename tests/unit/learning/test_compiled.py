@@ -17,6 +17,7 @@ from app.learning.run_tensors import Loop, RunTensors
 from app.learning.update_rules import UPDATE_RULES
 from app.specs import losses as loss_specs
 from app.specs import optimizers as optimizer_specs
+from app.specs.descent import DescentSpec
 from app.specs.table import StoredData
 from app.specs.training import TrainingSpec
 from tests.unit.learning.cases import (
@@ -210,6 +211,21 @@ def test_an_epochs_last_step_leaves_its_gradient_where_it_is_asked_for(folder: P
     assert not torch.equal(gradients[0], gradients[-1])
 
 
+@pytest.mark.parametrize(
+    ("batching", "leave_gradient"),
+    [(Batching(NUM_ROWS, NUM_ROWS), True), (Batching(NUM_ROWS, ROWS_PER_STEP, accumulate_steps=10**6), False)],
+)
+def test_nothing_is_compiled_where_every_epochs_only_step_is_eager(
+    batching: Batching, leave_gradient: bool, tmp_path: Path
+) -> None:
+    case = case_of_everything()
+    case.batching = case.eager.batching = batching
+    engine = case.compiled(tmp_path, leave_gradient=leave_gradient)
+    assert len(case.train(engine, 3)) == 3
+    assert engine._tensors is None  # nor is room made for a million batches
+    assert case.warnings == []
+
+
 def test_without_a_compiler_the_run_stays_eager_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     found, expected = case_of_everything(), case_of_everything()
@@ -252,6 +268,8 @@ def test_a_network_that_can_not_be_traced_stays_eager(folder: Path) -> None:
         ({"mixup": 0.2}, mlp(), "mixup"),
         ({"optimizer": optimizer_specs.Muon()}, mlp(), "muon"),
         ({"num_threads": 2}, everything(), "embeddings"),
+        ({"descent": DescentSpec(accumulate_steps=2)}, everything(), "batch norm"),
+        ({"descent": DescentSpec(accumulate_steps=2)}, mlp(), None),
         ({}, mlp(nn.GRU(8, 8)), "recurrent"),
         ({}, mlp(nn.Linear(8, 3_000_000, device="meta")), "large"),
     ],
