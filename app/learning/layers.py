@@ -117,6 +117,9 @@ class Recurrent(nn.Module):
         self.rnn, self.output = rnn, output
 
     def forward(self, x_BLD: Tensor) -> Tensor:
+        halved = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
+        if halved and x_BLD.device.type == "cpu":
+            x_BLD = x_BLD.half()  # else torch takes kernels that few processors have
         outputs, state = self.rnn(x_BLD)
         if self.output == "sequence":
             sequence: Tensor = outputs

@@ -199,6 +199,20 @@ def test_the_last_output_of_a_sequence_is_its_last_state() -> None:
         torch.testing.assert_close(whole[:, -1], last)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_recurrent_layers_compute_in_half_the_bits(kind: str, dtype: torch.dtype) -> None:
+    layer, x = (
+        build({"type": kind, "hidden_features": 3, "num_layers": 2, "bidirectional": True}, shape=(7, 2)),
+        rows((7, 2)),
+    )
+    with torch.autocast("cpu", dtype=dtype):
+        found = layer(x)
+    torch.testing.assert_close(found.float(), layer(x), rtol=0.05, atol=0.05)
+    found.sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
 # ---- shapes that don't fit
 
 
