@@ -62,9 +62,11 @@ def freeze(network: nn.Module, parts: Sequence[str]) -> None:
     """Let the parameters of these parts (`layers.0`, `input`) keep their values.
 
     Raises:
-        InvalidInput: a part that has no parameters, or all of them frozen.
+        InvalidInput: a part that has no parameters, or all of them frozen; a network without any.
     """
     names = [name for name, _ in network.named_parameters()]
+    if not names:
+        raise InvalidInput.at("/network", "no layer of the network has weights; nothing is there to train")
     for index, part in enumerate(parts):
         found = [name for name in names if name == part or name.startswith(part + ".")]
         if not found:

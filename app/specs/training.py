@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from app.specs.base import Items, Name, NonNegativeInt, PositiveInt, Spec
+from app.specs.base import Items, Name, NonNegativeInt, Spec
 from app.specs.descent import DescentSpec, StopSpec
 from app.specs.losses import AutoLoss, LossSpec
 from app.specs.network import DenseNetwork, InitSpec, NetworkSpec
@@ -96,7 +96,7 @@ class TrainingSpec(Spec):
     device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     engine: Literal["auto", "eager", "compiled"] = "auto"
-    num_threads: PositiveInt | None = None
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     seed: Annotated[NonNegativeInt, Field(le=2**53 - 1)] = 0
     warm_start: WarmStart | None = None
     freeze: Items[Annotated[str, Field(min_length=1, max_length=200)]] = ()

@@ -167,6 +167,14 @@ def test_what_can_not_be_frozen_is_refused() -> None:
     assert caught.value.faults[0].pointer == "/freeze/0"
 
 
+def test_a_network_without_weights_is_refused() -> None:
+    frame = pl.DataFrame({"a": [0.5, 1.5, 2.5], "y": [1.0, 2.0, 4.0]})
+    settled = resolved(frame, network={"layers": [{"type": "relu"}], "head": False})
+    with pytest.raises(InvalidInput, match="no layer of the network has weights") as caught:
+        plan(settled, table_of(frame), device="cpu", max_parameters=1)
+    assert caught.value.faults[0].pointer == "/network"
+
+
 def normalized(*shape: int) -> dict[str, Any]:
     return {"layers": [{"type": "batch_norm"}, {"type": "flatten"}], "input_shape": shape}
 

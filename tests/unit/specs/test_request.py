@@ -204,6 +204,7 @@ def test_missing_fields_are_named(body: Any, pointer: str) -> None:
         (training(descent={"accumulate_steps": 0}), "/descent/accumulate_steps", "1"),
         (training(stop={"max_epochs": 0}), "/stop/max_epochs", "1"),
         (training(validation={"fraction": 1.0}), "/validation/fraction", "0.9"),
+        (training(num_threads=1025), "/num_threads", "1024"),
         (training(seed=-1), "/seed", "0"),
         (training(seed=True), "/seed", "integer"),
         (training(device="gpu"), "/device", "cuda"),
