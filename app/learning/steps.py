@@ -2,12 +2,12 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint_sequential
+from torch.utils.checkpoint import checkpoint
 
 from app.learning.allocator import trim_heap
 from app.learning.averaging import WeightAverage
@@ -169,8 +169,12 @@ class EagerSteps:
             *before, layers = network
             assert isinstance(layers, nn.Sequential)
             num_segments = max(1, math.isqrt(len(layers)))
+            size = len(layers) // num_segments
+            last = size * (num_segments - 1)  # where the segment begins whose activations are kept
             x = nn.Sequential(*before)(x)
-            out: Tensor = checkpoint_sequential(layers, num_segments, x, use_reentrant=False)
+            for start in range(0, last, max(1, size)):
+                x = _recomputed(layers[start : start + size], x)
+            out: Tensor = layers[last:](x)
         else:
             out = network(x)
         return out
@@ -188,3 +192,24 @@ class EagerSteps:
         one = self.loss(outputs.float(), rows.targets, rows.weights)
         other = self.loss(outputs.float(), partners.targets, partners.weights)
         return share * one + (1 - share) * other
+
+
+def _recomputed(segment: nn.Module, x: Tensor) -> Tensor:
+    """Outputs of a segment that is computed again in the backward pass, in which its batch norms learn nothing."""
+    out: Tensor = checkpoint(
+        segment, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _statistics_kept(segment))
+    )
+    return out
+
+
+@contextlib.contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    norms = [module for module in network.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

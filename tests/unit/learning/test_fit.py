@@ -322,6 +322,21 @@ def test_layers_train_though_somebody_left_them_predicting() -> None:
     assert_equal(*found)
 
 
+@pytest.mark.parametrize("mixup", [None, 0.5])
+@pytest.mark.parametrize("hidden_features", [[], [4], [4, 4, 4]])
+def test_activations_that_are_computed_again_are_the_same(hidden_features: list[int], mixup: float | None) -> None:
+    """Batch norms see rows twice, and learn of them once."""
+    found = []
+    for again in (False, True):
+        network = {"hidden_features": hidden_features, "dropout": 0.3, "normalization": "batch_norm"}
+        started = session(network=network, activation_checkpointing=again, mixup=mixup)
+        run(started)
+        found.append({name: value for name, value in weights(started).items() if "num_batches" not in name})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
 @pytest.mark.parametrize("spec", [{"seed": 1}, {"descent": {"batch_size": 5}}, {"descent": {"shuffle": False}}])
 def test_another_spec_gives_others(spec: dict[str, Any]) -> None:
     one, other = session(descent={"batch_size": 4}), session(**{"descent": {"batch_size": 4}, **spec})
