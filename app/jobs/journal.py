@@ -105,10 +105,13 @@ class Journal:
             state.elapsed_seconds / stop.max_seconds if stop.max_seconds else 0.0,
         ]
         fraction = min(1.0, max(parts))
+        num_epochs = stop.max_epochs and stop.max_epochs * self.num_fits
+        if stop.max_epochs and len(self.folds) == self.num_fits - 1:  # the last fit is as long as the folds tell it
+            num_epochs = self.epochs_before + stop.max_epochs
         eta = state.elapsed_seconds * (self.num_fits - len(self.folds) - fraction) / fraction if fraction else None
         return {
             "epoch": self.epochs_before + state.epoch,
-            "num_epochs": stop.max_epochs and stop.max_epochs * self.num_fits,
+            "num_epochs": num_epochs,
             "step": self.steps_before + state.step,
             "fraction": (len(self.folds) + fraction) / self.num_fits,
             "eta_seconds": eta,

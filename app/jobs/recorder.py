@@ -85,7 +85,7 @@ class Recorder:
     def _since_last_epoch(story: Story, data: dict[str, Any]) -> tuple[int, float]:
         """Steps and seconds of an epoch, from those of its fit, of which a cross-validation has several."""
         steps, seconds = data.get("step", 0), data.get("elapsed_seconds", 0.0)
-        if steps < story.steps_at:
+        if steps <= story.steps_at:  # another fit
             story.steps_at, story.seconds_at = 0, 0.0
         took = steps - story.steps_at, max(0.0, seconds - story.seconds_at)
         story.steps_at, story.seconds_at = steps, seconds

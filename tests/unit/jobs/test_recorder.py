@@ -63,13 +63,14 @@ def test_epochs_are_timed_once_each_also_where_a_run_starts_again(
     assert counts["gradserve_training_step_seconds", "m", "sum"] == 1.0
 
 
+@pytest.mark.parametrize("epochs_per_fit", [1, 2, 3])
 def test_the_fits_of_a_cross_validation_are_timed_each_from_its_own_start(
-    queue: JobQueue, recorder: Recorder, counters: Counters
+    queue: JobQueue, recorder: Recorder, counters: Counters, epochs_per_fit: int
 ) -> None:
     job = queue.submit({}, "m")
     recorder.begin(job)
     for epoch in range(1, 7):
-        of_fit = (epoch - 1) % 2 + 1
+        of_fit = (epoch - 1) % epochs_per_fit + 1
         recorder.add_epochs(job.id, [{"epoch": epoch, "step": 5 * of_fit, "elapsed_seconds": 0.5 * of_fit}])
     counts = counters.read().counts
     assert counts["gradserve_training_step_seconds", "m", "count"] == 30

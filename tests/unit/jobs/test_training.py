@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from app.jobs import session, training
+from app.jobs import journal, session, training
 from app.jobs.order import Outcome, WorkOrder
 from app.learning import memory, rows, windows
 from app.learning.plan import plan
@@ -120,6 +120,18 @@ def test_without_a_best_epoch_the_last_one_counts(tmp_path: Path) -> None:
     spec: dict[str, Any] = {"validation": {"folds": 2}, "optimizer": {"type": "adamw", "learning_rate": 0.3}}
     outcome, _ = run(tmp_path, stop={"max_epochs": 5, "restore_best": False}, **spec)
     assert [fold["best_epoch"] for fold in outcome.metrics["folds"]] == [5, 5]
+
+
+def test_a_cross_validation_has_as_many_epochs_as_it_says_it_is_to_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "PROGRESS_SECONDS", 0.0)
+    spec: dict[str, Any] = {"validation": {"folds": 2}, "optimizer": {"type": "adamw", "learning_rate": 0.3}}
+    outcome, events = run(tmp_path, stop={"max_epochs": 9}, **spec)
+    assert max(fold["best_epoch"] for fold in outcome.metrics["folds"]) < 9
+    found = [(data["epoch"], data["num_epochs"]) for data in told(events, "progress")]
+    assert all(epoch <= num_epochs for epoch, num_epochs in found)
+    assert found[-1] == (len(told(events, "metrics")),) * 2
 
 
 def test_losses_are_those_of_the_epoch_that_is_kept(tmp_path: Path) -> None:
