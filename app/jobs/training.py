@@ -76,11 +76,14 @@ class Training:
         self._read()
         folds = self.spec.validation.folds if isinstance(self.spec.validation, ValidationFolds) else 0
         resumed = self.journal.load()
-        weights = self._starting_weights() if resumed is None or folds else None  # a checkpoint has its own
+        start = self._starting_model() if resumed is None or folds else None  # a checkpoint has weights of its own
+        weights = start.network.state_dict() if start else None
         for fold in range(len(self.journal.folds), folds + 1):
             held_out = fold if fold < folds else None
             spec = self.spec if held_out is not None or not folds else _over_all_rows(self.spec, self.journal.folds)
             prepared = self._prepare(held_out)
+            if start and not self.journal.folds:
+                self._tell_what_differs(start, prepared)
             if held_out is None:
                 self.tables.clear()  # what is encoded is all that is still needed
             session = Session(spec, prepared, weights, self.workplace)
@@ -156,12 +159,18 @@ class Training:
         Path(name).unlink()  # the mapping keeps it for as long as it is needed
         return torch.from_numpy(matrix), mapping
 
-    def _starting_weights(self) -> dict[str, Any] | None:
+    def _starting_model(self) -> Model | None:
         start = self.spec.warm_start
         if start is None:
             return None
         version = self.models.get(start.model, self.models.resolve(start.model, start.version))
-        return Model.load(version.load_tensors(), version.config).network.state_dict()
+        return Model.load(version.load_tensors(), version.config)
+
+    def _tell_what_differs(self, start: Model, prepared: Prepared) -> None:
+        for difference in start.differences(prepared.features, prepared.targets):
+            self.journal.warn(
+                f"warm_start: {difference} than the version was trained on, and weights are taken over by place"
+            )
 
     # ---- after
 

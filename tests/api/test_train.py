@@ -280,6 +280,27 @@ def test_going_on_from_a_models_weights(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([["a", 1, 2, "no"], ["b", 2, None, "yes"]], []),
+        ([["b", 1, 2, "no"], ["c", 2, None, "yes"]], ["'x' has other categories"]),
+        ([["a", None, 2, "no"], ["b", 2, 3, "yes"]], ["other columns have gaps"]),
+        ([["a", 1, 2, "yes"], ["b", 2, None, "never"]], ["the target has other labels"]),
+    ],
+)
+def test_weights_that_come_to_mean_something_else_are_told_of(
+    client: httpx.Client, rows: list[list[Any]], told: list[str]
+) -> None:
+    def spec(name: str, rows: list[list[Any]], **fields: Any) -> dict[str, Any]:
+        records = [dict(zip(("x", "p", "q", "y"), row, strict=True)) for row in rows * 10]
+        return body(name, data={"records": records, "target": "y"}, validation=None, **fields)
+
+    train(client, spec("month", [["a", 1, 2, "no"], ["b", 2, None, "yes"]]))
+    job = train(client, spec("next-month", rows, warm_start={"model": "month", "version": "1"}))
+    assert [warning.partition(" than ")[0] for warning in job["warnings"]] == [f"warm_start: {what}" for what in told]
+
+
+@pytest.mark.parametrize(
     "other",
     [
         {"network": {"hidden_features": [5]}},
