@@ -23,6 +23,7 @@ DATETIME = pl.Datetime("us")
 
 _PRUNING_ROWS = 1000
 _COLUMNS_AT_ONCE = 200
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 _ISO_DATETIME = r"^\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?$"
 
@@ -54,7 +55,8 @@ def _fault_in(names: Sequence[str]) -> str | None:
         if len(name) > MAX_NAME_CHARACTERS:
             return f"the name of column {place} is longer than {MAX_NAME_CHARACTERS} characters"
         if name in places:
-            return f"columns {places[name]} and {place} are both named {name!r}; names must differ"
+            fault = f"columns {places[name]} and {place} are both named {name!r}; names must differ"
+            return fault + ("; the first line must have the names" if _NUMBER.fullmatch(name) else "")
         places[name] = place
     return None if names else "the table has no columns"
 

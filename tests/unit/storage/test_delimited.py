@@ -89,6 +89,7 @@ def test_spaces_around_values_do_not_count() -> None:
         (b'a,b\n1,"2"2\n3,4\n', Unparseable, "line 2"),
         (b"a,b,a\n1,2,3\n", InvalidInput, "columns 1 and 3 are both named 'a'"),
         (b"a, a\n1,2\n", InvalidInput, "columns 1 and 2 are both named 'a'"),
+        (b"5.1,0,0\n4.9,0,1\n", InvalidInput, "both named '0'; names must differ; the first line must have the names"),
         (b",a\n1,2\n", InvalidInput, "column 1 has no name; with pandas"),
         (b"a,,\n1,,\n2,,x\n", InvalidInput, "column 3 has no name, but values, such as 'x'"),
         (b",,\n1,2,3\n", InvalidInput, "column 1 has no name"),
@@ -102,7 +103,7 @@ def test_spaces_around_values_do_not_count() -> None:
         (b"a" * 2**21, Unparseable, "first line is longer"),
         (b"a,b\n1," + b"2" * 2**23 * 5, Unparseable, "a line longer than"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_what_is_wrong_is_said_with_its_place(content: bytes, error: type[GradserveError], said: str) -> None:
     with pytest.raises(error) as caught:
