@@ -126,6 +126,8 @@ def _usable(
     masks, truths, weights = list[Any](), list[Any](), list[Any]()
     for frame in frames:
         known = frame.select(needed)
+        if weight and labels:
+            labels.add(known[needed[0]].drop_nulls())  # those of rows without a weight are classes as well
         masks.append(known.select(pl.all_horizontal(pl.all().is_not_null())).to_series().to_numpy())
         known = known.filter(pl.Series(masks[-1]))
         if targets is not None:
@@ -141,6 +143,8 @@ def _usable(
     if not num_usable:
         raise BadData(f"no row has {' and '.join(needed)}")
     classes, truth = labels.settle(truths) if labels and targets is None else (None, joined(truths))
+    if classes is not None and truth.min() == truth.max():
+        raise BadData(f"all rows that can be used have the same label in {needed[0]!r}: {classes[truth[0]]!r}")
     return Part(frames, mask, truth, joined(weights) if weight else None), classes
 
 

@@ -35,16 +35,10 @@ class Targets:
     def fit(
         cls, signature: Signature, spec: TrainingSpec, train: NDArray[Any], classes: tuple[Label, ...] | None
     ) -> "Targets":
-        """Of the training rows' truth; `classes` are those of all rows, None where the task has none.
-
-        Raises:
-            BadData: a single class.
-        """
+        """Of the training rows' truth; `classes` are those of all rows, None where the task has none."""
         names = [column.name for column in signature.targets]
         found = cls(signature, spec.loss.type, np.zeros(len(names)), np.ones(len(names)))
         if classes is not None:
-            if len(classes) < 2:
-                raise BadData(f"all rows that can be used have the same label in {names[0]!r}: {classes[0]!r}")
             found.signature = signature.model_copy(update={"classes": classes})
         elif signature.task == "multilabel":
             found.signature = signature.model_copy(update={"classes": tuple(names)})

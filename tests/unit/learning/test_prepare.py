@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from app.errors import BadData
 from app.learning import targets
+from app.learning.model import assemble
 from app.learning.prepare import folds_of_rows, held_out_rows, prepare
 from app.specs.resolve import signature_of
 from tests.samples import prepared, resolved, table_of
@@ -205,6 +206,17 @@ def test_a_class_may_not_be_lost_with_its_weights() -> None:
         spec = resolved(two, "k", {"features": ["x"], "sample_weight": "w"}, loss={"type": loss})
         with pytest.raises(BadData, match=r"same label in 'k': 'b'"):
             prepared(spec, two)
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_class_whose_rows_have_no_weight_is_one_all_the_same(head: bool) -> None:
+    frame = FRAME.with_columns(w=pl.when(pl.col("k") != "b").then(pl.col("w")))
+    network = {"layers": [] if head else [{"type": "linear", "out_features": 3}], "head": head}
+    spec = resolved(frame, "k", {"features": ["x"], "sample_weight": "w"}, network=network)
+    found = prepared(spec, frame)
+    assert found.targets.classes == ("a", "b", "c")
+    assert sorted(found.train.targets.unique().tolist()) == [0, 2]
+    assemble(spec, found.features, found.targets.num_outputs)
 
 
 def test_no_weights_are_none() -> None:
