@@ -34,7 +34,7 @@ def resolve(spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, list[str]]:
     task = resolve_task(spec, table, warnings)
     spec = spec.model_copy(update={"task": task})
     check_features(spec, table)
-    loss = resolve_loss(spec, task)
+    loss = resolve_loss(spec, task, table)
     spec = spec.model_copy(update={"loss": loss})
     num_outputs = count_outputs(spec, table)
     spec = spec.model_copy(update={"network": resolve_network(spec, num_outputs)})

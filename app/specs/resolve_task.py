@@ -94,7 +94,7 @@ def _looks_like_classes(column: ColumnProfile, num_rows: int) -> bool:
     return _is_flag(column) or (column.num_unique <= MAX_AUTO_CLASSES and enough)
 
 
-def resolve_loss(spec: TrainingSpec, task: Task) -> LossSpec:
+def resolve_loss(spec: TrainingSpec, task: Task, table: Table) -> LossSpec:
     loss = spec.loss
     if isinstance(loss, AutoLoss):
         if task == "regression":
@@ -109,4 +109,16 @@ def resolve_loss(spec: TrainingSpec, task: Task) -> LossSpec:
         raise InvalidInput.at("/loss/type", f"{loss.type} does not fit the task {task}; use {fits}")
     if task == "multilabel" and isinstance(loss, BinaryCrossEntropyLoss) and loss.class_weight is not None:
         raise InvalidInput.at("/loss/class_weight", "class weights need one target; multilabel has several")
+    if loss.type == "poisson_nll":
+        _check_rates(spec, table)
     return loss
+
+
+def _check_rates(spec: TrainingSpec, table: Table) -> None:
+    assert isinstance(spec.data, StoredData)
+    for name in spec.data.targets:
+        column = table.column(name)
+        if column and column.kind == "numeric" and column.min < 0:
+            raise InvalidInput.at(
+                "/loss/type", f"poisson_nll needs a target that is not negative, and {name!r} begins at {column.min:g}"
+            )

@@ -156,6 +156,8 @@ def test_unknown_columns_come_with_what_was_perhaps_meant(
         ("/loss/type", "mse or mae", "amount", {"task": "regression", "loss": {"type": "cross_entropy"}}),
         ("/loss/type", "cross_entropy", "color", {"loss": {"type": "binary_cross_entropy"}}),
         ("/loss/type", "binary_cross_entropy", ["flag", "bit"], {"task": "multilabel", "loss": {"type": "mse"}}),
+        ("/loss/type", "not negative", "x", {"data": {"features": ["bit"]}, "loss": {"type": "poisson_nll"}}),
+        ("/loss/type", "'sign' begins at -1", ["count", "sign"], {"loss": {"type": "poisson_nll"}}),
         ("/loss/class_weight", "classification", "amount", {"loss": {"type": "auto", "class_weight": "balanced"}}),
         ("/loss/class_weight", "one target", ["flag", "bit"], {"loss": {"type": "auto", "class_weight": "balanced"}}),
         ("/descent/batch_size", "mini_batch", "amount", {"descent": {"variant": "full_batch", "batch_size": 8}}),
