@@ -175,7 +175,7 @@ class Transpose(Spec):
 
 
 class EmbeddingLayer(Spec):
-    """Whole numbers from 0 to `num_embeddings - 1` to vectors: `[length] -> [length, embedding_features]`."""
+    """A row's own whole numbers, 0 to `num_embeddings - 1`, to vectors: `[length] -> [length, embedding_features]`."""
 
     type: Literal["embedding"] = "embedding"
     num_embeddings: Width

@@ -135,7 +135,7 @@ def _resolve_descent(spec: TrainingSpec, table: Table, warnings: list[str]) -> T
 
 def _check_extras(spec: TrainingSpec) -> None:
     assert spec.task != "auto"
-    metric, layers = spec.stop.metric, getattr(spec.network, "layers", ())
+    metric = spec.stop.metric
     if metric != "loss":
         if spec.validation is None:
             raise InvalidInput.at(
@@ -146,5 +146,3 @@ def _check_extras(spec: TrainingSpec) -> None:
             raise InvalidInput.at("/stop/metric", f"{metric} does not fit the task {spec.task}; use {fits}")
     if spec.descent.sampling == "class_balanced" and spec.task not in ("binary", "multiclass"):
         raise InvalidInput.at("/descent/sampling", f"class_balanced needs classes; the task is {spec.task}")
-    if spec.mixup is not None and layers and layers[0].type == "embedding":
-        raise InvalidInput.at("/mixup", "whole numbers for an embedding can't be mixed")

@@ -1,9 +1,19 @@
 """From what a user says of a network to all of its layers, held against the rows that they are to see."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from app.errors import InvalidInput
-from app.specs.layers import BatchNorm, Dropout, EmbeddingLayer, Initializer, Layer, LayerNorm, Linear
+from app.specs.layers import (
+    BatchNorm,
+    Dropout,
+    EmbeddingLayer,
+    Initializer,
+    Layer,
+    LayerNorm,
+    Linear,
+    Parallel,
+    Residual,
+)
 from app.specs.network import MAX_DEPTH, MAX_LAYERS, DenseNetwork, LayeredNetwork
 from app.specs.table import ColumnProfile, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
@@ -27,19 +37,19 @@ def resolve_network(spec: TrainingSpec, num_outputs: int) -> LayeredNetwork:
 def resolve_whole_numbers(spec: TrainingSpec, table: Table) -> TrainingSpec:
     """A network that begins with an embedding takes its inputs as they are: whole numbers that have a place in it."""
     assert isinstance(spec.network, LayeredNetwork)
-    assert isinstance(spec.data, StoredData)
-    first, features = next(iter(spec.network.layers), None), spec.features
-    if not isinstance(first, EmbeddingLayer):
+    embeddings = list(_embeddings(spec.network.layers, "/network/layers"))
+    if not embeddings:
         return spec
-    last = first.num_embeddings - 1
-    for name in spec.data.features or ():
-        column = table.column(name)
-        assert column is not None
-        if column.num_missing or not _fits(column, last):
+    for pointer, embedding, is_first in embeddings:
+        if not is_first:
             raise InvalidInput.at(
-                "/network/layers/0",
-                f"embedding takes whole numbers from 0 to {last}, and {name!r} {_holds(column)}",
+                pointer,
+                "embedding takes the rows' own whole numbers; before it, there may only be layers that move them",
             )
+        _check_places(spec, table, embedding, pointer)
+    if spec.mixup is not None:
+        raise InvalidInput.at("/mixup", "whole numbers for an embedding can't be mixed")
+    features = spec.features
     if features is None or features.standardize is not True:
         return spec
     if "standardize" in features.model_fields_set:
@@ -47,6 +57,34 @@ def resolve_whole_numbers(spec: TrainingSpec, table: Table) -> TrainingSpec:
             "/features/standardize", "an embedding takes whole numbers as they are; use target, or leave it out"
         )
     return spec.model_copy(update={"features": features.model_copy(update={"standardize": "target"})})
+
+
+def _embeddings(
+    layers: Iterable[Layer], pointer: str, is_first: bool = True
+) -> Iterator[tuple[str, EmbeddingLayer, bool]]:
+    """All of them, with where they are and whether the rows' own numbers come to them."""
+    for index, layer in enumerate(layers):
+        here = f"{pointer}/{index}"
+        if isinstance(layer, EmbeddingLayer):
+            yield here, layer, is_first
+        if isinstance(layer, Residual):
+            yield from _embeddings(layer.layers, f"{here}/layers", is_first)
+        if isinstance(layer, Parallel):
+            for number, branch in enumerate(layer.branches):
+                yield from _embeddings(branch, f"{here}/branches/{number}", is_first)
+        is_first = is_first and layer.type in ("identity", "flatten", "reshape", "transpose")
+
+
+def _check_places(spec: TrainingSpec, table: Table, embedding: EmbeddingLayer, pointer: str) -> None:
+    assert isinstance(spec.data, StoredData)
+    last = embedding.num_embeddings - 1
+    for name in spec.data.features or ():
+        column = table.column(name)
+        assert column is not None
+        if column.num_missing or not _fits(column, last):
+            raise InvalidInput.at(
+                pointer, f"embedding takes whole numbers from 0 to {last}, and {name!r} {_holds(column)}"
+            )
 
 
 def _fits(column: ColumnProfile, last: int) -> bool:

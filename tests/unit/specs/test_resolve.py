@@ -285,6 +285,42 @@ def test_the_output_layer_is_added(network: dict[str, Any], types: list[str]) ->
     assert found.head is False
 
 
+EMBEDDING = {"type": "embedding", "num_embeddings": 5, "embedding_features": 2}
+FLAT = [EMBEDDING, {"type": "flatten"}]
+GRADES: dict[str, Any] = {"data": {"features": ["grade", "bit"]}}
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        FLAT,
+        [{"type": "reshape", "shape": [2, 1]}, {"type": "transpose"}, {"type": "flatten"}, *FLAT],
+        [{"type": "parallel", "branches": [[{"type": "linear", "out_features": 4}], FLAT]}],
+        [{"type": "residual", "layers": FLAT}],
+    ],
+)
+def test_what_comes_to_an_embedding_is_whole_numbers_as_they_are(layers: list[dict[str, Any]]) -> None:
+    spec, _ = settle(network={"layers": layers}, **GRADES)
+    assert spec.features is not None
+    assert spec.features.standardize == "target"
+    assert fault_at("/mixup", network={"layers": layers}, mixup=0.5, **GRADES)
+    assert fault_at("/features/standardize", network={"layers": layers}, features={"standardize": True}, **GRADES)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "words", "layers"),
+    [
+        ("/1", "own whole numbers", [{"type": "linear", "out_features": 2}, *FLAT]),
+        ("/1", "own whole numbers", [EMBEDDING, EMBEDDING]),
+        ("/1/layers/0", "own whole numbers", [{"type": "relu"}, {"type": "residual", "layers": FLAT}]),
+        ("/0/branches/1/0", "'grade' goes from 0 to 4",
+         [{"type": "parallel", "branches": [FLAT, [{**EMBEDDING, "num_embeddings": 4}, {"type": "flatten"}]]}]),
+    ],
+)  # fmt: skip
+def test_what_is_no_place_in_an_embedding_is_refused(pointer: str, words: str, layers: list[dict[str, Any]]) -> None:
+    assert words in fault_at(f"/network/layers{pointer}", network={"layers": layers}, **GRADES).detail
+
+
 def test_layers_are_counted_wherever_they_are() -> None:
     def nested(num: int) -> dict[str, Any]:
         inner = {"type": "parallel", "branches": [[{"type": "relu"}] * num], "merge": "sum"}
