@@ -49,12 +49,10 @@ def _blocks(table: "pl.DataFrame") -> Iterator[bytes]:
 
 
 def polars_frame(frame: Any) -> "pl.DataFrame":
-    """A frame of either library as one of polars; a lazy one is collected, and an index with a name is a column."""
+    """A frame of either library as one of polars; a lazy one is collected."""
     import polars as pl
 
     if _library(frame) == "pandas":
-        named = [name for name in frame.index.names if name is not None and name not in frame.columns]
-        frame = frame.reset_index(level=named) if named else frame
         return pl.DataFrame([_series(str(name), cells) for name, cells in frame.items()])
     collected: pl.DataFrame = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
     return collected

@@ -210,19 +210,6 @@ def test_specs_may_hold_arrays_and_frames(value: Any, sent: Any) -> None:
     assert orjson.loads(json_body({"value": value})) == {"value": sent}
 
 
-def test_an_index_of_pandas_is_a_column_where_it_has_a_name() -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"day": pandas.to_datetime(["2026-01-31", "2026-02-01"]), "sold": [1, 2]})
-    days = [{"day": "2026-01-31T00:00:00", "sold": 1}, {"day": "2026-02-01T00:00:00", "sold": 2}]
-    for indexed, sent in (
-        (frame.set_index("day"), days),
-        (frame.set_index("day", drop=False), days),
-        (frame.set_index(pandas.Index([7, 8])), days),
-        (frame.set_index(["day", pandas.Index([7, 8])]), days),
-    ):
-        assert orjson.loads(json_body({"value": indexed})) == {"value": sent}
-
-
 def test_records_of_pandas_say_what_is_missing() -> None:
     pandas = pytest.importorskip("pandas")
     times = pandas.Series([pandas.Timestamp("2024-01-02T03:04:05"), pandas.NaT])
