@@ -148,7 +148,8 @@ def reshape(shape: Shape) -> nn.Module:
 def need(shape: Shape, num_axes: int, layer: str, wanted: str, pointer: str) -> None:
     """Raise ShapeMismatch, naming layer, what it got and what it wants, unless a row has so many axes."""
     if len(shape) != num_axes:
-        hint = "; set network.input_shape" if len(shape) == 1 else ""
+        one_channel = f"; with one channel that is {[1, *shape]}" if (len(shape), num_axes) == (2, 3) else ""
+        hint = "; set network.input_shape" if len(shape) == 1 else one_channel
         raise ShapeMismatch.at(pointer, f"{layer} takes {wanted} a row and got {list(shape)}{hint}")
 
 

@@ -226,6 +226,8 @@ def sequence_of(*layers: dict[str, Any]) -> dict[str, Any]:
         ([{"type": "linear", "out_features": 2}], "/network/layers/0", "needs [1]"),
         ([], "/network/layers/0", "needs [1]"),
         ([{"type": "relu"}, {"type": "conv1d", "out_channels": 2}], "/network/layers/1", "input_shape"),
+        ([{"type": "reshape", "shape": [2, 2]}, {"type": "conv2d", "out_channels": 2}],
+         "/network/layers/1", "got [2, 2]; with one channel that is [1, 2, 2]"),
         ([{"type": "group_norm", "num_groups": 3}], "/network/layers/0", "3 groups"),
         ([{"type": "group_norm", "num_groups": 4}], "/network/layers/0", "no variance"),
         ([sequence_of({"type": "relu"}, {"type": "gru", "hidden_features": 2})], "/network/layers/0/layers/1", "gru"),
