@@ -14,11 +14,12 @@ from app.api.examples import EVALUATE
 from app.api.json_route import JsonRoute
 from app.api.services import Deps, Services
 from app.api.train import store_data
-from app.errors import BadData, InvalidInput
+from app.errors import BadData, InvalidInput, UnknownColumn
 from app.serving.columns import fit_column
 from app.serving.encode import escape
 from app.serving.served_model import ServedModel
 from app.specs.base import Name, Spec
+from app.specs.resolve_columns import unknown_column
 from app.specs.table import Column, DataSpec, InputsData, RecordsData, Signature, StoredData, Table
 from app.storage.tables import read_table
 
@@ -60,6 +61,7 @@ def _evaluate(deps: Services, model: ServedModel, data: StoredData | RecordsData
     signature, places = model.model.signature, Places(data)
     names = _input_names(signature, stored, table)
     _check_targets(signature, stored, places)
+    _check_columns(names, stored, table, places)
     weight = [stored.sample_weight] if stored.sample_weight else []
     frame = read_table(deps.datasets.path(table.digest), list(dict.fromkeys([*names, *stored.targets, *weight])))
     inputs = pl.DataFrame(
@@ -117,6 +119,15 @@ def _check_targets(signature: Signature, data: StoredData, places: Places) -> No
     if len(data.targets) != len(wanted):
         detail = f"the model has {len(wanted)} target(s), the rows have {len(data.targets)}"
         raise InvalidInput.at(places.targets, detail)
+
+
+def _check_columns(names: list[str], data: StoredData, table: Table, places: Places) -> None:
+    wanted = [(places.rows, name) for name in names] + [(places.targets, name) for name in data.targets]
+    if data.sample_weight is not None:
+        wanted.append(("/data/sample_weight", data.sample_weight))
+    for pointer, name in wanted:
+        if table.column(name) is None:
+            raise UnknownColumn.at(pointer, unknown_column(name, [column.name for column in table.columns]))
 
 
 def _fit_target(signature: Signature, column: Column, cells: pl.Series, pointer: str) -> pl.Series:

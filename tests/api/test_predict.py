@@ -300,11 +300,15 @@ def test_data_that_do_not_fit_the_model(client: httpx.Client, name: str, data: A
     assert [fault["pointer"] for fault in found["errors"]] == [pointer], found
 
 
-@pytest.mark.parametrize("missing", ["size", "price", "weight"])
-def test_columns_that_are_missing(client: httpx.Client, missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "pointer"), [("size", "/data/records"), ("price", "/data/target"), ("weight", "/data/sample_weight")]
+)
+def test_columns_that_are_missing(client: httpx.Client, missing: str, pointer: str) -> None:
     records = [{key: value for key, value in record.items() if key != missing} for record in RECORDS]
     answer = evaluate(client, "prices", {"records": records, **PRICE, "sample_weight": "weight"})
-    assert repr(missing) in problem(answer, 422, "unknown_column")["detail"]
+    found = problem(answer, 422, "unknown_column")
+    assert repr(missing) in found["detail"]
+    assert [fault["pointer"] for fault in found["errors"]] == [pointer]
 
 
 @pytest.mark.parametrize(
