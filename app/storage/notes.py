@@ -39,9 +39,12 @@ def note_on_text(
     row, value = _first_other(table, name)
     if _AMOUNT.fullmatch(value):
         return _looks(value, "numbers", "1234.5")
+    remedy = (
+        "leave out lines of names but the first" if value == name else "where a value is missing, leave the cell empty"
+    )
     return (
         f"of {num_values} values, all but {num_values - num_numbers} are numbers, and in row {row} stands "
-        f"{value[:_CHARACTERS]!r}; where a value is missing, leave the cell empty"
+        f"{value[:_CHARACTERS]!r}; {remedy}"
     )
 
 

@@ -18,8 +18,9 @@ from tests.unit.storage.reading import column, parquet
         (["31.01.2026", "1.2.26"], "values such as '31.01.2026' look like dates"),
         (["01/31/2026 1:30 PM", "02/28/2026 1:31 AM"], "look like dates"),
         (["31-Jan-2026", '"Feb 3, 2026"'], "look like dates"),
+        (["1", "2", "a", "3"], "in row 3 stands 'a'; leave out lines of names but the first"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_text_that_may_have_been_meant_as_something_else(cells: list[str], said: str) -> None:
     note = column("\n".join(["a,b", *(f"{cell},k" for cell in cells)]).encode(), "a").note
