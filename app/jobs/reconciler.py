@@ -269,6 +269,8 @@ class Reconciler:
         """A worker ended without an outcome: the next one goes on from its checkpoint, unless that keeps failing."""
         how = "with the fork server" if by_signal is None and code is None else _cause(run, by_signal, code)
         self._logs.get(run.job_id, log).warning("a worker died", pid=run.pid, how=how)
+        if run.told == "cancel":
+            return  # the next turn ends the job: nothing goes on
         self._recorder.warn(run.job_id, "worker_died", f"the worker {how}; the job goes on from its last checkpoint")
         if by_signal is None and code is None:
             return  # not the job's fault

@@ -178,7 +178,8 @@ def test_a_worker_that_ignores_a_cancel_is_ended(
     job = queue.submit({"deaf": True, "gate": str(gate.path)}, "m")
     ((pid, _),) = until(lambda: starts(tmp_path, job))
     queue.cancel(job.id)
-    assert ended(queue, job).state == "cancelled"
+    found = ended(queue, job)
+    assert (found.state, found.warnings, found.attempts) == ("cancelled", [], 0), "that it was ended is no death"
     until(lambda: not is_alive(pid))
 
 
