@@ -50,13 +50,19 @@ class Aliases:
     @contextmanager
     def change(self, name: str) -> Iterator[dict[str, Alias]]:
         """A copy, which is written at the end of the block; changes by others wait until then."""
-        folder = os.open(self._root / name, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with self.unchanged(name):
             aliases = dict(self.of(name))
             yield aliases
             said = {alias: _plain(value) for alias, value in aliases.items()}
             write_atomically(self._root / name / FILE, orjson.dumps(said))
+
+    @contextmanager
+    def unchanged(self, name: str) -> Iterator[None]:
+        """Changes, by whichever process, wait until the end of the block."""
+        folder = os.open(self._root / name, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
         finally:
             os.close(folder)
 

@@ -238,11 +238,12 @@ class ModelStore:
         """
         if VERSION.fullmatch(alias):
             raise InvalidInput(f"an alias must not be a number, as versions are; {alias!r} is one")
-        versions = self.versions(name)
-        for version in (to.version, *(version for _, version in to.others())):
-            if version not in versions:
-                raise VersionNotFound(f"model {name!r} has no version {version!r}, so no alias can point to it")
-        with self._aliases.change(name) as aliases:
+        self.versions(name)
+        with self._aliases.change(name) as aliases:  # and no version is deleted meanwhile
+            versions = self.versions(name)
+            for version in (to.version, *(version for _, version in to.others())):
+                if version not in versions:
+                    raise VersionNotFound(f"model {name!r} has no version {version!r}, so no alias can point to it")
             aliases[alias] = to
         self.num_changes += 1
 
@@ -267,6 +268,15 @@ class ModelStore:
             Conflict: an alias points to it, or names it as its canary or its shadow.
         """
         versions = [self.resolve(name, version)] if version is not None else self.versions(name)
+        with self._aliases.unchanged(name):
+            self._check_unnamed(name, versions)
+            for number in versions:
+                self._trash(self.root / name / number)
+        if version is None:
+            self.mark_unloaded(name, False)
+
+    def _check_unnamed(self, name: str, versions: list[str]) -> None:
+        """Raise Conflict where an alias has one of these versions."""
         for name_of_alias, alias in self.aliases(name).items():
             if alias.version in versions:
                 raise Conflict(
@@ -275,10 +285,6 @@ class ModelStore:
             for role, other in alias.others():
                 if other in versions:
                     raise Conflict(f"version {other} is the {role} of the alias {name_of_alias!r}; end that first")
-        for number in versions:
-            self._trash(self.root / name / number)
-        if version is None:
-            self.mark_unloaded(name, False)
 
     def _trash(self, path: Path) -> None:
         trash = self.root / ".trash" / f"{path.parent.name}-{path.name}-{os.urandom(8).hex()}"

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from app.storage.models import ModelStore
 from app.storage.tensors import write_tensors
 from app.storage.version import FILES, FORMAT_VERSION, write_version
 from tests.logs import logged_by
+from tests.waiting import until
 
 
 def nested(depth: int) -> Any:
@@ -464,6 +465,43 @@ def test_another_process_sees_what_has_changed(store: ModelStore) -> None:
         assert other.resolve("m", "champion") == version
 
 
+def is_waited_for(store: ModelStore, call: Future[None]) -> bool:
+    """Whether somebody waits for the model's aliases, or has not waited."""
+    place = f":{(store.root / 'm').stat().st_ino} "
+    waiting = [line for line in Path("/proc/locks").read_text().splitlines() if "->" in line and place in line]
+    return bool(waiting) or call.done()
+
+
+def test_no_version_goes_while_an_alias_is_pointed_at_it(store: ModelStore) -> None:
+    publish(store)
+    with ThreadPoolExecutor(1) as thread:
+        with store._aliases.change("m") as aliases:
+            call = thread.submit(ModelStore(store.root).delete, "m", "1")
+            until(lambda: is_waited_for(store, call))
+            aliases["champion"] = Alias(version="1")
+        with pytest.raises(Conflict):
+            call.result()
+    assert store.resolve("m", "champion") == "1"
+
+
+def test_no_alias_is_pointed_at_a_version_that_goes(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store)
+    publish(store)
+    trash, calls = ModelStore._trash, list[Future[None]]()
+
+    def trash_meanwhile(self: ModelStore, path: Path) -> None:
+        calls.append(thread.submit(ModelStore(store.root).set_alias, "m", "champion", Alias(version="1")))
+        until(lambda: is_waited_for(store, calls[0]))
+        trash(self, path)
+
+    monkeypatch.setattr(ModelStore, "_trash", trash_meanwhile)
+    with ThreadPoolExecutor(1) as thread:
+        store.delete("m", "1")
+        with pytest.raises(VersionNotFound):
+            calls[0].result()
+    assert store.aliases("m") == {}
+
+
 def test_no_change_is_lost_where_many_are_made_at_once(store: ModelStore) -> None:
     publish(store)
     names = [f"alias-{number}" for number in range(24)]
@@ -534,14 +572,15 @@ def test_deleting_what_is_not_there(store: ModelStore) -> None:
 def test_someone_else_may_be_quicker(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(store)
     publish(store)
-    aliases = ModelStore.aliases
+    versions = ModelStore.versions
 
-    def meanwhile(found: ModelStore, name: str) -> dict[str, str]:
+    def then_another_deletes_one(found: ModelStore, name: str) -> list[str]:
         monkeypatch.undo()
+        listed = versions(found, name)
         ModelStore(store.root).delete("m", "1")
-        return aliases(found, name)
+        return listed
 
-    monkeypatch.setattr(ModelStore, "aliases", meanwhile)
+    monkeypatch.setattr(ModelStore, "versions", then_another_deletes_one)
     store.delete("m")
     assert store.names() == []
 
