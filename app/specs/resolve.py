@@ -46,7 +46,7 @@ def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
     """Whether a resolved spec's validation dataset, `other`, has what the run reads of `table`.
 
     Raises:
-        UnknownColumn, InvalidInput: a column is not there, or holds what is no number or no time.
+        UnknownColumn, InvalidInput: a column is not there, is an empty target, or holds what is no number or no time.
     """
     data = spec.data
     assert isinstance(data, StoredData)
@@ -56,6 +56,8 @@ def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
         if found is None:
             known = [column.name for column in other.columns]
             raise UnknownColumn.at("/validation", f"in the validation dataset {unknown_column(name, known)}")
+        if name in data.targets and not found.num_unique:
+            raise InvalidInput.at("/validation", f"{name!r} is empty in the validation dataset")
         fitting = {"numeric": NUMBERS, "boolean": NUMBERS, "datetime": ("datetime",)}.get(learnt.kind, (found.kind,))
         if found.kind not in fitting and found.num_unique:
             raise InvalidInput.at(

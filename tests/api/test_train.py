@@ -214,6 +214,7 @@ def test_a_dataset_and_another_to_judge_by(client: httpx.Client) -> None:
             {"color": ["red"], "price": ["cheap"]},
             "'price' is categorical in the validation dataset, and numeric in the table that is learnt from",
         ),
+        ({"color": ["red"], "price": [""]}, "'price' is empty in the validation dataset"),
         (
             {"color": ["red"], "sold": ["never"]},
             "'sold' is categorical in the validation dataset, and datetime in the table that is learnt from",
