@@ -15,8 +15,9 @@ Items = Annotated[tuple[T, ...], Strict(False)]
 
 PositiveInt = Annotated[int, Field(ge=1, le=2**53)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=2**53)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+MAX_FLOAT = 1e38  # what torch computes with is float32, and refuses what is none
+PositiveFloat = Annotated[float, Field(gt=0, le=MAX_FLOAT)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=MAX_FLOAT)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from app.specs.base import Fraction, Items, NonNegativeFloat, PositiveFloat, Spec
+from app.specs.base import MAX_FLOAT, Fraction, Items, NonNegativeFloat, PositiveFloat, Spec
 
 Width = Annotated[int, Field(ge=1, le=1_000_000)]
 Small = Annotated[int, Field(ge=1, le=1000)]
@@ -50,7 +50,7 @@ class ELU(Spec):
     """Exponential below zero (Clevert et al. 2016; `celu`: Barron 2017)."""
 
     type: Literal["elu", "celu"] = "elu"
-    alpha: PositiveFloat = 1.0
+    alpha: Annotated[float, Field(ge=1 / MAX_FLOAT, le=MAX_FLOAT)] = 1.0
 
 
 class GELU(Spec):
