@@ -239,7 +239,8 @@ class TableResponse(StreamingResponse):
         try:
             await super().stream_response(send)
         except GradserveError as error:
-            log.warning("a table's answer was cut short", code=error.code, detail=error.detail)
+            places = [fault.pointer for fault in getattr(error, "faults", ())]
+            log.warning("a table's answer was cut short", code=error.code, detail=error.detail, places=places)
 
 
 async def _chain(first: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

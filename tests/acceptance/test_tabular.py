@@ -209,6 +209,7 @@ def test_an_error_after_the_first_byte_cuts_the_answer_short(service: Service) -
     with pytest.raises(httpx.RemoteProtocolError):
         post(service, SPECIES, f"size,count,kept,color\n{rows}big,2,true,red\n")
     assert "'size' takes numbers, not 'big'" in service.log_end()
+    assert "/400000/size" in service.log_end()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="that a process tells which files it has open is Linux's")
