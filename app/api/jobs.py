@@ -19,6 +19,7 @@ from app.api.services import Deps, Services
 from app.errors import InvalidInput, NotFound
 from app.jobs.feed import EventFeed
 from app.jobs.queue import TERMINAL, JobQueue, State
+from app.specs.base import Name
 from app.storage import jobs as rows
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -145,7 +146,7 @@ def _time(seconds: float) -> datetime:
 def list_jobs(
     deps: Deps,
     state: State | None = None,
-    model: str | None = None,
+    model: Name | None = None,
     limit: Limit = 50,
     after: Annotated[str | None, Query(description="`next` of the page before")] = None,
 ) -> Page[Job]:

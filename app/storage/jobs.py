@@ -70,6 +70,8 @@ def insert_job(connection: Connection, **columns: Any) -> None:
 
 
 def get_job(connection: Connection, job_id: str) -> Job | None:
+    if "\0" in job_id:  # which PostgreSQL takes in no text
+        return None
     row = connection.execute(_SELECT.where(jobs.c.id == job_id)).one_or_none()
     return None if row is None else _job(row)
 

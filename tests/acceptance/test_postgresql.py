@@ -64,6 +64,9 @@ def test_jobs_of_two_processes_outlive_a_kill(url: str, start_service: Callable[
         assert http.get("/models/line").json()["versions"][-1] == job["version"]
         assert http.delete(path).status_code == 204
         assert http.get(path).status_code == 404
+        assert http.get("/jobs/%00").status_code == http.post("/jobs/%00/cancel").status_code == 404
+        assert http.get("/jobs/%00/events").status_code == http.get("/jobs/%00/history").status_code == 404
+        assert http.get("/jobs?model=%00").status_code == http.get("/jobs?after=%00").status_code == 422
 
 
 def test_a_database_that_is_not_there_is_told(tmp_path: Path) -> None:
