@@ -3,6 +3,7 @@
 import difflib
 import errno
 from collections.abc import Iterable, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -112,7 +113,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _cut_short)
     app.add_exception_handler(OSError, answer)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_exception_handler(Exception, partial(_unexpected, headers={"Connection": "close"}))  # as uvicorn does then
 
 
 async def answer(request: Request, error: Exception) -> Response:
@@ -236,6 +237,7 @@ def _of_system(error: OSError) -> errors.GradserveError | None:
     return errors.StorageFailed.of(error)
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
+async def _unexpected(request: Request, error: Exception, headers: dict[str, str] | None = None) -> Response:
     log.exception("request failed", exc_info=error)
-    return problem_response(request, 500, "internal_error", "this is a fault of the service; its log has the details")
+    detail = "this is a fault of the service; its log has the details"
+    return problem_response(request, 500, "internal_error", detail, headers=headers)
