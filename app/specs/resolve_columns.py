@@ -49,25 +49,28 @@ def _refuse_repeats(data: StoredData) -> None:
 
 def _usable(table: Table, reserved: set[str | None], warnings: list[str]) -> tuple[str, ...]:
     candidates = [column for column in table.columns if column.name not in reserved]
-    warnings += filter(None, (_remark(column, table.num_rows) for column in candidates))
-    return tuple(column.name for column in candidates if column.kind != "text" and column.num_unique > 0)
+    usable = tuple(column.name for column in candidates if column.kind != "text" and column.num_unique > 0)
+    for column in candidates:
+        if column.kind == "text":
+            num_unique = column.num_unique
+            warnings.append(
+                f"column {column.name!r} is free text ({num_unique} distinct values) and is left out{note_of(column)}"
+            )
+        elif column.num_unique == 0:
+            warnings.append(f"column {column.name!r} is empty and is left out")
+        elif column.note:
+            warnings.append(f"column {column.name!r} is taken as categories{note_of(column)}")
+        elif len(usable) > 1 and _counts_rows(column, table.num_rows):
+            warnings.append(
+                f"column {column.name!r} numbers the rows, from {int(column.min)} to {int(column.max)}, and is learned "
+                "from; if it is no more than a number, name the other columns in data.features"
+            )
+    return usable
 
 
-def _remark(column: ColumnProfile, num_rows: int) -> str | None:
-    """What a user who named no features should know of one."""
-    said = f"column {column.name!r}"
-    if column.kind == "text":
-        return f"{said} is free text ({column.num_unique} distinct values) and is left out{note_of(column)}"
-    if column.num_unique == 0:
-        return f"{said} is empty and is left out"
-    if column.note:
-        return f"{said} is taken as categories{note_of(column)}"
-    if column.integral and column.num_unique == num_rows >= MIN_COUNTED and column.max - column.min == num_rows - 1:
-        return (
-            f"{said} numbers the rows, from {int(column.min)} to {int(column.max)}, and is learned from; "
-            "if it is no more than a number, name the other columns in data.features"
-        )
-    return None
+def _counts_rows(column: ColumnProfile, num_rows: int) -> bool:
+    is_whole = column.integral and column.num_unique == num_rows >= MIN_COUNTED
+    return is_whole and bool(column.max - column.min == num_rows - 1)
 
 
 def note_of(column: ColumnProfile) -> str:
