@@ -134,6 +134,7 @@ def main() -> None:
     name, fd = sys.argv[1:]
     # the threads that Python 3.12 warns of are those of libraries, started by the imports, idle, and holding no lock
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    worker.offer_to_oom_killer(worker.FORK_SERVER_SCORE)
     gc.disable()
     training = importlib.import_module(name)
     gc.collect()

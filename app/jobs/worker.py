@@ -25,6 +25,7 @@ from app.jobs.order import WorkOrder
 
 ALIVE_SECONDS = 2.0
 TOGETHER_SECONDS = 0.02  # metrics wait for those that follow: to wake the supervisor costs more than a small epoch
+RUN_SCORE, FORK_SERVER_SCORE = 500, 400  # thousandths of the memory that Linux adds to theirs when it chooses
 IDLE_SHARE = 0.005  # a process that computes uses more of a core than this; one that hangs does not
 
 
@@ -106,7 +107,7 @@ def _line(message: dict[str, Any]) -> bytes:
 def run(connection: socket.socket, order: dict[str, Any], training: ModuleType) -> NoReturn:
     """Work off an order and end the process."""
     faulthandler.enable()
-    _offer_to_oom_killer()
+    offer_to_oom_killer(RUN_SCORE)
     channel, control = Channel(connection), Control()
     threading.Thread(target=channel.carry, daemon=True).start()
     threading.Thread(target=channel.obey, args=(control,), daemon=True).start()
@@ -156,7 +157,7 @@ def _lock(folder: Path) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def _offer_to_oom_killer() -> None:
-    """Where memory runs out, Linux should end this run rather than the service."""
+def offer_to_oom_killer(score: int) -> None:
+    """Where memory runs out, Linux should end a run first, then who forks them, and the service last."""
     with suppress(OSError):  # a container may not let us write there, and trains all the same
-        Path("/proc/self/oom_score_adj").write_text("500")
+        Path("/proc/self/oom_score_adj").write_text(str(score))

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from scripts.processes import processes_of, with_role
+from scripts.processes import Role, processes_of, with_role
 from scripts.service import Service
 from tests.waiting import until
 
@@ -76,6 +76,17 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         httpx.Client(base_url=service.url, timeout=60) as http,
     ):
         yield Rig(service, http)
+
+
+def test_linux_is_offered_runs_first_and_the_service_last(rig: Rig) -> None:
+    """A run that it ended may not have given its memory back when it looks for the next."""
+
+    def scores(role: Role) -> list[int]:
+        return [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in with_role(rig.main, role)]
+
+    assert scores("worker") == [500]
+    assert scores("forkserver") == [400]
+    assert Path(f"/proc/{rig.main}/oom_score_adj").read_text() == Path("/proc/self/oom_score_adj").read_text()
 
 
 def test_what_the_allocator_refuses_fails_its_job_with_the_figure(rig: Rig) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from app.jobs.worker import _offer_to_oom_killer
+from app.jobs.worker import offer_to_oom_killer
 
 SCORE = Path("/proc/self/oom_score_adj")
 
 
 @pytest.mark.skipif(not SCORE.exists(), reason="only Linux chooses whom to end where memory runs out")
 def test_linux_is_offered_the_worker() -> None:
-    code = f"from app.jobs.worker import _offer_to_oom_killer as offer; offer(); print(open('{SCORE}').read())"
+    code = f"from app.jobs import worker; worker.offer_to_oom_killer(500); print(open('{SCORE}').read())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == 500
 
@@ -26,5 +26,5 @@ def test_where_linux_hears_no_offer_the_worker_trains_all_the_same(monkeypatch: 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "write_text", refuses)
-    _offer_to_oom_killer()
+    offer_to_oom_killer(500)
     assert asked == [(str(SCORE), "500")]
