@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from app.errors import InvalidInput, UnknownColumn
 from app.specs.resolve_columns import check_features, note_of, resolve_columns, unknown_column
-from app.specs.resolve_network import check_batch_norm, resolve_network, resolve_whole_numbers
+from app.specs.resolve_network import resolve_network, resolve_whole_numbers
 from app.specs.resolve_task import METRICS_OF_TASK, resolve_loss, resolve_task
 from app.specs.table import Column, Signature, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
@@ -110,7 +110,6 @@ def _resolve_descent(spec: TrainingSpec, table: Table, warnings: list[str]) -> T
             "/validation/folds", f"{num_rows} rows can't be divided into {spec.validation.folds} folds"
         )
     _check_extras(spec)
-    check_batch_norm(spec, num_rows)
     descent, stop = spec.descent, spec.stop
     if descent.variant == "full_batch":
         if descent.batch_size is not None:

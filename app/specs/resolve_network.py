@@ -116,20 +116,6 @@ def _activation(name: str) -> Layer:
     return LayeredNetwork.model_validate({"layers": [{"type": name}]}).layers[0]
 
 
-def check_batch_norm(spec: TrainingSpec, num_rows: int) -> None:
-    """A single row has no variance; where rows have a shape, the planner sees whether that is so."""
-    network, descent = spec.network, spec.descent
-    assert isinstance(network, LayeredNetwork)
-    if network.input_shape is not None or not any(layer.type == "batch_norm" for layer in _all(network.layers)):
-        return
-    one_row = descent.variant == "stochastic" or descent.batch_size == 1
-    if one_row or num_training_rows(spec, num_rows) < 2:
-        raise InvalidInput.at(
-            "/descent/batch_size" if one_row else "/data",
-            "batch_norm needs at least 2 rows a gradient; use a larger batch_size, or layer_norm",
-        )
-
-
 def num_training_rows(spec: TrainingSpec, num_rows: int) -> int:
     """How many of a table's rows are learnt from: with folds, in the fit that holds out most."""
     if isinstance(spec.validation, ValidationFraction):

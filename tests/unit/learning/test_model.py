@@ -187,6 +187,23 @@ def plan_pairs(num_rows: int = 36, **spec: Any) -> None:
     plan(resolved(frame, task="regression", **spec), table_of(frame), device="cpu", max_parameters=100)
 
 
+NORMALIZED = {"hidden_features": [3], "normalization": "batch_norm"}
+NESTED = {"layers": [{"type": "parallel", "branches": [[{"type": "residual", "layers": [{"type": "batch_norm"}]}]]}]}
+
+
+@pytest.mark.parametrize("network", [NORMALIZED, NESTED])
+@pytest.mark.parametrize("descent", [{"variant": "stochastic"}, {"batch_size": 1}])
+def test_batch_norm_needs_more_than_a_row(network: dict[str, Any], descent: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="layer_norm") as caught:
+        plan_pairs(network=network, descent=descent)
+    assert caught.value.faults[0].pointer == "/descent/batch_size"
+    plan_pairs(network=network, descent={"batch_size": 2})
+    for validation, num_rows in [(None, 1), ({"fraction": 0.1}, 2), ({"fraction": 0.9}, 10), ({"folds": 2}, 3)]:
+        with pytest.raises(InvalidInput, match="layer_norm") as caught:
+            plan_pairs(num_rows, network=network, validation=validation)
+        assert caught.value.faults[0].pointer == "/data"
+
+
 @pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 1, 1)])
 def test_one_number_of_a_channel_a_gradient_has_no_variance(shape: tuple[int, ...]) -> None:
     one = {"batch_size": 1}

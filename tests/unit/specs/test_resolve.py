@@ -171,23 +171,6 @@ def test_what_does_not_go_together_is_refused(pointer: str, words: str, target: 
     assert words in fault_at(pointer, target, **spec).detail
 
 
-NORMALIZED = {"hidden_features": [3], "normalization": "batch_norm"}
-NESTED = {"layers": [{"type": "parallel", "branches": [[{"type": "residual", "layers": [{"type": "batch_norm"}]}]]}]}
-
-
-@pytest.mark.parametrize("network", [NORMALIZED, NESTED])
-@pytest.mark.parametrize("descent", [{"variant": "stochastic"}, {"batch_size": 1}])
-def test_batch_norm_needs_more_than_a_row(network: dict[str, Any], descent: dict[str, Any]) -> None:
-    assert "layer_norm" in fault_at("/descent/batch_size", network=network, descent=descent).detail
-    settle(network=network, descent={"batch_size": 2})
-    settle(network={"layers": [*NESTED["layers"], {"type": "flatten"}], "input_shape": [1, 1]}, descent=descent)
-    for validation, num_rows in [(None, 1), ({"fraction": 0.1}, 2), ({"fraction": 0.9}, 10), ({"folds": 2}, 3)]:
-        few = table_of(FRAME.select("x", "amount").slice(1, num_rows))
-        with pytest.raises(InvalidInput) as caught:
-            resolve(posted("amount", network=network, validation=validation), few)
-        assert caught.value.faults[0].pointer == "/data"
-
-
 def test_stochastic_descent_sees_one_row() -> None:
     assert settle(descent={"variant": "stochastic"})[0].descent.batch_size == 1
 
