@@ -14,7 +14,8 @@ from app.api.json_route import JsonRoute
 from app.api.services import Deps, Services
 from app.errors import InvalidInput, TooLarge
 from app.learning.plan import Plan, plan
-from app.specs.resolve import check_validation, resolve, signature_of
+from app.specs.resolve import resolve, signature_of
+from app.specs.resolve_columns import check_validation
 from app.specs.table import InputsData, RecordsData, Signature, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationDataset
 from app.storage.tables import frame_from_inputs, frame_from_records

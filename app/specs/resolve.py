@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable
 
-from app.errors import InvalidInput, UnknownColumn
-from app.specs.resolve_columns import check_features, note_of, resolve_columns, unknown_column
+from app.errors import InvalidInput
+from app.specs.resolve_columns import check_features, resolve_columns
 from app.specs.resolve_network import resolve_network, resolve_whole_numbers
 from app.specs.resolve_task import METRICS_OF_TASK, resolve_loss, resolve_task
 from app.specs.table import Column, Signature, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
-NUMBERS = ("numeric", "boolean")
 DEFAULT_EPOCHS = 100
 DEFAULT_BATCH_SIZE = 32
 
@@ -40,31 +39,6 @@ def resolve(spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, list[str]]:
     spec = spec.model_copy(update={"network": resolve_network(spec, num_outputs)})
     spec = resolve_whole_numbers(spec, table)
     return _resolve_descent(spec, table, warnings), warnings
-
-
-def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
-    """Whether a resolved spec's validation dataset, `other`, has what the run reads of `table`.
-
-    Raises:
-        UnknownColumn, InvalidInput: a column is not there, is an empty target, or holds what is no number or no time.
-    """
-    data = spec.data
-    assert isinstance(data, StoredData)
-    for name in (*(data.features or ()), *data.targets, *([data.sample_weight] if data.sample_weight else ())):
-        learnt, found = table.column(name), other.column(name)
-        assert learnt is not None
-        if found is None:
-            known = [column.name for column in other.columns]
-            raise UnknownColumn.at("/validation", f"in the validation dataset {unknown_column(name, known)}")
-        if name in data.targets and not found.num_unique:
-            raise InvalidInput.at("/validation", f"{name!r} is empty in the validation dataset")
-        fitting = {"numeric": NUMBERS, "boolean": NUMBERS, "datetime": ("datetime",)}.get(learnt.kind, (found.kind,))
-        if found.kind not in fitting and found.num_unique:
-            raise InvalidInput.at(
-                "/validation",
-                f"{name!r} is {found.kind} in the validation dataset, and {learnt.kind} in the table that is learnt "
-                f"from{note_of(found)}",
-            )
 
 
 def signature_of(spec: TrainingSpec, table: Table) -> Signature:

@@ -7,6 +7,7 @@ from app.errors import Fault, InvalidInput, UnknownColumn
 from app.specs.table import ColumnProfile, StoredData, Table
 from app.specs.training import TrainingSpec
 
+NUMBERS = ("numeric", "boolean")
 MIN_COUNTED = 20  # rows: fewer may be numbered in order by chance
 
 
@@ -18,7 +19,7 @@ def resolve_columns(data: StoredData, table: Table, warnings: list[str]) -> Stor
         raise UnknownColumn(faults[0].detail, faults)
     _refuse_repeats(data)
     weight = table.column(data.sample_weight) if data.sample_weight else None
-    if weight and weight.kind not in ("numeric", "boolean"):
+    if weight and weight.kind not in NUMBERS:
         raise InvalidInput.at("/data/sample_weight", f"{weight.name!r} is {weight.kind}; a weight must be a number")
     reserved = {*data.targets, data.sample_weight}
     features = data.features
@@ -93,7 +94,7 @@ def check_features(spec: TrainingSpec, table: Table) -> None:
     assert isinstance(spec.data, StoredData)
     for name in spec.data.features or ():
         column = table.column(name)
-        if spec.features is None and column and column.kind not in ("numeric", "boolean"):
+        if spec.features is None and column and column.kind not in NUMBERS:
             raise InvalidInput.at(
                 "/features", f"features null takes numbers as they are, but {name!r} is {column.kind}"
             )
@@ -101,4 +102,29 @@ def check_features(spec: TrainingSpec, table: Table) -> None:
         if missing_refused and column and column.num_missing:
             raise InvalidInput.at(
                 "/features", f"{name!r} has {column.num_missing} missing values; impute them with features.missing"
+            )
+
+
+def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
+    """Whether a resolved spec's validation dataset, `other`, has what the run reads of `table`.
+
+    Raises:
+        UnknownColumn, InvalidInput: a column is not there, is an empty target, or holds what is no number or no time.
+    """
+    data = spec.data
+    assert isinstance(data, StoredData)
+    for name in (*(data.features or ()), *data.targets, *([data.sample_weight] if data.sample_weight else ())):
+        learnt, found = table.column(name), other.column(name)
+        assert learnt is not None
+        if found is None:
+            known = [column.name for column in other.columns]
+            raise UnknownColumn.at("/validation", f"in the validation dataset {unknown_column(name, known)}")
+        if name in data.targets and not found.num_unique:
+            raise InvalidInput.at("/validation", f"{name!r} is empty in the validation dataset")
+        fitting = {"numeric": NUMBERS, "boolean": NUMBERS, "datetime": ("datetime",)}.get(learnt.kind, (found.kind,))
+        if found.kind not in fitting and found.num_unique:
+            raise InvalidInput.at(
+                "/validation",
+                f"{name!r} is {found.kind} in the validation dataset, and {learnt.kind} in the table that is learnt "
+                f"from{note_of(found)}",
             )
