@@ -12,7 +12,7 @@ from app import web
 
 FOLDER = Path(web.__file__).parent
 REDOC = Path(fastapi_offline.__file__).parent / "static" / "redoc.standalone.js"
-REDOC_LOGO = "https://cdn.redoc.ly/redoc/logo-mini.svg"
+REDOC_LOGO = b"https://cdn.redoc.ly/redoc/logo-mini.svg"
 router = APIRouter(include_in_schema=False)
 
 
@@ -39,8 +39,11 @@ def redoc() -> FileResponse:
 
 
 @router.get("/web/redoc.js")
-@cache
 def redoc_script() -> Response:
-    """redoc's own, with this service's icon where it would load its makers' logo from them."""
-    script = REDOC.read_text().replace(REDOC_LOGO, "static-offline-docs/favicon.png")
-    return Response(script, media_type="text/javascript")
+    return Response(_redoc(), media_type="text/javascript")
+
+
+@cache
+def _redoc() -> bytes:
+    """redoc's script, with this service's icon where it would load its makers' logo from them."""
+    return REDOC.read_bytes().replace(REDOC_LOGO, b"static-offline-docs/favicon.png")
