@@ -14,7 +14,9 @@ from app.learning.targets import Targets
 
 MAX_JUDGED = 2**20  # outputs that are judged at once: losses and metrics take several times their size for a moment
 MAX_ACTIVATIONS = {"cpu": 2**20, "cuda": 2**24}
-"""Numbers of the widest layer that one forward pass may hold; a processor is quickest where they stay in its cache."""
+"""Numbers of the widest layer that one forward pass may hold."""
+CACHED_ACTIVATIONS, LEAST_ROWS = 2**17, 2048
+"""A processor is quickest where they stay in its cache, if that doesn't leave its matrices too few rows."""
 
 _WIDTHS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
@@ -35,7 +37,8 @@ def rows_at_once(network: nn.Module, inputs: Tensor, device: torch.device) -> in
         return 1
     if width is None:
         width = _WIDTHS[network] = _width(network, inputs[:1].to(device))
-    return max(1, MAX_ACTIVATIONS[device.type] // width)
+    most = max(1, MAX_ACTIVATIONS[device.type] // width)
+    return min(most, max(LEAST_ROWS, CACHED_ACTIVATIONS // width)) if device.type == "cpu" else most
 
 
 def _width(network: nn.Module, row: Tensor) -> int:

@@ -1,12 +1,13 @@
 """A version in memory, ready to answer."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.errors import CorruptVersion
 from app.learning.evaluate import forward_all
@@ -19,6 +20,7 @@ from app.serving.signature import unknown_rows
 from app.storage.version import Version
 
 Answer = dict[str, Any]
+MAKERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class ServedModel:
                 f"config.json of version {version.version} of model {version.model!r} does not fit its weights: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        model.network.to(device)
+        overwrite(model.network.to(device))
         model.predict(torch.zeros(1, model.features.num_inputs))
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
         return cls(version.model, version.version, model, num_bytes, Dense.of(model))
@@ -84,3 +86,12 @@ class ServedModel:
             "loss": loss.item(),
             "metrics": measure(self.model.signature.task, values, truth),
         }
+
+
+def overwrite(network: nn.Module) -> None:
+    """Let activations write their outputs over their inputs, where the layer before has made those for nobody else."""
+    for sequence in network.modules():
+        if isinstance(sequence, nn.Sequential):
+            for before, after in pairwise(sequence):
+                if isinstance(before, MAKERS) and "inplace" in vars(after):
+                    after.inplace = True  # type: ignore[assignment]

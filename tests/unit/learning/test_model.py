@@ -106,11 +106,18 @@ def test_parts_of_a_forward_pass_are_the_whole(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_a_forward_pass_takes_as_many_rows_as_its_widest_layer_has_room_for(
-    network: nn.Module, num_inputs: int, width: int
+    network: nn.Module, num_inputs: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the weights' sizes: images are far wider than their filters, a vocabulary is not a layer's width."""
+    monkeypatch.setattr(evaluate, "CACHED_ACTIVATIONS", evaluate.MAX_ACTIVATIONS["cpu"])
     rows = torch.zeros(1, num_inputs)
     assert rows_at_once(network, rows, torch.device("cpu")) == evaluate.MAX_ACTIVATIONS["cpu"] // width
+
+
+@pytest.mark.parametrize(("width", "num_rows"), [(16, 2**13), (64, 2048), (256, 2048), (1024, 1024), (2**21, 1)])
+def test_a_processor_takes_what_its_cache_holds(width: int, num_rows: int) -> None:
+    """But not so few rows that calls take longer than the work, if memory has room for more."""
+    assert rows_at_once(nn.Linear(1, width, bias=False), torch.zeros(1, 1), torch.device("cpu")) == num_rows
 
 
 def test_judging_leaves_the_mode_as_it_was() -> None:

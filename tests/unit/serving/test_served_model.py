@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.learning.rows import Rows
-from app.serving.served_model import ServedModel
+from app.serving.served_model import ServedModel, overwrite
 from tests.samples import untrained
 
 FRAME = pl.DataFrame(
@@ -29,6 +29,32 @@ def served(target: str | list[str], **spec: Any) -> ServedModel:
         FRAME, target, data={"features": ["x"]}, network={"hidden_features": [3]}, validation=None, **spec
     )
     return ServedModel("m", "7", model, 0)
+
+
+def test_activations_write_over_what_nobody_else_looks_at() -> None:
+    """Not over a network's input, nor over what a residual block still adds."""
+    layers: list[dict[str, Any]] = [
+        {"type": "dropout", "p": 0.5},
+        {"type": "relu"},
+        {"type": "linear", "out_features": 4},
+        {"type": "leaky_relu"},
+        {"type": "residual", "layers": [{"type": "silu"}, {"type": "linear", "out_features": 4}, {"type": "relu"}]},
+        {"type": "batch_norm"},
+        {"type": "elu"},
+    ]
+    model = untrained(FRAME.select("x", "y", "z"), "y", network={"layers": layers}, validation=None)
+    network = model.network.eval()
+    rows = torch.randn(9, 2)
+    before, kept = network(rows), rows.clone()
+    overwrite(network)
+    assert [vars(module)["inplace"] for module in network.modules() if "inplace" in vars(module)] == [
+        *(False, False, True),
+        *(False, True),  # of the residual block
+        True,
+    ]
+    with torch.inference_mode():
+        assert torch.equal(network(rows), before)
+    assert torch.equal(rows, kept)
 
 
 def answered(model: ServedModel, values: list[list[float]]) -> dict[str, Any]:
