@@ -1,8 +1,8 @@
 """Columns of a table to the network's one input tensor, and back from outputs to targets.
 
 A row becomes `[measures | missing flags | category codes]`, all float32 (codes are whole numbers below 2²⁴).
-Measures are standardised in float64. `InputColumns`, the network's first module, turns codes into embeddings or
-one-hot vectors. Shape suffixes: N rows, K measures, I flags, C categorical columns, F = K + I + C.
+Measures are standardised to the precision of float64. `InputColumns`, the network's first module, turns codes into
+embeddings or one-hot vectors. Shape suffixes: N rows, K measures, I flags, C categorical columns, F = K + I + C.
 """
 
 import math
@@ -25,7 +25,8 @@ UNSEEN, MISSING = 0, 1  # the first two codes of every category; the vocabulary 
 NUM_RESERVED_CODES = 2
 MAX_VOCABULARY = 100_000
 CALENDAR = ("year", "month", "day", "weekday", "hour", "minute", "second")
-CELLS_AT_ONCE = 2**15  # that many are scaled within the processor's cache, several times as fast as all at once
+CELLS_AT_ONCE = 2**17  # that many are scaled within the processor's cache
+ORDINARY = 1e30  # where constants are smaller, and none is smaller than its inverse, float32 bears what float64 does
 MEASURES_OF_KIND = {"numeric": 1, "boolean": 1, "datetime": len(CALENDAR), "categorical": 0}
 
 Floats = NDArray[np.float64]
@@ -201,17 +202,24 @@ class Features:
         return torch.from_numpy(out)
 
     def _scaled(self, rows_NK: Numbers) -> Numbers:
-        """Standardised, and without gaps, as far as the spec says so; in float64."""
+        """Standardised, and without gaps, as far as the spec says so; what comes in float32 stays in it."""
         if self.spec is None:
             return rows_NK
         if self.spec.standardize is not True:
             return np.where(np.isnan(rows_NK), self.mean, rows_NK)
-        scaled = rows_NK - self.mean
-        scaled /= self.std
+        is_single = rows_NK.dtype == np.float32 and self._is_ordinary()
+        mean, std = (part.astype(np.float32) if is_single else part for part in (self.mean, self.std))
+        scaled: Numbers = rows_NK - mean
+        if is_single:  # as near as by way of float64, and in half the time
+            scaled -= (self.mean - mean).astype(np.float32)
+        scaled /= std
         missing = np.isnan(scaled)
         if missing.any():
             scaled[missing] = 0.0
         return scaled
+
+    def _is_ordinary(self) -> bool:
+        return bool((np.abs(self.mean) < ORDINARY).all() and ((self.std > 1 / ORDINARY) & (self.std < ORDINARY)).all())
 
     def _measures(self, frame: pl.DataFrame) -> Floats:
         parts = [

@@ -240,6 +240,18 @@ def test_a_matrix_is_encoded_as_a_frame_is(train: list[Any], later: list[Any], s
     assert torch.equal(features.transform_numbers(matrix), features.transform(frame))
 
 
+@pytest.mark.parametrize("mean", [0.0, 1e6 / 3, -3e38, 1e-38])
+@pytest.mark.parametrize("std", [1e-36, 1e-3, 1.0, 3e37])
+def test_a_matrix_of_float32_loses_nothing(mean: float, std: float) -> None:
+    """What float64 makes of the same numbers, gaps and all."""
+    features = Features((Column(name="x", kind="numeric"),), PLAIN, np.array([mean]), np.array([std]))
+    deviations = np.array([-2.0, -1e-3, 0.0, 1.0, 3.0])
+    numbers = np.clip(mean + std * deviations, -3.4e38, 3.4e38)
+    single = np.append(numbers, [np.nan, 3.4e38, 1e-40])[:, None].astype(np.float32)
+    exact = features.transform_numbers(single.astype(np.float64))
+    torch.testing.assert_close(features.transform_numbers(single), exact, rtol=3e-7, atol=1e-37)
+
+
 def test_words_and_times_are_no_matrix() -> None:
     assert not fit(MIXED).all_measures
     assert not fit(MIXED.select("t")).all_measures
