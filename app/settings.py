@@ -156,7 +156,7 @@ class Settings(BaseSettings):
     )
     max_queued_bytes: int = Field(2**30, ge=1, description="the same in bytes of encoded rows")
     max_held_bytes: int = Field(
-        2**30, ge=1, description="bytes of JSON bodies of predictions under way at once; one more is answered 429"
+        2**30, ge=1, description="bytes of bodies that ask for predictions held at once; one more is answered 429"
     )
     log_format: str = Field(
         "auto", pattern=r"^(auto|json|console)$", description="json, console, or console on a terminal only"

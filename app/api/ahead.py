@@ -1,66 +1,93 @@
-"""`POST /predict` with a JSON body, ahead of FastAPI, whose routing takes longer than a small prediction.
+"""Predictions ahead of FastAPI, whose routing takes longer than a small one.
 
-It answers as the route in `app.api.predict` does, which OpenAPI tells of, and which takes what does not come in the
-usual way: a body of unknown length or of another media type, from a browser, without a key.
+They are answered as the routes do that OpenAPI tells of, and which take what does not come in the usual way: a body of
+unknown length or in some encoding, from a browser, without a key.
 """
 
 import time
-from functools import partial
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import structlog
-from fastapi import Request
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api import predict, problems
+from app.api import problems
 from app.api.auth import Keys, authorize
 from app.api.guard import ON_ALL, Guard
-from app.api.json_route import parse_json, validated
 from app.api.ledger import Answered, Ledger, request_id_of
-from app.api.patience import unless_gone
 from app.api.services import Services
-from app.errors import ClientGone, GradserveError, Overloaded, Unparseable
-from app.serving import json_rows
-from app.serving.predictor import in_time
+from app.errors import ClientGone, GradserveError, Overloaded
 from app.settings import Settings
 
-SMALL_BYTES = 2**16  # larger bodies are read in a thread, so that the event loop stays free
-_ROUTE = next(route for route in predict.router.routes if getattr(route, "path", None) == "/predict")
-_JSON = b"application/json"
+Body = bytes | bytearray
 _UNUSUAL = {b"content-encoding", b"expect", b"origin", b"sec-fetch-site", b"transfer-encoding"}
 
 
-class PredictJson:
+class Call(NamedTuple):
+    """A request that may be answered, with all of its body. `parts`: what its path names."""
+
+    services: Services
+    parts: dict[str, str]
+    headers: Headers
+    body: Body
+    receive: Receive
+
+
+class Shortcut(NamedTuple):
+    """To what a route does; `takes` says, of what a path names and of the headers, whether it is for this one."""
+
+    route: APIRoute
+    takes: Callable[[dict[str, str], dict[bytes, bytes]], bool]
+    answer: Callable[[Call], Awaitable[Response]]
+
+
+class Ahead:
     """`app` is everything else, where what `guard` refuses is refused again, with its reasons."""
 
-    def __init__(self, app: ASGIApp, guard: Guard, ledger: Ledger, keys: Keys, settings: Settings) -> None:
-        self.app, self._guard, self._ledger, self._keys = app, guard, ledger, keys
+    def __init__(
+        self, app: ASGIApp, shortcuts: list[Shortcut], guard: Guard, ledger: Ledger, keys: Keys, settings: Settings
+    ) -> None:
+        self.app, self._shortcuts, self._guard, self._ledger, self._keys = app, shortcuts, guard, ledger, keys
         self._max_body_bytes, self._max_held_bytes = settings.max_body_bytes, settings.max_held_bytes
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/predict" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         started, headers = time.perf_counter(), dict(scope["headers"])
-        size = int(headers.get(b"content-length", b"0"))
-        if not (0 < size <= self._max_body_bytes and is_usual(headers) and self._passes(scope, headers)):
+        found = self._find(scope, headers)
+        if found is None or not self._passes(scope, headers):
             await self.app(scope, receive, send)
             return
-        scope["request_id"], scope["route"] = request_id_of(headers), _ROUTE
-        status, said = 200, [(b"content-type", _JSON)]
+        shortcut, parts = found
+        scope["request_id"], scope["route"] = request_id_of(headers), shortcut.route
         try:
-            content = await _answer(scope, await self._read(scope, receive), headers, receive)
-            said.append((b"content-length", b"%d" % len(content)))
+            body = await self._read(scope, receive)
+            answer = await shortcut.answer(
+                Call(scope["app"].state.services, parts, Headers(scope=scope), body, receive)
+            )
         except Exception as error:  # noqa: BLE001 (each has its answer)
             with structlog.contextvars.bound_contextvars(request_id=scope["request_id"]):
-                problem = await problems.answer(Request(scope), error)
-            status, said, content = problem.status_code, problem.raw_headers, bytes(problem.body)
+                answer = await problems.answer(Request(scope), error)
         finally:
             self._held_bytes -= scope.get("held_bytes", 0)
-        said += [*ON_ALL, (b"x-request-id", scope["request_id"].encode())]
-        await send({"type": "http.response.start", "status": status, "headers": said})
-        await send({"type": "http.response.body", "body": content})
-        self._ledger.add(Answered.of(scope, status, time.perf_counter() - started))
+        said = [*answer.raw_headers, *ON_ALL, (b"x-request-id", scope["request_id"].encode())]
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": said})
+        await send({"type": "http.response.body", "body": answer.body})
+        self._ledger.add(Answered.of(scope, answer.status_code, time.perf_counter() - started))
+
+    def _find(self, scope: Scope, headers: dict[bytes, bytes]) -> tuple[Shortcut, dict[str, str]] | None:
+        if not 0 < int(headers.get(b"content-length", b"0")) <= self._max_body_bytes or not is_usual(headers):
+            return None
+        for shortcut in self._shortcuts:
+            if found := shortcut.route.path_regex.match(scope["path"]):
+                parts = found.groupdict()
+                return (shortcut, parts) if shortcut.takes(parts, headers) else None
+        return None
 
     def _passes(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
         try:
@@ -70,7 +97,7 @@ class PredictJson:
             return False
         return True
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | bytearray:
+    async def _read(self, scope: Scope, receive: Receive) -> Body:
         """The body.
 
         Raises:
@@ -104,38 +131,5 @@ class PredictJson:
 
 
 def is_usual(headers: dict[bytes, bytes]) -> bool:
-    """Whether they are those of a program that posts JSON as it is."""
-    return headers.get(b"content-type", b"").partition(b";")[0] == _JSON and _UNUSUAL.isdisjoint(headers)
-
-
-async def _answer(scope: Scope, body: bytes | bytearray, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    services: Services = scope["app"].state.services
-    given = headers.get(b"x-routing-key")
-    key = None if given is None else given.decode("latin-1")
-    if len(body) > SMALL_BYTES:
-        return await _answer_large(services, body, key, receive)
-    return await predict.answer(services, validated(predict.PredictRequest, parse_json(body)), key, receive)
-
-
-async def _answer_large(services: Services, body: bytes | bytearray, key: str | None, receive: Receive) -> bytes:
-    """By way of threads, and, where the rows are found without a parse of it all, a part of the body at a time."""
-    predictor = services.predictor
-    found = await predictor.in_thread(json_rows.cut, body)
-    if found is None:
-        asked = validated(predict.PredictRequest, await predictor.in_thread(parse_json, body))
-        return await predict.answer(services, asked, key, receive)
-    asked = validated(predict.PredictRequest, found.head | {"inputs": []})
-    request = await predictor.request(asked.model, asked.version, key)
-    model = request.model
-    encode = partial(json_rows.encode_parts, rows=found.rows, max_rows=services.settings.max_rows)
-    with predictor.statistics.measured(request):
-        async with in_time(asked.timeout_seconds):
-            with request.part("compute_input"):
-                try:
-                    encoded = await predictor.in_thread(encode, model)
-                except Unparseable:  # or other brackets follow those of the rows: what is wrong, a full parse says
-                    validated(predict.PredictRequest, await predictor.in_thread(parse_json, body))
-                    raise
-            values = await unless_gone(receive, predictor.predict_encoded(request, encoded, encode))
-        with request.part("compute_output"):
-            return await predictor.in_thread(lambda: json_rows.dump(model.answer(values)))
+    """Whether they are those of a program that sends a body as it is."""
+    return _UNUSUAL.isdisjoint(headers)

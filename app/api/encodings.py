@@ -8,7 +8,7 @@ from app.errors import TooLarge, Unparseable, UnsupportedMedia
 FAST = 1  # the level: bodies are written once and read once
 
 
-def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+def decompress(body: bytes | bytearray, encoding: str, max_bytes: int) -> bytes | bytearray:
     """The body that was compressed.
 
     Raises:
@@ -37,7 +37,7 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def _wbits(body: bytes, encoding: str) -> int:
+def _wbits(body: bytes | bytearray, encoding: str) -> int:
     if encoding != "deflate":
         return 31
     is_zlib = body[0] & 15 == 8 and int.from_bytes(body[:2]) % 31 == 0

@@ -2,7 +2,7 @@
 
 A `POST /predict` comes this way that is whole once its connection has read it: a few rows as JSON, for a version that
 is in memory. Only predictions are told here. Whatever else there is to say is said the general way
-(`app.api.predict_json`, or the route that OpenAPI tells of), by which the request goes as if nobody had looked at it.
+(`app.api.ahead`, or the route that OpenAPI tells of), by which the request goes as if nobody had looked at it.
 """
 
 import random
@@ -15,11 +15,12 @@ import httptools
 import orjson
 from pydantic import ValidationError
 
+from app.api.ahead import is_usual
 from app.api.auth import Caller, Keys, authorize
 from app.api.guard import ON_ALL, Guard
 from app.api.ledger import Answered, Ledger, request_id_of
 from app.api.predict import PredictRequest
-from app.api.predict_json import SMALL_BYTES, is_usual
+from app.api.predict_json import SMALL_BYTES, is_json
 from app.api.services import Services
 from app.errors import GradserveError
 from app.serving.served_model import Answer
@@ -78,7 +79,7 @@ class HotPath:
         headers = _headers(raw)
         if headers is None or not 0 < (size := int(headers.get(b"content-length", b"0"))) <= self._max_body_size:
             return None
-        if not is_usual(headers):
+        if not (is_json(headers) and is_usual(headers)):
             return None
         try:
             self._guard.check_source("POST", headers)

@@ -7,10 +7,13 @@ import structlog
 from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api import predict_json, v2_infer
+from app.api.ahead import Ahead
 from app.api.guard import Guard
 from app.api.ledger import Answered, Ledger, request_id_of
-from app.api.predict_json import PredictJson
 from app.api.problems import MEDIA_TYPE, problem_response
+
+SHORTCUTS = [*predict_json.SHORTCUTS, *v2_infer.SHORTCUTS]
 
 
 def install(app: FastAPI, guard: Callable[[ASGIApp], Guard]) -> None:
@@ -20,7 +23,7 @@ def install(app: FastAPI, guard: Callable[[ASGIApp], Guard]) -> None:
 
     def build_all() -> ASGIApp:
         app.state.guard = guarded = guard(ExplainLimit(build()))
-        return PredictJson(Observe(guarded, ledger), guarded, ledger, app.state.keys, app.state.settings)
+        return Ahead(Observe(guarded, ledger), SHORTCUTS, guarded, ledger, app.state.keys, app.state.settings)
 
     app.build_middleware_stack = build_all  # type: ignore[method-assign]
 

@@ -1,14 +1,16 @@
 """The Open Inference Protocol's inference: tensors in, predictions out, in JSON and in binary."""
 
-from collections.abc import Callable
+import re
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.datastructures import Headers
+from starlette.types import Receive
 
+from app.api.ahead import Body, Call, Shortcut
 from app.api.auth import require
 from app.api.encodings import accepted_encoding, compress, decompress
 from app.api.examples import INFER
@@ -19,14 +21,16 @@ from app.api.v2 import ModelName, Selector
 from app.errors import Unparseable
 from app.serving.predictor import in_time
 from app.serving.served_model import ServedModel
-from app.serving.v2_codec import Call, InferRequest, encode_response, read_call
+from app.serving.v2_codec import Call as InferCall
+from app.serving.v2_codec import InferRequest, encode_response, read_call
+from app.specs.base import NAME_PATTERN
 
 router = APIRouter(prefix="/v2/models", tags=["open inference protocol"])
 
-T = TypeVar("T")
-P = ParamSpec("P")
+NAME = re.compile(NAME_PATTERN)
 HEADER_LENGTH = "Inference-Header-Content-Length"
-MAX_BYTES_ON_LOOP = 2**16  # more than that is read or written in a thread, so that the event loop stays free
+SMALL_BYTES = 2**16  # a larger body is read in a thread, so that the event loop stays free
+SMALL_VALUES_BYTES = 2**18  # more predictions are written in one, too
 
 
 class InferAnswer(BaseModel):
@@ -85,30 +89,34 @@ async def infer(
     `parameters.timeout`, in microseconds, an answer that does not come in time is 429.
     """
     body = await request.body()
-    asked = await deps.predictor.request(name, version, key)
+    return await _answer(deps, (name, version, key), body, request.headers, request.receive)
+
+
+async def _answer(
+    deps: Services, of: tuple[str, str | None, str | None], body: Body, headers: Headers, receive: Receive
+) -> Response:
+    """`of`: the model, its version if one is named, and the routing key if there is one."""
+    asked = await deps.predictor.request(*of)
     model = asked.model
-    num_bytes = MAX_BYTES_ON_LOOP + 1 if "content-encoding" in request.headers else len(body)
+    is_small = len(body) <= SMALL_BYTES and "content-encoding" not in headers
     with deps.predictor.statistics.measured(asked):
         with asked.part("compute_input"):
-            call = await _run(num_bytes, _read_call, deps, model, body, request.headers)
+            read = partial(_read_call, deps, model, body, headers)
+            call = read() if is_small else await deps.predictor.in_thread(read)
         predicting = deps.predictor.predict_encoded(
-            asked, call.inputs, lambda other: _read_call(deps, other, body, request.headers).inputs
+            asked, call.inputs, lambda other: _read_call(deps, other, body, headers).inputs
         )
         async with in_time(call.timeout_seconds):
-            values = await unless_gone(request.receive, predicting)
+            values = await unless_gone(receive, predicting)
         with asked.part("compute_output"):
-            answer = await _run(values.nbytes, encode_response, model, call, values)
-            return await _run(values.nbytes, _response, *answer, request.headers.get("accept-encoding", ""))
+
+            def write() -> Response:
+                return _response(headers, *encode_response(model, call, values))
+
+            return write() if values.nbytes <= SMALL_VALUES_BYTES else await deps.predictor.in_thread(write)
 
 
-async def _run(num_bytes: int, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Call a function at once, or in a thread where it has to do with many bytes."""
-    if num_bytes <= MAX_BYTES_ON_LOOP:
-        return function(*arguments, **named)
-    return await to_thread.run_sync(partial(function, *arguments, **named))
-
-
-def _read_call(deps: Services, model: ServedModel, body: bytes, headers: Headers) -> Call:
+def _read_call(deps: Services, model: ServedModel, body: Body, headers: Headers) -> InferCall:
     plain = decompress(body, headers.get("content-encoding", ""), deps.settings.max_body_bytes)
     length = _header_length(headers.get(HEADER_LENGTH), len(plain))
     request = validated(InferRequest, parse_json(plain[:length]))
@@ -125,10 +133,25 @@ def _header_length(given: str | None, num_bytes: int) -> int:
     return int(given)
 
 
-def _response(body: bytes, header_length: int | None, accept_encoding: str) -> Response:
+def _response(asked: Headers, body: bytes, header_length: int | None) -> Response:
     headers = {} if header_length is None else {HEADER_LENGTH: str(header_length)}
-    if encoding := accepted_encoding(accept_encoding):
+    if encoding := accepted_encoding(asked.get("accept-encoding", "")):
         body = compress(body, encoding)
         headers |= {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
     media_type = "application/json" if header_length is None else "application/octet-stream"
     return Response(body, headers=headers, media_type=media_type)
+
+
+# ---- ahead of FastAPI
+
+
+def _names_a_version(parts: dict[str, str], _headers: dict[bytes, bytes]) -> bool:
+    return bool(NAME.fullmatch(parts["name"])) and len(parts.get("version", "")) <= 64
+
+
+async def _answer_ahead(call: Call) -> Response:
+    of = call.parts["name"], call.parts.get("version"), call.headers.get("x-routing-key")
+    return await _answer(call.services, of, call.body, call.headers, call.receive)
+
+
+SHORTCUTS = [Shortcut(route, _names_a_version, _answer_ahead) for route in router.routes if isinstance(route, APIRoute)]

@@ -1,4 +1,4 @@
-"""Ahead of FastAPI, and beneath ASGI, `POST /predict` answers as the route does that OpenAPI tells of."""
+"""Ahead of FastAPI, and beneath ASGI, predictions are answered as the routes do that OpenAPI tells of."""
 
 import errno
 import json
@@ -13,7 +13,9 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.predict_json import SMALL_BYTES, PredictJson
+from app.api.ahead import Ahead
+from app.api.middleware import Observe
+from app.api.predict_json import SMALL_BYTES
 from app.serving.dense import Dense
 from app.serving.recent import Recent
 from app.storage.keys import KeyFile
@@ -124,15 +126,90 @@ def test_what_headers_say_counts_all_ways(keyed: httpx.Client, headers: dict[str
         assert ahead[0] == 403
 
 
-def _answer(client: httpx.Client, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], Any]:
+INFER = "/v2/models/rows/infer"
+ROW = {"name": "inputs", "shape": [1, 2], "datatype": "FP32"}
+NUMBERS = np.arange(2 * LARGE, dtype="<f4")
+
+
+def tensors(*tensors: dict[str, Any], **more: Any) -> bytes:
+    return json.dumps({"inputs": tensors, **more}).encode()
+
+
+def binary(numbers: Any, **more: Any) -> tuple[bytes, dict[str, str]]:
+    data = numbers.tobytes()
+    tensor = ROW | {"shape": [len(numbers) // 2, 2], "parameters": {"binary_data_size": len(data)}}
+    head = tensors(tensor, **more)
+    return head + data, {"Inference-Header-Content-Length": str(len(head))}
+
+
+OF_TENSORS: dict[str, tuple[str, bytes, dict[str, str]]] = {
+    "a row": (INFER, tensors(ROW | {"data": [1, 2]}, id="mine"), {}),
+    "no Content-Type": (INFER, tensors(ROW | {"data": [1, 2]}), {"Content-Type": ""}),
+    "a row of another type": (INFER, tensors(ROW | {"data": [1, 2], "datatype": "INT8"}), {}),
+    "a row of text": (INFER, tensors(ROW | {"data": ["1", "2"], "datatype": "BYTES"}), {}),
+    "a short row": (INFER, tensors(ROW | {"data": [1]}), {}),
+    "columns": ("/v2/models/prices/infer", tensors(ROW | {"data": [1, 2]}), {}),
+    "labels": ("/v2/models/letters/versions/1/infer", tensors(ROW | {"data": [1, 2]}), {}),
+    "a routing key": (INFER, tensors(ROW | {"data": [1, 2]}), {"X-Routing-Key": "someone"}),
+    "a request id": (INFER, tensors(ROW | {"data": [1, 2]}), {"X-Request-ID": "mine"}),
+    "no such model": ("/v2/models/nowhere/infer", tensors(ROW | {"data": [1, 2]}), {}),
+    "no such version": ("/v2/models/rows/versions/9/infer", tensors(ROW | {"data": [1, 2]}), {}),
+    "no name": ("/v2/models/Rows/infer", tensors(ROW | {"data": [1, 2]}), {}),
+    "no selector": (f"/v2/models/rows/versions/{'9' * 65}/infer", tensors(ROW | {"data": [1, 2]}), {}),
+    "no tensors": (INFER, tensors(), {}),
+    "a list": (INFER, b"[]", {}),
+    "nothing": (INFER, b"", {}),
+    "no JSON": (INFER, tensors(ROW)[:-3], {}),
+    "a time": (INFER, tensors(ROW | {"data": [1, 2]}, parameters={"timeout": 60_000_000}), {}),
+    "no time": (INFER, *binary(NUMBERS, parameters={"timeout": 1})),
+    "binary": (INFER, *binary(NUMBERS[:8], parameters={"binary_data_output": True})),
+    "many rows": (INFER, *binary(NUMBERS, parameters={"binary_data_output": True})),
+    "many rows of JSON": (INFER, tensors(ROW | {"shape": [LARGE, 2], "data": NUMBERS.tolist()}), {}),
+    "many rows, cut off": (INFER, (large := binary(NUMBERS))[0][:-3], large[1]),
+    "too many rows": (INFER, *binary(np.zeros(2 * 9001, "<f4"))),
+    "a length beyond the body": (INFER, b"{}", {"Inference-Header-Content-Length": "3"}),
+    "an answer in gzip": (INFER, tensors(ROW | {"data": [1, 2]}), {"Accept-Encoding": "gzip"}),
+    "a reader": (INFER, tensors(ROW | {"data": [1, 2]}), READER),
+    "a stranger": (INFER, tensors(ROW | {"data": [1, 2]}), {"Authorization": "Bearer nobody"}),
+}
+
+
+@pytest.mark.parametrize(("path", "body", "headers"), OF_TENSORS.values(), ids=OF_TENSORS)
+def test_tensors_are_answered_alike(keyed: httpx.Client, path: str, body: bytes, headers: dict[str, str]) -> None:
+    ahead, routed = (_answer(keyed, body, {**USER, **headers, **way}, path) for way in (WAYS[0], WAYS[2]))
+    assert ahead == routed
+
+
+def test_tensors_of_programs_do_not_come_to_the_routes(keyed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[str] = []
+    call = Observe.__call__
+
+    async def noted(self: Observe, scope: Any, receive: Any, send: Any) -> None:
+        paths.append(scope["path"])
+        await call(self, scope, receive, send)
+
+    monkeypatch.setattr(Observe, "__call__", noted)
+    bodies = {
+        path: (body, headers) for path, body, headers in OF_TENSORS.values() if body and "Bearer" not in str(headers)
+    }
+    for path, (body, headers) in bodies.items():
+        _answer(keyed, body, {**USER, **headers}, path)
+    assert paths == [path for path in bodies if "Rows" in path or "999" in path]
+
+
+def _answer(
+    client: httpx.Client, body: bytes, headers: dict[str, str], path: str = "/predict"
+) -> tuple[int, dict[str, str], Any]:
     """Status, headers and content, without what differs from request to request and what only pages are told."""
-    answer = client.post("/predict", content=body, headers={"Content-Type": "application/json"} | headers)
+    answer = client.post(path, content=body, headers={"Content-Type": "application/json"} | headers)
     said = {name: value for name, value in answer.headers.items() if not name.startswith("access-control-")}
     said = {name: value for name, value in said.items() if name not in ("date", "vary", "content-length", "connection")}
-    content = answer.json()
+    content = answer.json() if "json" in said["content-type"] else answer.content
     if "X-Request-ID" not in headers:
-        assert len(said.pop("x-request-id")) == 16
-        content.pop("request_id", None)
+        request_id = said.pop("x-request-id")
+        assert len(request_id) == 16
+        if isinstance(content, dict):
+            assert content.pop("request_id", request_id) == request_id
     return answer.status_code, said, content
 
 
@@ -143,14 +220,14 @@ def _answer(client: httpx.Client, body: bytes, headers: dict[str, str]) -> tuple
 def others(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of requests that are not answered by the hot path, from now on."""
     paths: list[str] = []
-    call = PredictJson.__call__
+    call = Ahead.__call__
 
-    async def noted(self: PredictJson, scope: Any, receive: Any, send: Any) -> None:
+    async def noted(self: Ahead, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             paths.append(scope["path"])
         await call(self, scope, receive, send)
 
-    monkeypatch.setattr(PredictJson, "__call__", noted)
+    monkeypatch.setattr(Ahead, "__call__", noted)
     return paths
 
 
