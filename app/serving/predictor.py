@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 import polars as pl
 import structlog
 import torch
+from anyio import to_thread
 from torch import Tensor
 
 from app.errors import CorruptVersion, Overloaded
+from app.learning.devices import usable_cores
 from app.learning.rows import Rows
 from app.serving.batcher import Batcher, Limits
 from app.serving.cache import ModelCache
@@ -25,6 +27,7 @@ from app.serving.statistics import Request, Statistics
 
 T = TypeVar("T")
 
+MAX_THREADS = 4
 MAX_CELLS_ON_LOOP = 5_000  # smaller inputs are encoded at once, which takes less than handing them to a thread
 
 log = structlog.get_logger("gradserve.predictor")
@@ -46,13 +49,15 @@ async def in_time(seconds: float | None) -> AsyncIterator[None]:
 
 class Predictor:
     def __init__(
-        self, cache: ModelCache, statistics: Statistics, *, limits: Limits | None = None, num_threads: int = 4
+        self, cache: ModelCache, statistics: Statistics, *, limits: Limits | None = None, num_threads: int | None = None
     ) -> None:
+        """`num_threads`: for what takes long; None: as many as the processor has cores, which more would be slower."""
         self.cache = cache
         self._recent = Recent(cache.store)
         self.statistics = statistics
         self._shadows = Shadows(cache, statistics.counters)
         self.small = SmallRequests(statistics)
+        num_threads = num_threads or min(MAX_THREADS, max(2, usable_cores()))
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
         self._batcher = Batcher(self._executor, statistics.executed, limits)
 
@@ -100,7 +105,7 @@ class Predictor:
         """
         if found := self.cache.peek(name, version):
             return found
-        return await self.in_thread(self.cache.get, name, version)
+        return await to_thread.run_sync(self.cache.get, name, version)  # it waits for the disk
 
     async def predict(self, request: Request, inputs: list[Any]) -> Tensor:
         """Values in the target's units `[N, T]`, or probabilities `[N, L]`.
