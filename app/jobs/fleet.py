@@ -1,4 +1,4 @@
-"""The running workers: started through the fork server, heard through their channels, and ended."""
+"""The workers: started through the fork server, heard through their channels, given another job, and ended."""
 
 import itertools
 import json
@@ -24,6 +24,7 @@ CHUNK_BYTES = 1 << 18
 MAX_RESTART_SECONDS = 30.0
 MAX_START_SECONDS = 300.0  # torch from a cold disk takes a minute
 ANSWER_SECONDS = 10.0  # a fork server that takes longer hangs
+IDLE_SECONDS = 2.0  # so long a worker waits for another job
 
 # idle OpenMP threads that spin take the cores from other jobs' threads: two jobs of two threads on two cores ran
 # several times slower than one after the other
@@ -31,21 +32,33 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclass(eq=False)
-class Run:
-    """One worker process. `last_sign` is the monotonic time at which it was last heard of."""
+class Worker:
+    """A process that works off one job after the other. `idle_until`: when it is let go while it waits for one."""
 
     number: int
-    job_id: str
-    needs: Needs
     channel: socket.socket
-    last_sign: float
     lines: bytearray = field(default_factory=bytearray)
     pid: int | None = None
+    idle_until: float = 0.0
+
+
+@dataclass(eq=False)
+class Run:
+    """A job in a worker. `last_sign` is the monotonic time at which it was last heard of."""
+
+    job_id: str
+    needs: Needs
+    worker: Worker
+    last_sign: float
     told: str | None = None
     told_at: float = 0.0
     done: bool = False  # it has said how it ended, and needs only to exit
     hung: bool = False
     killed_at: float | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self.worker.pid
 
     def excuse(self, seconds: float, now: float) -> None:
         """So much time up to now does not count: nobody listened."""
@@ -64,7 +77,9 @@ class Fleet:
         self._bell = bell
         self._selector.register(bell, selectors.EVENT_READ)
         self._numbers = itertools.count(1)
-        self.runs: dict[int, Run] = {}
+        self.runs: dict[int, Run] = {}  # by the number of their worker
+        self._workers: dict[int, Worker] = {}
+        self._idle: list[Worker] = []  # who wait for a job, the last one last
         self.ready = False
         self._process: subprocess.Popen[bytes] | None = None
         self._server: socket.socket
@@ -97,9 +112,9 @@ class Fleet:
             if "ready" in message:
                 self.ready, self._pause_seconds = True, 1.0
             elif "started" in message:
-                self.runs[message["started"]].pid = message["pid"]
+                self._workers[message["started"]].pid = message["pid"]
             else:
-                yield from self._end(self.runs[message["exited"]], message["signal"], message["code"])
+                yield from self._end(message["exited"], message["signal"], message["code"])
 
     def _lose_server(self) -> Iterator[tuple[Run, dict[str, Any]]]:
         """It has died, and its workers with it; the next one starts after a pause that grows while none gets ready."""
@@ -107,8 +122,8 @@ class Fleet:
         self._start_at = time.monotonic() + (0 if self.ready else self._pause_seconds)
         self._pause_seconds = min(2 * self._pause_seconds, MAX_RESTART_SECONDS)
         self._stop_server()
-        for run in list(self.runs.values()):
-            yield from self._end(run, None, None)
+        for number in list(self._workers):
+            yield from self._end(number, None, None)
 
     def _kill_server(self) -> None:
         if self._process is not None:
@@ -143,27 +158,54 @@ class Fleet:
     # ---- workers
 
     def start(self, job_id: str, needs: Needs, order: dict[str, Any]) -> Run:
-        """A worker for a job. Only while `ready`."""
+        """A job in a worker that waits for one, or in a new one. Only while `ready`."""
+        worker = self._employed(order) or self._forked(order)
+        run = self.runs[worker.number] = Run(job_id, needs, worker, time.monotonic())
+        return run
+
+    def _employed(self, order: dict[str, Any]) -> Worker | None:
+        line = orjson.dumps(order, option=orjson.OPT_APPEND_NEWLINE)
+        while self._idle:
+            worker = self._idle.pop()
+            with suppress(OSError):  # it has died, or its channel has no room for the order
+                if worker.channel.send(line) == len(line):
+                    return worker
+            self._say({"kill": worker.number})
+        return None
+
+    def _forked(self, order: dict[str, Any]) -> Worker:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        run = Run(next(self._numbers), job_id, needs, ours, time.monotonic())
-        self.runs[run.number] = run
-        self._selector.register(ours, selectors.EVENT_READ, run)
+        worker = Worker(next(self._numbers), ours)
+        self._workers[worker.number] = worker
+        self._selector.register(ours, selectors.EVENT_READ, worker)
         with theirs:
-            self._say({"start": run.number, "order": order}, [theirs.fileno()])
-        return run
+            self._say({"start": worker.number, "order": order}, [theirs.fileno()])
+        return worker
+
+    def keep(self, run: Run) -> None:
+        """Its worker has said that it stays: it waits for another job, unless it has died since."""
+        if self.runs.get(run.worker.number) is run:
+            del self.runs[run.worker.number]
+            run.worker.idle_until = time.monotonic() + IDLE_SECONDS
+            self._idle.append(run.worker)
+
+    def _let_go(self) -> None:
+        """End those that wait for too long."""
+        while self._idle and time.monotonic() > self._idle[0].idle_until:
+            self._say({"kill": self._idle.pop(0).number})
 
     def tell(self, run: Run, request: str) -> None:
         """`pause` or `cancel`."""
         run.told, run.told_at = request, time.monotonic()
         with suppress(BrokenPipeError, ConnectionResetError):  # it has ended, as the next poll will find
-            run.channel.send(request.encode() + b"\n")
+            run.worker.channel.send(request.encode() + b"\n")
 
     def kill(self, run: Run) -> None:
         """Through the fork server. One that does not do it in time hangs itself, and is killed with all its workers."""
         if run.killed_at is None:
             run.killed_at = time.monotonic()
-            self._say({"kill": run.number})
+            self._say({"kill": run.worker.number})
         elif time.monotonic() > run.killed_at + ANSWER_SECONDS:
             self._kill_server()
 
@@ -174,6 +216,7 @@ class Fleet:
         """
         if self._process is None and time.monotonic() >= self._start_at:
             self._start_server()
+        self._let_go()
         if not self.ready and time.monotonic() > self._start_at + MAX_START_SECONDS:
             self._kill_server()
         for key, _ in self._selector.select(timeout):
@@ -181,35 +224,41 @@ class Fleet:
                 self._bell.recv(CHUNK_BYTES)
             elif key.fileobj is self._server:
                 yield from self._hear_server()
-            elif key.data.number in self.runs:
+            elif key.data.number in self._workers:
                 yield from self._hear(key.data)
 
-    def _hear(self, run: Run) -> Iterator[tuple[Run, dict[str, Any]]]:
-        data = _receive(run.channel)
+    def _hear(self, worker: Worker) -> Iterator[tuple[Run, dict[str, Any]]]:
+        data = _receive(worker.channel)
         if data == b"":
-            self._selector.unregister(run.channel)  # how it ended, the fork server tells
-        for line in _lines(run.lines, data):
-            run.last_sign = time.monotonic()
-            yield run, orjson.loads(line)
-
-    def _end(self, run: Run, by_signal: int | None, code: int | None) -> Iterator[tuple[Run, dict[str, Any]]]:
-        """What was said before the end is heard first."""
-        while data := _receive(run.channel):
-            for line in _lines(run.lines, data):
+            self._selector.unregister(worker.channel)  # how it ended, the fork server tells
+        for line in _lines(worker.lines, data):
+            if run := self.runs.get(worker.number):  # who waits may give another sign of life
+                run.last_sign = time.monotonic()
                 yield run, orjson.loads(line)
-        if run.channel in self._selector.get_map():
-            self._selector.unregister(run.channel)
-        run.channel.close()
-        del self.runs[run.number]
-        yield run, {"type": "exited", "signal": by_signal, "code": code}
+
+    def _end(self, number: int, by_signal: int | None, code: int | None) -> Iterator[tuple[Run, dict[str, Any]]]:
+        """What was said before the end is heard first."""
+        worker = self._workers.pop(number)
+        if run := self.runs.get(number):
+            while data := _receive(worker.channel):
+                for line in _lines(worker.lines, data):
+                    yield run, orjson.loads(line)
+            del self.runs[number]
+            yield run, {"type": "exited", "signal": by_signal, "code": code}
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if worker.channel in self._selector.get_map():
+            self._selector.unregister(worker.channel)
+        worker.channel.close()
 
     def close(self) -> None:
         """End the fork server and, with it, every worker."""
         if self._process is not None:
             self._stop_server()
-        for run in self.runs.values():
-            run.channel.close()
-        self.runs.clear()
+        for worker in self._workers.values():
+            worker.channel.close()
+        for known in (self.runs, self._workers, self._idle):
+            known.clear()
         self._selector.close()
 
 

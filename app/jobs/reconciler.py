@@ -205,6 +205,8 @@ class Reconciler:
             self._logs.get(run.job_id, log).error(message["message"], traceback=message["traceback"])
         elif kind in ("outcome", "failed"):
             run.done = True
+            if message.get("stays"):
+                self._fleet.keep(run)
             self._fill()  # first: while the next one starts, this one's version goes to the disk
             if kind == "outcome":
                 self._conclude(run.job_id, message)

@@ -1,20 +1,25 @@
-"""One training run, in a process of its own: it tells what happens as lines of JSON and hears `pause` and `cancel`.
+"""Training runs, one after the other, in a process that tells what happens as lines of JSON.
 
-Said on the channel: {"type": "progress" | "warning", "data": {…}}, {"type": "metrics", "data": [{…}, …]}, {"type":
-"alive"}, {"type": "log", "message", "traceback"}, and at the end {"type": "outcome", "state", "metrics", "stop_reason"}
-or {"type": "failed", "code", "detail"}. A process that ends without either has died.
+It hears `pause`, `cancel`, and once it has said that it stays, the order of the next run. Said on the channel:
+{"type": "progress" | "warning", "data": {…}}, {"type": "metrics", "data": [{…}, …]}, {"type": "alive"}, {"type": "log",
+"message", "traceback"}, and at a run's end {"type": "outcome", "state", "metrics", "stop_reason", "stays"} or {"type":
+"failed", "code", "detail"}. A process that ends without either has died.
 """
 
 import faulthandler
 import fcntl
+import gc
+import math
 import os
 import socket
 import sys
 import threading
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, Literal, NoReturn
 
@@ -26,15 +31,20 @@ from app.jobs.order import WorkOrder
 ALIVE_SECONDS = 2.0
 TOGETHER_SECONDS = 0.02  # metrics wait for those that follow: to wake the supervisor costs more than a small epoch
 RUN_SCORE, FORK_SERVER_SCORE = 500, 400  # thousandths of the memory that Linux adds to theirs when it chooses
+STAYING_BYTES = 2**26  # of memory of its own; a process that has taken more gives it back by its end
 IDLE_SHARE = 0.005  # a process that computes uses more of a core than this; one that hangs does not
 
 
 class Control:
-    """What the supervisor asks of the run; training reads `request` at every step, which also shows that it goes on."""
+    """What the supervisor asks of the run; training reads `request` at every step, which also shows that it goes on.
+
+    `orders`: of the runs to come.
+    """
 
     def __init__(self) -> None:
         self._request: Literal["cancel", "pause"] | None = None
         self.num_reads = 0
+        self.orders: SimpleQueue[dict[str, Any]] = SimpleQueue()
 
     @property
     def request(self) -> Literal["cancel", "pause"] | None:
@@ -85,10 +95,14 @@ class Channel:
             self.say()
 
     def obey(self, control: Control) -> None:
-        """Carry requests to the run, for as long as the process lives."""
+        """Carry orders and requests to the runs, for as long as the process lives."""
         with suppress(ConnectionResetError):
             for line in self._socket.makefile("rb"):
-                control.request = "cancel" if line.strip() == b"cancel" else "pause"
+                if line.startswith(b"{"):
+                    control.request = None  # what was asked of the run before came too late for it
+                    control.orders.put(orjson.loads(line))
+                else:
+                    control.request = "cancel" if line.strip() == b"cancel" else "pause"
         os._exit(1)
 
     def tell_alive(self, control: Control) -> None:
@@ -105,23 +119,31 @@ def _line(message: dict[str, Any]) -> bytes:
 
 
 def run(connection: socket.socket, order: dict[str, Any], training: ModuleType) -> NoReturn:
-    """Work off an order and end the process."""
+    """Work off an order, and those that follow while the process stays small, and end it."""
     faulthandler.enable()
+    own_bytes = _own_bytes()
     offer_to_oom_killer(RUN_SCORE)
     channel, control = Channel(connection), Control()
     threading.Thread(target=channel.carry, daemon=True).start()
     threading.Thread(target=channel.obey, args=(control,), daemon=True).start()
     threading.Thread(target=channel.tell_alive, args=(control,), daemon=True).start()
-    channel.say(_train(channel, control, order, training))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    while True:
+        told = _train(channel, control, order, training)
+        if told["type"] == "outcome":
+            gc.collect()
+            told["stays"] = order["spec"].get("device", "cpu") == "cpu" and _own_bytes() - own_bytes < STAYING_BYTES
+        channel.say(told)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if not told.get("stays"):
+            os._exit(0)
+        order = control.orders.get()
 
 
 def _train(channel: Channel, control: Control, order: dict[str, Any], training: ModuleType) -> dict[str, Any]:
     try:
-        _lock(Path(order["data_dir"]) / "jobs" / order["job_id"])
-        outcome = training.train(WorkOrder(**order), channel.emit, control)
+        with _locked(Path(order["data_dir"]) / "jobs" / order["job_id"]):
+            outcome = training.train(WorkOrder(**order), channel.emit, control)
     except Exception as error:  # noqa: BLE001 (whatever it is ends this run, and no other)
         code, detail = explain(error)
         if code == "internal_error":
@@ -150,11 +172,25 @@ def explain(error: Exception) -> tuple[str, str]:
     return "internal_error", f"an error that is not yours ended the run: {what}"
 
 
-def _lock(folder: Path) -> None:
-    """Hold the job's folder alone, up to the end of the process; a predecessor that is still dying is waited for."""
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the job's folder alone; a predecessor that is still dying is waited for."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _own_bytes() -> float:
+    """Memory that no file backs; infinite where nobody can tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), math.inf)
 
 
 def offer_to_oom_killer(score: int) -> None:

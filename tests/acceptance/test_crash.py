@@ -93,6 +93,17 @@ def test_paused_and_resumed_is_the_same_run(start_service: Callable[..., Service
     assert_same_run(service, undisturbed, finished(service, job))
 
 
+def test_a_run_after_others_in_its_process_is_the_same_run(start_service: Callable[..., Service]) -> None:
+    service = start_service(GRADSERVE_MAX_RUNNING_JOBS="1")
+    undisturbed = finished(service, submit(service, "undisturbed"))
+    worker = worker_of(service)
+    for more in ({"seed": 3, "num_threads": 2}, {"precision": "bfloat16"}, {"optimizer": {"type": "sgd"}}):
+        finished(service, submit(service, "another", **more))
+    after = finished(service, submit(service, "after"))
+    assert worker_of(service) == worker
+    assert_same_run(service, undisturbed, after)
+
+
 # ---- helpers
 
 

@@ -1,6 +1,7 @@
 """A training module without torch: adds 1 to a number per epoch, checkpoints it, and misbehaves where the spec says so.
 
-spec: {"epochs": N, "gate": path, "die_at": epoch, "die_times": N, "hang_at": epoch, "deaf": bool, "fail_with": "…"}
+spec: {"epochs": N, "gate": path, "die_at": epoch, "die_times": N, "hang_at": epoch, "deaf": bool, "fail_with": "…",
+"keeps": bytes, of memory}
 `gate`: an epoch above the number in that file waits, so that a test decides how far a run gets. Each start of a job
 adds a line to `starts-<job id>`: process id, time, and the epoch to go on from.
 """
@@ -17,6 +18,8 @@ from app.errors import Diverged
 from app.jobs.order import Control, Emit, Outcome, WorkOrder
 from app.storage.models import ModelStore
 
+_kept: list[bytes] = []
+
 
 def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
     spec = order.spec
@@ -25,6 +28,7 @@ def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
     with (Path(order.data_dir) / f"starts-{order.job_id}").open("a") as starts:
         starts.write(f"{os.getpid()} {time.time()} {epoch}\n")
     _fail(spec.get("fail_with"))
+    _kept.append(b"x" * spec.get("keeps", 0))
     for done in range(1, epoch + 1):
         emit("metrics", _metrics(done))
     while epoch < spec.get("epochs", 1):
