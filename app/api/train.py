@@ -1,7 +1,7 @@
 """`POST /train`: from a body to a job that survives."""
 
 import hashlib
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -17,8 +17,9 @@ from app.learning.plan import Plan, plan
 from app.specs.resolve import resolve, signature_of
 from app.specs.resolve_columns import check_validation
 from app.specs.table import InputsData, RecordsData, Signature, StoredData, Table
-from app.specs.training import TrainingSpec, ValidationDataset
+from app.specs.training import TrainingSpec, ValidationDataset, WarmStart
 from app.storage.tables import frame_from_inputs, frame_from_records
+from app.storage.version import Version
 
 router = APIRouter(tags=["train"], route_class=JsonRoute, dependencies=[Depends(require("train"))])
 
@@ -101,12 +102,17 @@ def _wait_seconds(prefer: str | None, most: float) -> float:
 def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, list[str]]:
     data, table = store_data(deps, spec.data)
     spec = spec.model_copy(update={"data": data, "validation": _resolve_validation(deps, spec)})
+    start = None if spec.warm_start is None else _start(deps, spec.warm_start)
+    if start is not None:
+        left_out = {"network", "features"} - spec.model_fields_set
+        spec = spec.model_copy(update={name: getattr(start.spec, name) for name in left_out})
     resolved, warnings = resolve(spec, table)
     if isinstance(resolved.validation, ValidationDataset):
         assert resolved.validation.digest is not None
         # to ask for its table keeps it from being swept, or says that it is not there
         check_validation(resolved, table, deps.datasets.table(resolved.validation.digest))
-    resolved = _resolve_warm_start(deps, resolved, table)
+    if start is not None:
+        resolved = _go_on_from(start, resolved, table)
     settings = deps.settings
     settled, facts, notes = plan(
         resolved,
@@ -162,14 +168,26 @@ def _resolve_validation(deps: Services, spec: TrainingSpec) -> Any:
     return validation.model_copy(update={"digest": digest})
 
 
-def _resolve_warm_start(deps: Services, spec: TrainingSpec, table: Table) -> TrainingSpec:
-    start = spec.warm_start
-    if start is None:
-        return spec
+class Start(NamedTuple):
+    """A version whose weights a run begins with, and the spec of the run that it is of."""
+
+    version: Version
+    spec: TrainingSpec
+
+
+def _start(deps: Services, start: WarmStart) -> Start:
     version = deps.models.get(start.model, deps.models.resolve(start.model, start.version))
-    which = f"version {version.version} of {start.model!r}"
-    if TrainingSpec.model_validate(version.config["spec"]).network != spec.network:
+    return Start(version, TrainingSpec.model_validate(version.config["spec"]))
+
+
+def _go_on_from(start: Start, spec: TrainingSpec, table: Table) -> TrainingSpec:
+    assert spec.warm_start is not None
+    version, before = start
+    which = f"version {version.version} of {version.model!r}"
+    if before.network != spec.network:
         raise InvalidInput.at("/warm_start", f"{which} has another network; its weights don't fit")
     if Signature.model_validate(version.config["signature"]).inputs != signature_of(spec, table).inputs:
         raise InvalidInput.at("/warm_start", f"{which} has other input columns; its weights don't fit")
-    return spec.model_copy(update={"warm_start": start.model_copy(update={"version": version.version})})
+    if before.features != spec.features:
+        raise InvalidInput.at("/features", f"{which} has others; leave these out, and they are the same")
+    return spec.model_copy(update={"warm_start": spec.warm_start.model_copy(update={"version": version.version})})

@@ -59,7 +59,7 @@ class Session:
         least = least_rows(self.network, prepared.features.num_inputs)
         initialize(self.network, spec.init)
         if weights is not None:
-            self._start_from(weights)
+            self.network.load_state_dict(weights)
         self.network.to(self.device)
         freeze(self.network, spec.freeze)
         row_bytes = prepared.train.inputs[:1].nbytes
@@ -73,15 +73,6 @@ class Session:
         self.train = prepared.train.to(self.device)
         self.validation = prepared.validation and prepared.validation.to(self.device)
         self._build_engine()
-
-    def _start_from(self, weights: dict[str, Tensor]) -> None:
-        try:
-            self.network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise BadData(
-                "warm_start: the weights don't fit this network, whose inputs follow from the table "
-                f"(other categories or gaps than the version was trained on): {str(error).splitlines()[-1].strip()}"
-            ) from error
 
     def _build_engine(self) -> None:
         spec = self.spec

@@ -27,7 +27,7 @@ from app.learning.fit import fit, still_gaining
 from app.learning.memory import part_rows
 from app.learning.model import Model
 from app.learning.plan import encoded_bytes
-from app.learning.prepare import Frames, Prepared, in_memory, prepare
+from app.learning.prepare import Fitted, Frames, Prepared, in_memory, prepare
 from app.specs.resolve import signature_of
 from app.specs.table import StoredData
 from app.specs.training import TrainingSpec, ValidationDataset, ValidationFolds
@@ -76,14 +76,13 @@ class Training:
         self._read()
         folds = self.spec.validation.folds if isinstance(self.spec.validation, ValidationFolds) else 0
         resumed = self.journal.load()
-        start = self._starting_model() if resumed is None or folds else None  # a checkpoint has weights of its own
-        weights = start.network.state_dict() if start else None
+        self.start = self._starting_model()
+        is_fresh = resumed is None or folds  # a checkpoint has weights of its own
+        weights = self.start.network.state_dict() if self.start and is_fresh else None
         for fold in range(len(self.journal.folds), folds + 1):
             held_out = fold if fold < folds else None
             spec = self.spec if held_out is not None or not folds else _over_all_rows(self.spec, self.journal.folds)
             prepared = self._prepare(held_out)
-            if start and not self.journal.folds:
-                self._tell_what_differs(start, prepared)
             if held_out is None:
                 self.tables.clear()  # what is encoded is all that is still needed
             session = Session(spec, prepared, weights, self.workplace)
@@ -145,7 +144,7 @@ class Training:
     def _prepare(self, fold: int | None) -> Prepared:
         collect = self._on_disk if self.streams else in_memory
         table, other = self.tables[0], self.tables[1] if len(self.tables) > 1 else None
-        prepared = prepare(self.spec, self.signature, table, other, fold, collect)
+        prepared = prepare(self.spec, self.signature, table, other, fold, collect, self._fitted())
         if not self.journal.folds:
             for warning in prepared.warnings:
                 self.journal.warn(warning)
@@ -166,11 +165,16 @@ class Training:
         version = self.models.get(start.model, self.models.resolve(start.model, start.version))
         return Model.load(version.load_tensors(), version.config)
 
-    def _tell_what_differs(self, start: Model, prepared: Prepared) -> None:
-        for difference in start.differences(prepared.features, prepared.targets):
-            self.journal.warn(
-                f"warm_start: {difference} than the version was trained on, and weights are taken over by place"
-            )
+    def _fitted(self) -> Fitted | None:
+        """Features of the version that the run goes on from, and its targets where they are the same."""
+        if self.start is None:
+            return None
+        known, now = self.start.targets, self.signature
+        before = known.signature.task, [column.name for column in known.signature.targets], known.loss
+        if before != (now.task, [column.name for column in now.targets], self.spec.loss.type):
+            return Fitted(self.start.features, None)
+        signature = now.model_copy(update={"classes": known.signature.classes})
+        return Fitted(self.start.features, replace(known, signature=signature))
 
     # ---- after
 

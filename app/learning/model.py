@@ -1,6 +1,5 @@
 """A trained model: features, network and targets that belong together, and their form on disk."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,16 +31,6 @@ class Model:
     def predict(self, inputs: Tensor) -> Tensor:
         """Values `[N, T]` in the target's units, or probabilities `[N, L]`, of rows `[N, F]`; float64, on the CPU."""
         return self.targets.activate(forward_all(self.network, inputs, device=next(self.network.parameters()).device))
-
-    def differences(self, features: Features, targets: Targets) -> Iterator[str]:
-        """What stands in another fit where this one's weights mean something else, each as `… other …`."""
-        for name, words in features.vocabularies.items():
-            if words != self.features.vocabularies.get(name):
-                yield f"{name!r} has other categories"
-        if features.flagged != self.features.flagged:
-            yield "other columns have gaps"
-        if targets.signature.classes != self.signature.classes:
-            yield "the target has other labels"
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors by name (weights under `network.`), and the rest as JSON."""

@@ -1,9 +1,10 @@
 """From a table to the rows that a run learns from and is judged by."""
 
 import mmap
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -18,6 +19,7 @@ from app.learning.targets import Labels, Targets, class_weights, count_classes, 
 from app.specs.table import Label, Signature, StoredData
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
+MAX_NAMED = 10  # of what is new
 SPLIT_STREAM = 1  # which of the seed's streams the split draws from
 
 
@@ -38,6 +40,13 @@ class Prepared:
     validation: Rows | None
     truth: Tensor
     warnings: list[str] = field(default_factory=list)
+
+
+class Fitted(NamedTuple):
+    """How a version encodes rows; `targets` are None where a run that goes on from it learns other ones."""
+
+    features: Features
+    targets: Targets | None
 
 
 @dataclass
@@ -84,6 +93,7 @@ def prepare(
     other: Frames | None,
     fold: int | None = None,
     collect: Collect = in_memory,
+    fitted: Fitted | None = None,
 ) -> Prepared:
     """Split, fit features and targets on the training rows, encode all rows.
 
@@ -92,15 +102,22 @@ def prepare(
         other: the rows of a validation dataset, if the spec names one.
         fold: which of the spec's folds is held out, from 0; None for none of them.
         collect: where encoded rows go.
+        fitted: what is not fitted anew, because it is the version's that the run goes on from.
 
     Raises:
         BadData: nothing is left to learn from, or rows that the spec does not allow.
     """
     warnings: list[str] = []
-    train, classes = _usable(spec, signature, table, warnings)
+    known = fitted and fitted.targets
+    train, classes = _usable(spec, signature, table, warnings, known)
     train, held_out = _split(spec, train, fold)
-    features = Features.fit(signature.inputs, train, spec.features)
-    targets = Targets.fit(signature, spec, train.truth, classes)
+    if fitted is None:
+        features = Features.fit(signature.inputs, train, spec.features)
+    else:
+        features = fitted.features
+        features.check_all(train)
+        warnings += _news(features, train)
+    targets = known or Targets.fit(signature, spec, train.truth, classes)
     if other is not None:
         held_out, _ = _usable(spec, signature, other, warnings, targets)
     if held_out is not None:
@@ -146,6 +163,23 @@ def _usable(
     if classes is not None and truth.min() == truth.max():
         raise BadData(f"all rows that can be used have the same label in {needed[0]!r}: {classes[truth[0]]!r}")
     return Part(frames, mask, truth, joined(weights) if weight else None), classes
+
+
+def _news(features: Features, rows: Iterable[pl.DataFrame]) -> Iterator[str]:
+    """What rows have that fitted features have no place for, each as a sentence."""
+    words: defaultdict[str, set[str]] = defaultdict(set)
+    gaps = dict[str, None]()
+    for frame in rows:
+        for name, vocabulary in features.vocabularies.items():
+            words[name] |= set(frame[name].cast(pl.String).drop_nulls().unique()) - set(vocabulary)
+        numbers = [column.name for column in features.columns if column.kind != "categorical"]
+        gaps |= dict.fromkeys(name for name in numbers if frame[name].null_count() and name not in features.flagged)
+    for name, new in words.items():
+        if new:
+            named = ", ".join([*map(repr, sorted(new)[:MAX_NAMED]), *(["…"] if len(new) > MAX_NAMED else [])])
+            yield f"warm_start: categories of {name!r} that are new to the version share one place: {named}"
+    for name in gaps:
+        yield f"warm_start: {name!r} has gaps, which it had not for the version; they are taken for its mean"
 
 
 def _split(spec: TrainingSpec, rows: Part, fold: int | None) -> tuple[Part, Part | None]:

@@ -63,7 +63,7 @@ ValidationSpec = Annotated[
 
 
 class WarmStart(Spec):
-    """Go on from the weights of a published version."""
+    """Go on from the weights of a published version, and encode rows as it does."""
 
     model: Name
     version: Annotated[str, Field(min_length=1, max_length=64)] | None = None

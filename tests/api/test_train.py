@@ -280,25 +280,73 @@ def test_going_on_from_a_models_weights(client: httpx.Client) -> None:
     assert again["metrics"]["train_loss"] < first["metrics"]["train_loss"] * 1.05
 
 
+def month(name: str, rows: list[list[Any]], target: str = "y", **fields: Any) -> dict[str, Any]:
+    records = [dict(zip(("x", "p", "q", "y"), row, strict=True)) for row in rows * 10]
+    return body(name, data={"records": records, "target": target, "features": ["x", "p"]}, validation=None, **fields)
+
+
+def predicted(client: httpx.Client, model: str, rows: list[list[Any]]) -> Any:
+    answer = client.post("/predict", json={"model": model, "inputs": rows}).raise_for_status().json()
+    return {name: value for name, value in answer.items() if name != "model"}
+
+
+LAST_MONTH = [["a", 1, 2.5, "no"], ["b", None, 0.5, "yes"], ["a", 3, 1.5, "no"]]
+NEXT_MONTH = [["b", 7, 12.5, "no"], ["new", None, 10.5, "yes"], ["a", 5, 11.5, "yes"]]
+
+
+@pytest.mark.parametrize("target", ["y", "q"])
+def test_a_run_begins_with_what_the_version_predicts(client: httpx.Client, target: str) -> None:
+    """On rows of other scales and with words that are new; what is left out of the spec is the version's."""
+    more: dict[str, Any] = {"network": {"hidden_features": [5]}, "features": {"categorical": "one_hot"}}
+    train(client, month(f"from-{target}", LAST_MONTH, target, **more))
+    spec = month(f"to-{target}", NEXT_MONTH, target, optimizer={"type": "sgd", "learning_rate": 1e-30})
+    del spec["network"]
+    after = train(client, {**spec, "warm_start": {"model": f"from-{target}"}})
+    assert after["spec"]["features"]["categorical"] == "one_hot"
+    assert len(after["spec"]["network"]["layers"]) == 3
+    rows = [[None, 1e3], *(row[:2] for row in [*LAST_MONTH, *NEXT_MONTH])]
+    assert predicted(client, f"to-{target}", rows) == predicted(client, f"from-{target}", rows)
+
+
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([["a", 1, 2, "no"], ["b", 2, None, "yes"]], []),
-        ([["b", 1, 2, "no"], ["c", 2, None, "yes"]], ["'x' has other categories"]),
-        ([["a", None, 2, "no"], ["b", 2, 3, "yes"]], ["other columns have gaps"]),
-        ([["a", 1, 2, "yes"], ["b", 2, None, "never"]], ["the target has other labels"]),
+        (LAST_MONTH, []),
+        ([["b", 1, 2, "no"], ["a", None, 2, "yes"], ["b", None, 3, "no"]], []),
+        (NEXT_MONTH, ["warm_start: categories of 'x' that are new to the version share one place: 'new'"]),
     ],
 )
-def test_weights_that_come_to_mean_something_else_are_told_of(
+def test_categories_that_a_version_does_not_know_are_told(
     client: httpx.Client, rows: list[list[Any]], told: list[str]
 ) -> None:
-    def spec(name: str, rows: list[list[Any]], **fields: Any) -> dict[str, Any]:
-        records = [dict(zip(("x", "p", "q", "y"), row, strict=True)) for row in rows * 10]
-        return body(name, data={"records": records, "target": "y"}, validation=None, **fields)
+    train(client, month("known", LAST_MONTH))
+    assert train(client, month("news", rows, warm_start={"model": "known"}))["warnings"] == told
 
-    train(client, spec("month", [["a", 1, 2, "no"], ["b", 2, None, "yes"]]))
-    job = train(client, spec("next-month", rows, warm_start={"model": "month", "version": "1"}))
-    assert [warning.partition(" than ")[0] for warning in job["warnings"]] == [f"warm_start: {what}" for what in told]
+
+def test_gaps_that_a_version_did_not_have_are_told(client: httpx.Client) -> None:
+    train(client, month("whole", [["a", 1, 2, "no"], ["b", 2, 2, "yes"]]))
+    found = train(client, month("gaps", LAST_MONTH, warm_start={"model": "whole"}))
+    assert found["warnings"] == [
+        "warm_start: 'p' has gaps, which it had not for the version; they are taken for its mean"
+    ]
+
+
+def test_a_label_that_a_version_does_not_know_fails_the_run(client: httpx.Client) -> None:
+    train(client, month("labels", LAST_MONTH))
+    rows = [["a", 1, 2, "yes"], ["b", 2, 2, "never"]]
+    answer = client.post("/train", json=month("others", rows, warm_start={"model": "labels"}))
+    job = finished(client, answer.json()["id"])
+    assert (job["state"], job["error"]["code"]) == ("failed", "bad_data")
+    assert "the label 'never' is none of the 2 classes" in job["error"]["detail"]
+
+
+def test_another_target_has_its_own_scale(client: httpx.Client) -> None:
+    train(client, month("of-q", LAST_MONTH, "q"))
+    spec = month("of-r", [[x, p, 1000 + q, y] for x, p, q, y in LAST_MONTH], "q", warm_start={"model": "of-q"})
+    spec["data"]["records"] = [{**row, "r": row.pop("q")} for row in spec["data"]["records"]]
+    spec["data"]["target"] = "r"
+    train(client, spec)
+    assert predicted(client, "of-r", [["a", 1]])["predictions"][0] > 900
 
 
 @pytest.mark.parametrize(
@@ -307,12 +355,13 @@ def test_weights_that_come_to_mean_something_else_are_told_of(
         {"network": {"hidden_features": [5]}},
         {"data": {"inputs": [[1], [2]], "targets": [1.5, 2.5]}},
         {"data": {"records": [{"x0": "a", "x1": "b", "y": 1.5}, {"x0": "b", "x1": "c", "y": 2.5}], "target": "y"}},
+        {"features": {"standardize": False}},
     ],
 )
 def test_weights_that_do_not_fit_are_refused(client: httpx.Client, other: dict[str, Any]) -> None:
     train(client, body("cold"))
     answer = client.post("/train", json=body("cold", warm_start={"model": "cold"}) | other)
-    assert pointers(answer) == ["/warm_start"]
+    assert pointers(answer) == ["/features" if "features" in other else "/warm_start"]
 
 
 def test_a_model_to_go_on_from_must_be_there(client: httpx.Client) -> None:

@@ -18,9 +18,10 @@ from app.jobs.order import Outcome, WorkOrder
 from app.learning import memory, rows, windows
 from app.learning.plan import plan
 from app.storage.checkpoints import Checkpoints
+from app.storage.models import ModelStore
 from app.storage.profile import profile_table
 from app.storage.tensors import write_tensors
-from tests.samples import DIGEST, resolved, table_of
+from tests.samples import DIGEST, publish, resolved, table_of, untrained
 
 RNG = np.random.default_rng(3)
 FRAME = pl.DataFrame({"a": RNG.standard_normal(400), "b": RNG.choice(["u", "v", None], 400), "c": RNG.random(400)})
@@ -155,6 +156,21 @@ def test_a_paused_cross_validation_goes_on_where_it_was(tmp_path: Path, pause_at
     ]
     one, other = ((tmp_path / "models" / ".staging" / job / "history.jsonl") for job in ("undisturbed", "paused"))
     assert pl.read_ndjson(one).drop("elapsed_seconds").equals(pl.read_ndjson(other).drop("elapsed_seconds"))
+
+
+def test_a_paused_run_that_went_on_from_a_version_encodes_as_it_does(tmp_path: Path) -> None:
+    other = FRAME.with_columns(pl.col("a") * 5 + 1, pl.lit("u").alias("b"))
+    publish(ModelStore(tmp_path / "models"), untrained(other, validation=None))
+    spec: dict[str, Any] = {"warm_start": {"model": "m", "version": "1"}, "stop": {"max_epochs": 4}}
+    run(tmp_path, job="undisturbed", **spec)
+    run(tmp_path, job="paused", pause_at=2, **spec)
+    run(tmp_path, job="paused", **spec)
+    one, two = weights(tmp_path, "undisturbed"), weights(tmp_path, "paused")
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+    start = load_file(tmp_path / "models" / "m" / "1" / "model.safetensors")
+    np.testing.assert_array_equal(one["features.mean"], start["features.mean"])
 
 
 def test_a_checkpoint_of_another_release_is_told_of_and_no_more(tmp_path: Path) -> None:
