@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.errors import BadData
 from app.learning.averaging import WeightAverage
-from app.learning.batches import add_up, plan_batches
+from app.learning.batches import add_up, epoch_order, plan_batches
 from app.learning.compiled import CompiledSteps
 from app.learning.evaluate import Judgement, mean_loss
 from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory
@@ -116,7 +116,8 @@ class Session:
         if self.spec.optimizer.learning_rate == "auto":
             before = Snapshot(self.network)
             self.network.train()
-            self._take_learning_rate(find_learning_rate(self.eager, self.train, None))
+            order = epoch_order(self.batching, self.spec.seed, 0, self.train.inputs.device, self._shares())
+            self._take_learning_rate(find_learning_rate(self.eager, self.train, order))
             before.restore()
             self._build_engine()
 
@@ -124,10 +125,12 @@ class Session:
         optimizer = self.spec.optimizer.model_copy(update={"learning_rate": rate})
         self.spec = self.spec.model_copy(update={"optimizer": optimizer})
 
+    def _shares(self) -> Tensor | None:
+        if self.spec.descent.sampling != "class_balanced":
+            return None
+        return add_up(class_chances(self.prepared.train.targets.flatten().long()))
+
     def run(self) -> Run:
-        shares = None
-        if self.spec.descent.sampling == "class_balanced":
-            shares = add_up(class_chances(self.prepared.train.targets.flatten().long()))
         return Run(
             self.spec,
             self.network,
@@ -136,7 +139,7 @@ class Session:
             self.batching,
             self.train,
             self.validation,
-            shares,
+            self._shares(),
             self.average,
             None if self.spec.stop.metric == "loss" else self._judge,
             self._keep,

@@ -17,6 +17,7 @@ from app.jobs import journal, session, training
 from app.jobs.order import Outcome, WorkOrder
 from app.learning import memory, rows, windows
 from app.learning.plan import plan
+from app.learning.steps import EagerSteps
 from app.storage.checkpoints import Checkpoints
 from app.storage.models import ModelStore
 from app.storage.profile import profile_table
@@ -187,6 +188,27 @@ def test_rows_without_a_target_are_left_out_and_told(tmp_path: Path) -> None:
     _, events = run(tmp_path, stop={"max_epochs": 1})
     warnings = [data["detail"] for data in told(events, "warning")]
     assert warnings == [f"{missing} of 400 rows have no y and are left out"]
+
+
+@pytest.mark.parametrize("descent", [{"batch_size": 32}, {"batch_size": 32, "sampling": "class_balanced"}])
+def test_the_range_test_sees_rows_in_the_order_of_the_first_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, descent: dict[str, Any]
+) -> None:
+    """In a table that is sorted, the first rows are not as all are."""
+    orders = list[Any]()
+    batches = EagerSteps.run
+
+    def run_noted(self: EagerSteps, rows: Any, order: Any, first: int, rates: Any) -> Any:
+        if not orders or not torch.equal(orders[-1], order):
+            orders.append(order)
+        return batches(self, rows, order, first, rates)
+
+    monkeypatch.setattr(EagerSteps, "run", run_noted)
+    label = {"data": {"features": ["a"], "target": "b"}, "task": "binary"}
+    more = {"optimizer": {"type": "adam", "learning_rate": "auto"}, "stop": {"max_epochs": 1}}
+    run(tmp_path, descent=descent, engine="eager", **label, **more)
+    assert len(orders) == 1
+    assert not torch.equal(orders[0], torch.arange(len(orders[0])))
 
 
 def test_the_range_test_leaves_no_trace(tmp_path: Path) -> None:
