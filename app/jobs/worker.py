@@ -30,7 +30,9 @@ from app.jobs.order import WorkOrder
 
 ALIVE_SECONDS = 2.0
 TOGETHER_SECONDS = 0.02  # metrics wait for those that follow: to wake the supervisor costs more than a small epoch
-RUN_SCORE, FORK_SERVER_SCORE = 500, 400  # thousandths of the memory that Linux adds to theirs when it chooses
+# thousandths of the memory that Linux adds to theirs when it chooses: so many that a fork server which has only begun
+# to import, and is small, goes before the service
+RUN_SCORE, FORK_SERVER_SCORE = 900, 800
 STAYING_BYTES = 2**26  # of memory of its own; a process that has taken more gives it back by its end
 IDLE_SHARE = 0.005  # a process that computes uses more of a core than this; one that hangs does not
 
