@@ -1,5 +1,6 @@
 """The processes of a service by what they do, found through /proc."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -98,7 +99,14 @@ def memory_of(pid: int, kind: str = "Anonymous") -> int:
 
 def num_descriptors(pid: int) -> int:
     """Open files and connections; 0 where the process has gone."""
-    try:
-        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
+    return len(open_files(pid))
+
+
+def open_files(pid: int) -> list[str]:
+    """What a process has open, by path, or as `socket:[…]`; nothing where it has gone."""
+    found = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                found.append(str(entry.readlink()))
+    return found

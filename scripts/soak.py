@@ -22,7 +22,7 @@ from pathlib import Path
 import httpx
 
 from scripts.figures import machine, write_figures
-from scripts.processes import memory_of, num_descriptors, processes_of, with_role
+from scripts.processes import memory_of, open_files, processes_of, with_role
 from scripts.service import Service
 from scripts.soak_clients import STEADY, Load
 
@@ -40,6 +40,7 @@ SETTINGS = {
 WARM_UP = 0.25  # of the time
 MAX_GROWTH = 0.05
 SPARE_DESCRIPTORS = 3
+MAX_POOLED = 2 * 16 + 1  # files of a process: SQLAlchemy's pool has 15 connections at most, the supervisor one more
 SETTLE_SECONDS = 120.0
 MIB = 2**20
 SPARE_BYTES = 24 * MIB  # of disk: SQLite's journal, and pages that are kept for what comes
@@ -49,7 +50,7 @@ SPARE_BYTES = 24 * MIB  # of disk: SQLite's journal, and pages that are kept for
 class Sample:
     """A look at the service. `memory_bytes` are its own, `mapped_bytes` those of files, of which it has a share.
 
-    Workers, which come and go, count apart.
+    Workers, which come and go, count apart, and so do files of the database: `num_pooled` is the most of a process.
     """
 
     seconds: float
@@ -57,6 +58,7 @@ class Sample:
     mapped_bytes: int
     worker_bytes: int
     num_descriptors: int
+    num_pooled: int
     database_bytes: int
     data_bytes: int
 
@@ -84,6 +86,8 @@ class Report:
             found.append(f"memory grew from {before.memory_bytes / MIB:.0f} to {after.memory_bytes / MIB:.0f} MiB")
         if after.num_descriptors > before.num_descriptors + SPARE_DESCRIPTORS:
             found.append(f"descriptors grew from {before.num_descriptors} to {after.num_descriptors}")
+        if after.num_pooled > MAX_POOLED:
+            found.append(f"{after.num_pooled} files of the database are open")
         return found
 
     def table(self) -> str:
@@ -144,12 +148,14 @@ class Soak:
         return self.service.process.pid
 
     def _sample(self) -> Sample:
-        memory = mapped = workers = descriptors = 0
+        memory = mapped = workers = descriptors = pooled = 0
         for process in processes_of(self._main):
             if process.role in ("main", "api", "forkserver"):
                 memory += memory_of(process.pid)
                 mapped += memory_of(process.pid, "Pss_File")
-                descriptors += num_descriptors(process.pid)
+                files = open_files(process.pid)
+                of_database = sum("gradserve.db" in path for path in files)
+                descriptors, pooled = descriptors + len(files) - of_database, max(pooled, of_database)
             else:
                 workers += memory_of(process.pid, "Pss")
         data = self.service.root / "data"
@@ -159,6 +165,7 @@ class Soak:
             mapped_bytes=mapped,
             worker_bytes=workers,
             num_descriptors=descriptors,
+            num_pooled=pooled,
             database_bytes=sum(_size(path) for path in data.glob("gradserve.db*")),
             data_bytes=sum(_size(Path(folder, name)) for folder, _, names in os.walk(data) for name in names),
         )

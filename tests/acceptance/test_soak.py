@@ -7,7 +7,7 @@ import pytest
 
 from scripts.soak import MIB, Report, Sample, Soak
 
-SAMPLE = Sample(60.0, 500 * MIB, 100 * MIB, 0, 50, MIB, 2 * MIB)
+SAMPLE = Sample(60.0, 500 * MIB, 100 * MIB, 0, 50, 8, MIB, 2 * MIB)
 
 
 def test_a_few_seconds_of_mixed_load(tmp_path: Path) -> None:
@@ -24,6 +24,8 @@ def test_a_few_seconds_of_mixed_load(tmp_path: Path) -> None:
         ({"memory_bytes": 524 * MIB, "num_descriptors": 53, "database_bytes": 16 * MIB}, None),
         ({"memory_bytes": 526 * MIB}, "memory grew from 500 to 526 MiB"),
         ({"num_descriptors": 54}, "descriptors grew from 50 to 54"),
+        ({"num_pooled": 33}, None),
+        ({"num_pooled": 34}, "34 files of the database are open"),
         ({"database_bytes": 80 * MIB}, "database grew from 1 to 80 MiB"),
         ({"data_bytes": 90 * MIB}, "data/ grew from 2 to 90 MiB"),
     ],
