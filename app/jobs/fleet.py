@@ -184,8 +184,8 @@ class Fleet:
         return worker
 
     def keep(self, run: Run) -> None:
-        """Its worker has said that it stays: it waits for another job, unless it has died since."""
-        if self.runs.get(run.worker.number) is run:
+        """Its worker has said that it stays: it waits for another job, unless it has died or is to be killed."""
+        if run.killed_at is None and self.runs.get(run.worker.number) is run:
             del self.runs[run.worker.number]
             run.worker.idle_until = time.monotonic() + IDLE_SECONDS
             self._idle.append(run.worker)

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.jobs import fleet as fleet_module
+from app.jobs import reconciler as reconciler_module
 from app.jobs.queue import JobQueue
 from app.jobs.worker import STAYING_BYTES
 from tests.unit.jobs.conftest import Gate
@@ -104,6 +106,34 @@ def test_a_cancel_that_comes_too_late_is_not_the_next_jobs(
     gate.open(1)
     assert ended(queue, late).state == "cancelled"
     assert worker_of(queue, tmp_path) == starts(tmp_path, late)[0][0]
+
+
+def test_a_worker_that_is_to_be_killed_gets_no_other_job(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run ends well after all, before the fork server comes to it."""
+    monkeypatch.setattr(reconciler_module, "CANCEL_SECONDS", 0.0)
+    killed, kill = threading.Event(), fleet_module.Fleet.kill
+
+    def kill_and_say_so(self: fleet_module.Fleet, run: fleet_module.Run) -> None:
+        kill(self, run)
+        killed.set()
+
+    monkeypatch.setattr(fleet_module.Fleet, "kill", kill_and_say_so)
+    start(max_running_jobs=1)
+    late = queue.submit({"gate": str(gate.path), "deaf": True}, "m")
+    ((worker, _),) = until(lambda: starts(tmp_path, late))
+    following = queue.submit({"epochs": 2, "gate": str(gate.path)}, "m")
+    os.kill(forkserver_of(worker), signal.SIGSTOP)
+    queue.cancel(late.id)
+    assert killed.wait(10)
+    gate.open(1)
+    assert ended(queue, late).state == "cancelled"
+    os.kill(forkserver_of(worker), signal.SIGCONT)
+    until(lambda: not is_alive(worker))
+    gate.open(2)
+    job = ended(queue, following)
+    assert (job.state, job.warnings) == ("succeeded", [])
 
 
 def test_a_waiting_worker_that_is_killed_is_no_loss(queue: JobQueue, start: Start, tmp_path: Path) -> None:
