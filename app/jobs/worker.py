@@ -133,7 +133,8 @@ def run(connection: socket.socket, order: dict[str, Any], training: ModuleType) 
         told = _train(channel, control, order, training)
         if told["type"] == "outcome":
             gc.collect()
-            told["stays"] = order["spec"].get("device", "cpu") == "cpu" and _own_bytes() - own_bytes < STAYING_BYTES
+            on_cpu, is_small = order["spec"].get("device", "cpu") == "cpu", _own_bytes() - own_bytes < STAYING_BYTES
+            told["stays"] = on_cpu and is_small and not _has_children()
         channel.say(told)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -193,6 +194,15 @@ def _own_bytes() -> float:
     except OSError:
         return math.inf
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), math.inf)
+
+
+def _has_children() -> bool:
+    """Whether a process of its own is left, as a compiler is whose run did not wait for it."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def offer_to_oom_killer(score: int) -> None:

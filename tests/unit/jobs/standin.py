@@ -1,7 +1,7 @@
 """A training module without torch: adds 1 to a number per epoch, checkpoints it, and misbehaves where the spec says so.
 
 spec: {"epochs": N, "gate": path, "die_at": epoch, "die_times": N, "hang_at": epoch, "deaf": bool, "fail_with": "…",
-"keeps": bytes, of memory}
+"keeps": bytes, of memory, "forks": bool, a process that ends at once and is not waited for}
 `gate`: an epoch above the number in that file waits, so that a test decides how far a run gets. Each start of a job
 adds a line to `starts-<job id>`: process id, time, and the epoch to go on from.
 """
@@ -29,6 +29,8 @@ def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
         starts.write(f"{os.getpid()} {time.time()} {epoch}\n")
     _fail(spec.get("fail_with"))
     _kept.append(b"x" * spec.get("keeps", 0))
+    if spec.get("forks") and os.fork() == 0:
+        os._exit(0)
     for done in range(1, epoch + 1):
         emit("metrics", _metrics(done))
     while epoch < spec.get("epochs", 1):

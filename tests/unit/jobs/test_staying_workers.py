@@ -68,6 +68,7 @@ def test_jobs_at_the_same_time_have_workers_of_their_own(
         ({"fail_with": "memory"}, "failed"),
         ({"keeps": STAYING_BYTES + 2**20}, "succeeded"),
         ({"device": "cuda:0"}, "succeeded"),
+        ({"forks": True}, "succeeded"),
     ],
 )
 def test_what_a_run_may_have_left_behind_ends_with_its_process(
