@@ -65,16 +65,16 @@ class Ahead:
             return
         shortcut, parts = found
         scope["request_id"], scope["route"] = request_id_of(headers), shortcut.route
-        try:
-            body = await self._read(scope, receive)
-            answer = await shortcut.answer(
-                Call(scope["app"].state.services, parts, Headers(scope=scope), body, receive)
-            )
-        except Exception as error:  # noqa: BLE001 (each has its answer)
-            with structlog.contextvars.bound_contextvars(request_id=scope["request_id"]):
+        with structlog.contextvars.bound_contextvars(request_id=scope["request_id"]):
+            try:
+                body = await self._read(scope, receive)
+                answer = await shortcut.answer(
+                    Call(scope["app"].state.services, parts, Headers(scope=scope), body, receive)
+                )
+            except Exception as error:  # noqa: BLE001 (each has its answer)
                 answer = await problems.answer(Request(scope), error)
-        finally:
-            self._held_bytes -= scope.get("held_bytes", 0)
+            finally:
+                self._held_bytes -= scope.get("held_bytes", 0)
         said = [*answer.raw_headers, *ON_ALL, (b"x-request-id", scope["request_id"].encode())]
         await send({"type": "http.response.start", "status": answer.status_code, "headers": said})
         await send({"type": "http.response.body", "body": answer.body})

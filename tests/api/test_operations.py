@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import httpx
+import polars as pl
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -16,6 +17,7 @@ from app.api.examples import SEED
 from app.api.problems import Problem
 from app.storage.models import ModelStore
 from tests.api.service import problem, service, train
+from tests.samples import publish, untrained
 
 # ---- every answer
 
@@ -219,6 +221,20 @@ def test_requests_are_logged_with_their_ids(tmp_path: Path, capfd: pytest.Captur
     assert (found["method"], found["path"], found["status"]) == ("GET", "/models/nowhere", 404)
     assert found["ms"] >= 0
     assert not any(line.get("request_id") == "quiet" for line in lines)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/m/infer"])
+def test_a_version_that_is_broken_is_logged_with_the_id_of_its_request(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], path: str
+) -> None:
+    model = untrained(pl.DataFrame({"x": [1.0, 2.0, 3.0], "y": [0.5, 1.5, 2.75]}))
+    version = tmp_path / "models" / "m" / publish(ModelStore(tmp_path / "models"), model)
+    (version / "model.safetensors").write_bytes(b"")
+    body = {"model": "m", "inputs": [[1]]} if path == "/predict" else {"inputs": []}
+    with service(tmp_path, log_level="info", log_format="json") as client:
+        assert client.post(path, json=body, headers={"X-Request-ID": "load-me"}).status_code == 503
+    lines = [line for line in entries(capfd.readouterr().err) if line.get("request_id") == "load-me"]
+    assert "a version can't be loaded" in [line["event"] for line in lines]
 
 
 def test_a_job_is_logged_with_the_id_of_its_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
