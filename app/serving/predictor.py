@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import polars as pl
 import structlog
 import torch
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from torch import Tensor
 
 from app.errors import CorruptVersion, Overloaded
@@ -28,6 +28,7 @@ from app.serving.statistics import Request, Statistics
 T = TypeVar("T")
 
 MAX_THREADS = 4
+MAX_LOADS = 4  # at once; other threads than these are left for what waits for no version
 MAX_CELLS_ON_LOOP = 5_000  # smaller inputs are encoded at once, which takes less than handing them to a thread
 
 log = structlog.get_logger("gradserve.predictor")
@@ -59,6 +60,7 @@ class Predictor:
         self.small = SmallRequests(statistics)
         num_threads = num_threads or min(MAX_THREADS, max(2, usable_cores()))
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
+        self._loading = CapacityLimiter(MAX_LOADS)
         self._batcher = Batcher(self._executor, statistics.executed, limits)
 
     async def request(self, name: str, selector: str | None, key: str | None) -> Request:
@@ -105,7 +107,7 @@ class Predictor:
         """
         if found := self.cache.peek(name, version):
             return found
-        return await to_thread.run_sync(self.cache.get, name, version)  # it waits for the disk
+        return await to_thread.run_sync(self.cache.get, name, version, limiter=self._loading)  # it waits for the disk
 
     async def predict(self, request: Request, inputs: list[Any]) -> Tensor:
         """Values in the target's units `[N, T]`, or probabilities `[N, L]`.

@@ -5,14 +5,21 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
+import polars as pl
 import pytest
 from torch import Tensor
 
 from app.learning.model import Model
+from app.serving.served_model import ServedModel
+from app.storage.models import ModelStore
+from app.storage.version import Version
 from tests.api.service import problem, service, train
+from tests.samples import publish, untrained
 from tests.waiting import until
 
 ROWS = [[row, 1] for row in range(100)]
@@ -75,6 +82,30 @@ def test_who_finds_no_place_is_told_at_once_and_has_one_when_another_client_leav
     gate.opened.set()
     assert waiting.result(60).status_code == 200
     assert len(waiting.result().json()["predictions"]) == len(ROWS)
+
+
+def test_those_who_wait_for_a_version_hold_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(ModelStore(tmp_path / "models"), untrained(pl.DataFrame({"x": [1.0, 2.0], "y": [0.5, 1.5]})))
+    entered, opened, load = threading.Event(), threading.Event(), ServedModel.load
+
+    def load_later(version: Version, device: str) -> ServedModel:
+        entered.set()
+        assert opened.wait(60)
+        return load(version, device)
+
+    monkeypatch.setattr(ServedModel, "load", load_later)
+    body = json.dumps({"model": "m", "inputs": [[1]]})
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with service(tmp_path) as client, ExitStack() as stack:
+        stack.callback(opened.set)
+        address = (client.base_url.host, client.base_url.port)
+        waiting = [stack.enter_context(socket.create_connection(address, 60)) for _ in range(60)]
+        for connection in waiting:
+            connection.sendall(f"{head}\r\n\r\n{body}".encode())
+        assert entered.wait(30)
+        assert client.get("/readyz", timeout=10).status_code == 200
+        opened.set()
+        assert {connection.recv(12) for connection in waiting} == {b"HTTP/1.1 200"}
 
 
 def refused_at_once(asked: Future[httpx.Response]) -> bool:
