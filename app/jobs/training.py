@@ -37,7 +37,7 @@ from app.storage.matrices import map_matrix, write_matrix
 from app.storage.models import ModelStore
 from app.storage.tables import TableParts, read_table
 from app.storage.tensors import write_tensors
-from app.storage.version import write_version
+from app.storage.version import read_version, write_version
 
 torch.manual_seed(0)  # what torch looks up at its first use is looked up before the fork, too
 torch.nn.Linear(1, 1, device="meta")(torch.empty(1, 1, device="meta"))
@@ -159,10 +159,15 @@ class Training:
         return torch.from_numpy(matrix), mapping
 
     def _starting_model(self) -> Model | None:
+        """Of the version that the run goes on from, which the job keeps: others may delete it meanwhile."""
         start = self.spec.warm_start
         if start is None:
             return None
-        version = self.models.get(start.model, self.models.resolve(start.model, start.version))
+        assert start.version is not None
+        kept = self.order.job_dir / "start" / start.version
+        if not (kept / "config.json").exists():  # which is there last
+            self.models.get(start.model, start.version).keep(kept)
+        version = read_version(kept, start.model)
         return Model.load(version.load_tensors(), version.config)
 
     def _fitted(self) -> Fitted | None:

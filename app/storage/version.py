@@ -8,7 +8,7 @@ import orjson
 from safetensors import SafetensorError
 
 from app.errors import CorruptVersion, StorageFailed
-from app.storage.files import digest_of, digest_of_bytes, is_file, sync_folder, write_synced
+from app.storage.files import digest_of, digest_of_bytes, is_file, link_or_copy, sync_folder, write_synced
 from app.storage.json_depth import can_be_written
 from app.storage.tensors import read_tensors
 
@@ -44,6 +44,12 @@ class Version:
             if isinstance(error, OSError) and not StorageFailed.of(error):
                 raise
             raise CorruptVersion(f"version {self.version} of model {self.model!r} can't be read: {error}") from error
+
+    def keep(self, path: Path) -> None:
+        """Have the files in another folder, too, where they stay when the version is deleted."""
+        path.mkdir(parents=True, exist_ok=True)
+        for file in (*self.config["digests"], "config.json"):  # last, what tells that all are there
+            link_or_copy(self.path / file, path / file)
 
     def check_small_files(self, metrics: bytes) -> None:
         """`config.json` against the digest that it has of itself (those of old have none), and the metrics.

@@ -174,6 +174,25 @@ def test_a_paused_run_that_went_on_from_a_version_encodes_as_it_does(tmp_path: P
     np.testing.assert_array_equal(one["features.mean"], start["features.mean"])
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize("validation", [{"fraction": 0.1}, {"folds": 2}])
+def test_a_paused_run_needs_the_version_no_more_that_it_went_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: dict[str, Any], has_links: bool
+) -> None:
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "another disk")))
+    store = ModelStore(tmp_path / "models")
+    publish(store, untrained(FRAME, validation=None))
+    spec = {"warm_start": {"model": "m", "version": "1"}, "stop": {"max_epochs": 4}, "validation": validation}
+    run(tmp_path, job="undisturbed", **spec)
+    run(tmp_path, job="paused", pause_at=2, **spec)
+    store.delete("m", "1")
+    assert run(tmp_path, job="paused", **spec)[0].state == "succeeded"
+    one, two = weights(tmp_path, "undisturbed"), weights(tmp_path, "paused")
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
 def test_a_checkpoint_of_another_release_is_told_of_and_no_more(tmp_path: Path) -> None:
     undisturbed, _ = run(tmp_path, job="undisturbed", stop={"max_epochs": 2})
     write_tensors(Checkpoints(tmp_path / "jobs" / "job").path, {"a": torch.zeros(1)}, {"format": "0", "position": "[]"})
