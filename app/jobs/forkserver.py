@@ -1,13 +1,15 @@
-"""A process that has imported everything a run needs and forks a worker for each job, in milliseconds.
+"""A process that has imported everything a run needs and forks workers, in milliseconds.
 
 Started by `app.jobs.fleet` as `python -m app.jobs.forkserver TRAINING_MODULE FD`, where FD is a Unix stream socket on
 which lines of JSON go both ways:
 
     <- {"ready": true}                               the imports are done
-    -> {"start": RUN, "order": {…}}  + one fd        fork; the fd is the worker's end of its channel
-    <- {"started": RUN, "pid": PID}
-    -> {"kill": RUN}
-    <- {"exited": RUN, "signal": N|null, "code": N|null}
+    -> {"start": WORKER, "order": {…}}  + one fd     fork; the fd is the worker's end of its channel
+    <- {"started": WORKER, "pid": PID}
+    -> {"kill": WORKER}
+    <- {"exited": WORKER, "signal": N|null, "code": N|null}
+
+WORKER is a number that the fleet gives it.
 
 It stays single-threaded, runs no torch operation and makes no CUDA context, because neither survives a fork. When its
 socket closes it exits, and its workers with it. Signals meant for the service (a terminal's Ctrl-C, a `systemctl
@@ -42,7 +44,7 @@ class ForkServer:
         self._wakeup.setblocking(False)
         wakeup_writer.setblocking(False)
         self._wakeup_writer = wakeup_writer
-        self._runs: dict[int, int] = {}  # pid -> run
+        self._workers: dict[int, int] = {}  # pid -> number
         self._lines = bytearray()
         self._fds: list[int] = []  # received, and not yet given to a worker
 
@@ -75,24 +77,24 @@ class ForkServer:
         if "start" in message:
             self._start(message["start"], message["order"])
         else:
-            for pid, run in self._runs.items():
-                if run == message["kill"]:
+            for pid, number in self._workers.items():
+                if number == message["kill"]:
                     os.kill(pid, signal.SIGKILL)  # not reaped yet, so the id is still its own
 
-    def _start(self, run: int, order: dict[str, Any]) -> None:
+    def _start(self, number: int, order: dict[str, Any]) -> None:
         channel = self._fds.pop(0)
         parent = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:  # too many processes, or no memory: this job's misfortune, not its siblings'
             os.close(channel)
-            self._say({"exited": run, "signal": None, "code": error.errno})
+            self._say({"exited": number, "signal": None, "code": error.errno})
             return
         if pid == 0:
             self._become_worker(parent, channel, order)
         os.close(channel)
-        self._runs[pid] = run
-        self._say({"started": run, "pid": pid})
+        self._workers[pid] = number
+        self._say({"started": number, "pid": pid})
 
     def _become_worker(self, parent: int, channel: int, order: dict[str, Any]) -> None:
         die_with_parent(parent)
@@ -106,13 +108,13 @@ class ForkServer:
         worker.run(socket.socket(fileno=channel), order, self._training)
 
     def _reap(self) -> None:
-        while self._runs:
+        while self._workers:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
             code = os.waitstatus_to_exitcode(status)
-            run = self._runs.pop(pid)
-            self._say({"exited": run, "signal": -code if code < 0 else None, "code": code if code >= 0 else None})
+            number = self._workers.pop(pid)
+            self._say({"exited": number, "signal": -code if code < 0 else None, "code": code if code >= 0 else None})
 
     def _say(self, message: dict[str, Any]) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
