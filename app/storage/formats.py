@@ -86,7 +86,10 @@ def declared_format(content_type: str, content_encoding: str = "") -> Format | N
         raise UnsupportedMedia("a form is not taken here; send the file itself, as curl -T FILE does")
     if name not in MEDIA_TYPES:
         raise UnsupportedMedia(f"a dataset cannot be {name!r}; it can be {_SPOKEN}")
-    charset = parameters.lower().replace(" ", "").replace('"', "").partition("charset=")[2]
+    said = parameters.lower().replace(" ", "").replace('"', "")
+    if "header=absent" in said:  # RFC 4180
+        raise UnsupportedMedia("a dataset needs names for its columns: put a line with them before the rows")
+    charset = said.partition("charset=")[2]
     if charset and charset.partition(";")[0] not in ("utf-8", "utf8", "us-ascii", "ascii"):
         raise UnsupportedMedia(f"text is read as UTF-8, not as {charset}; convert it, as with iconv -t utf-8")
     return MEDIA_TYPES[name]
