@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     housekeeping_interval_seconds: float = Field(
         600.0, gt=0, allow_inf_nan=False, description="how often what is not kept any more is removed"
     )
-    cache_bytes: int = Field(4 * 2**30, ge=1, description="weights of loaded versions kept in memory")
+    cache_bytes: int = Field(4 * 2**30, ge=1, description="of memory for loaded versions: weights, and 64 KiB for each")
     max_batch_rows: int = Field(
         8192, ge=1, description="most rows in one forward pass; a request of more goes through in parts"
     )

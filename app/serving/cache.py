@@ -145,7 +145,7 @@ class ModelCache:
                     self._tell(found, 0)
 
     def _evict(self) -> None:
-        while len(self._loaded) > 1 and sum(model.num_bytes for model in self._loaded.values()) > self._max_bytes:
+        while len(self._loaded) > 1 and sum(model.held_bytes for model in self._loaded.values()) > self._max_bytes:
             _, oldest = self._loaded.popitem(last=False)
             self._tell(oldest, 0)
 

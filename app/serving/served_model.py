@@ -20,6 +20,7 @@ from app.serving.signature import unknown_rows
 from app.storage.version import Version
 
 Answer = dict[str, Any]
+OBJECTS_BYTES = 2**16  # of a version, besides its tensors; a perceptron's are about 40 KiB
 MAKERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
@@ -31,6 +32,11 @@ class ServedModel:
     num_bytes: int
     dense: Dense | None = None
     """Where there is one, small requests take it."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes of memory: weights, and what stands around them, which of a small network is most of it."""
+        return self.num_bytes + OBJECTS_BYTES
 
     @classmethod
     def load(cls, version: Version, device: str) -> "ServedModel":

@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 def cache_of(store: ModelStore, max_models: float = 100) -> ModelCache:
     publish(store, MODEL, "measure")
-    num_bytes = ServedModel.load(store.get("measure", "1"), "cpu").num_bytes
+    num_bytes = ServedModel.load(store.get("measure", "1"), "cpu").held_bytes
     counters = Counters(store.root.parent / "counters")
     return ModelCache(store, counters, max_bytes=int(num_bytes * max_models), device="cpu")
 
