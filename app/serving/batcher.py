@@ -69,17 +69,19 @@ class Line:
         self.busy = False
         self.rows_per_second = 0.0
 
-    def admit(self, request: Request, inputs: Tensor, limits: Limits) -> None:
-        """Raise Overloaded where more is under way than may be, with these rows, unless they go on a request."""
-        rows, size = self.num_rows + len(inputs), self.num_bytes + inputs.nbytes
-        is_more = rows > limits.queued_rows or size > limits.queued_bytes
-        if self.num_rows and is_more and not request.num_rows:
+    def check(self, num_rows: int, num_bytes: int, limits: Limits) -> None:
+        """Raise Overloaded where more would be under way, with these rows, than may be."""
+        is_more = self.num_rows + num_rows > limits.queued_rows or self.num_bytes + num_bytes > limits.queued_bytes
+        if self.num_rows and is_more:
             seconds = self.num_rows / self.rows_per_second if self.rows_per_second else 1.0
             raise Overloaded(
                 f"{self.num_rows} rows wait for this model already; try again later",
                 retry_after_seconds=min(60, max(1, round(seconds))),
             )
-        self.num_rows, self.num_bytes = rows, size
+
+    def enter(self, inputs: Tensor) -> None:
+        self.num_rows += len(inputs)
+        self.num_bytes += inputs.nbytes
 
     def leave(self, one: Waiting) -> None:
         self.num_rows -= len(one.inputs)
@@ -111,6 +113,11 @@ class Batcher:
         self._executed = executed  # is called after each forward pass
         self._lines: dict[ServedModel, Line] = {}
 
+    def check(self, model: ServedModel, num_rows: int) -> None:
+        """Raise Overloaded where so many rows would find no place, before anybody encodes them."""
+        if line := self._lines.get(model):
+            line.check(num_rows, 0, self._limits)
+
     async def predict(self, request: Request, inputs: Tensor) -> Tensor:
         """Values or probabilities `[N, ·]` of encoded rows `[N, F]`; each caller gets its own rows.
 
@@ -121,7 +128,9 @@ class Batcher:
         """
         model = request.model
         line = self._lines.setdefault(model, Line())
-        line.admit(request, inputs, self._limits)
+        if not request.num_rows:
+            line.check(len(inputs), inputs.nbytes, self._limits)
+        line.enter(inputs)
         request.num_rows += len(inputs)
         loop = asyncio.get_running_loop()
         one = Waiting(request, inputs, loop.create_future())

@@ -116,6 +116,7 @@ class Predictor:
             ShapeMismatch, UnknownColumn, InvalidInput, Overloaded
         """
         features, signature = request.model.model.features, request.model.model.signature
+        self._batcher.check(request.model, len(inputs))
         with request.part("compute_input"):
             if len(inputs) * len(signature.inputs) <= MAX_CELLS_ON_LOOP:
                 encoded = encode_rows(features, signature, inputs)

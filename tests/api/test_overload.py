@@ -77,6 +77,7 @@ def test_who_finds_no_place_is_told_at_once_and_has_one_when_another_client_leav
         refused = predict(small_service)
         problem(refused, 429, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
+        problem(predict(small_service, inputs=[["no", "number"]] * 100), 429, "overloaded")  # nobody looks at its cells
         assert small_service.get("/healthz").status_code == 200
     waiting = until(lambda: (asked := others.submit(predict, small_service)) and not refused_at_once(asked) and asked)
     gate.opened.set()
