@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from app.jobs.taken import taken_bytes
 from app.learning.devices import memory_left_bytes
 from app.learning.memory import Memory
 from app.storage.jobs import Job
-
-PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,8 @@ class Needs:
     @property
     def outstanding_bytes(self) -> int:
         """What of the machine's memory it has yet to take."""
-        return max(0, self.memory.new_bytes - taken_bytes(self.pid))
+        taken = None if self.pid is None else taken_bytes(self.pid)
+        return max(0, self.memory.new_bytes - (taken or 0))
 
 
 def needs_of(job: Job) -> Needs:
@@ -51,18 +50,3 @@ def why_wait(needs: Needs, beside: Sequence[Needs]) -> str | None:
 def _sentence(num_bytes: int, place: str, num_others: int) -> str:
     others = "the job that runs" if num_others == 1 else f"the {num_others} jobs that run"
     return f"it takes about {num_bytes / 2**30:.1f} GiB of memory, which {place} does not have left beside {others}"
-
-
-def taken_bytes(pid: int | None) -> int:
-    """What a worker has taken of memory since it was forked; 0 where nobody can tell."""
-    if pid is None:
-        return 0
-    try:
-        return max(0, 1024 * (_status(pid, "RssAnon") - _status(_status(pid, "PPid"), "RssAnon")))
-    except OSError:  # it has ended
-        return 0
-
-
-def _status(pid: int, name: str) -> int:
-    lines = (PROC / str(pid) / "status").read_text().splitlines()
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)

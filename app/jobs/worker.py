@@ -9,7 +9,6 @@ It hears `pause`, `cancel`, and once it has said that it stays, the order of the
 import faulthandler
 import fcntl
 import gc
-import math
 import os
 import socket
 import sys
@@ -27,6 +26,7 @@ import orjson
 
 from app.errors import GradserveError, StorageFailed
 from app.jobs.order import WorkOrder
+from app.jobs.taken import taken_bytes
 
 ALIVE_SECONDS = 2.0
 TOGETHER_SECONDS = 0.02  # metrics wait for those that follow: to wake the supervisor costs more than a small epoch
@@ -123,7 +123,6 @@ def _line(message: dict[str, Any]) -> bytes:
 def run(connection: socket.socket, order: dict[str, Any], training: ModuleType) -> NoReturn:
     """Work off an order, and those that follow while the process stays small, and end it."""
     faulthandler.enable()
-    own_bytes = _own_bytes()
     offer_to_oom_killer(RUN_SCORE)
     channel, control = Channel(connection), Control()
     threading.Thread(target=channel.carry, daemon=True).start()
@@ -133,8 +132,7 @@ def run(connection: socket.socket, order: dict[str, Any], training: ModuleType) 
         told = _train(channel, control, order, training)
         if told["type"] == "outcome":
             gc.collect()
-            on_cpu, is_small = order["spec"].get("device", "cpu") == "cpu", _own_bytes() - own_bytes < STAYING_BYTES
-            told["stays"] = on_cpu and is_small and not _has_children()
+            told["stays"] = order["spec"].get("device", "cpu") == "cpu" and _is_small() and not _has_children()
         channel.say(told)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -187,13 +185,9 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _own_bytes() -> float:
-    """Memory that no file backs; infinite where nobody can tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return math.inf
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), math.inf)
+def _is_small() -> bool:
+    taken = taken_bytes(os.getpid())
+    return taken is not None and taken < STAYING_BYTES
 
 
 def _has_children() -> bool:

@@ -11,7 +11,8 @@ import pytest
 
 from app.jobs import room
 from app.jobs.queue import JobQueue
-from app.jobs.room import Needs, taken_bytes, why_wait
+from app.jobs.room import Needs, why_wait
+from app.jobs.taken import taken_bytes
 from app.jobs.supervisor import Supervisor
 from app.learning.memory import Memory
 from app.storage.jobs import Job
@@ -147,4 +148,5 @@ def test_taken_is_what_a_process_has_beyond_its_parent() -> None:
         assert 2**26 <= taken_bytes(pid) < 2**26 + 2**24
         process.stdin.close()
         process.wait()
-    assert taken_bytes(pid) == taken_bytes(None) == 0
+    assert taken_bytes(pid) is None
+    assert Needs(Memory(GIB), pid=pid).outstanding_bytes == Needs(Memory(GIB)).outstanding_bytes == GIB
