@@ -12,8 +12,8 @@ import pytest
 from app.jobs import room
 from app.jobs.queue import JobQueue
 from app.jobs.room import Needs, why_wait
-from app.jobs.taken import taken_bytes
 from app.jobs.supervisor import Supervisor
+from app.jobs.taken import taken_bytes
 from app.learning.memory import Memory
 from app.storage.jobs import Job
 from tests.unit.jobs.conftest import Gate
