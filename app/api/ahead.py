@@ -23,10 +23,11 @@ from app.errors import ClientGone, GradserveError, Overloaded
 from app.settings import Settings
 
 Body = bytes | bytearray
+SMALL_BYTES = 2**16  # larger bodies are read in a thread, so that the event loop stays free
 _UNUSUAL = {b"content-encoding", b"expect", b"origin", b"sec-fetch-site", b"transfer-encoding"}
 
 
-class Call(NamedTuple):
+class Post(NamedTuple):
     """A request that may be answered, with all of its body. `parts`: what its path names."""
 
     services: Services
@@ -41,7 +42,7 @@ class Shortcut(NamedTuple):
 
     route: APIRoute
     takes: Callable[[dict[str, str], dict[bytes, bytes]], bool]
-    answer: Callable[[Call], Awaitable[Response]]
+    answer: Callable[[Post], Awaitable[Response]]
 
 
 class Ahead:
@@ -68,9 +69,8 @@ class Ahead:
         with structlog.contextvars.bound_contextvars(request_id=scope["request_id"]):
             try:
                 body = await self._read(scope, receive)
-                answer = await shortcut.answer(
-                    Call(scope["app"].state.services, parts, Headers(scope=scope), body, receive)
-                )
+                post = Post(scope["app"].state.services, parts, Headers(scope=scope), body, receive)
+                answer = await shortcut.answer(post)
             except Exception as error:  # noqa: BLE001 (each has its answer)
                 answer = await problems.answer(Request(scope), error)
             finally:

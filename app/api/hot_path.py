@@ -15,12 +15,12 @@ import httptools
 import orjson
 from pydantic import ValidationError
 
-from app.api.ahead import is_usual
+from app.api.ahead import SMALL_BYTES, is_usual
 from app.api.auth import Caller, Keys, authorize
 from app.api.guard import ON_ALL, Guard
 from app.api.ledger import Answered, Ledger, request_id_of
 from app.api.predict import PredictRequest
-from app.api.predict_json import SMALL_BYTES, is_json
+from app.api.predict_json import is_json
 from app.api.services import Services
 from app.errors import GradserveError
 from app.serving.served_model import Answer

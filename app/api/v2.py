@@ -25,7 +25,10 @@ router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 read = [Depends(require("read"))]
 
 ModelName = Annotated[Name, Path(examples=["line"])]
-Selector = Annotated[str, Field(min_length=1, max_length=64, description="a number or an alias; absent: the newest")]
+MAX_SELECTOR = 64
+Selector = Annotated[
+    str, Field(min_length=1, max_length=MAX_SELECTOR, description="a number or an alias; absent: the newest")
+]
 
 EXTENSIONS = (
     "binary_tensor_data",

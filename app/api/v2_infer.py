@@ -10,27 +10,26 @@ from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from app.api.ahead import Body, Call, Shortcut
+from app.api.ahead import SMALL_BYTES, Body, Post, Shortcut
 from app.api.auth import require
 from app.api.encodings import accepted_encoding, compress, decompress
 from app.api.examples import INFER
 from app.api.json_route import parse_json, validated
 from app.api.patience import unless_gone
 from app.api.services import Deps, RoutingKey, Services
-from app.api.v2 import ModelName, Selector
+from app.api.v2 import MAX_SELECTOR, ModelName, Selector
 from app.errors import Unparseable
 from app.serving.predictor import in_time
 from app.serving.served_model import ServedModel
-from app.serving.v2_codec import Call as InferCall
-from app.serving.v2_codec import InferRequest, encode_response, read_call
+from app.serving.statistics import Request as Asked
+from app.serving.v2_codec import Call, InferRequest, encode_response, read_call
 from app.specs.base import NAME_PATTERN
 
 router = APIRouter(prefix="/v2/models", tags=["open inference protocol"])
 
 NAME = re.compile(NAME_PATTERN)
 HEADER_LENGTH = "Inference-Header-Content-Length"
-SMALL_BYTES = 2**16  # a larger body is read in a thread, so that the event loop stays free
-SMALL_VALUES_BYTES = 2**18  # more predictions are written in one, too
+SMALL_VALUES_BYTES = 2**18  # more predictions are written in a thread
 
 
 class InferAnswer(BaseModel):
@@ -89,14 +88,11 @@ async def infer(
     `parameters.timeout`, in microseconds, an answer that does not come in time is 429.
     """
     body = await request.body()
-    return await _answer(deps, (name, version, key), body, request.headers, request.receive)
+    asked = await deps.predictor.request(name, version, key)
+    return await _answer(deps, asked, body, request.headers, request.receive)
 
 
-async def _answer(
-    deps: Services, of: tuple[str, str | None, str | None], body: Body, headers: Headers, receive: Receive
-) -> Response:
-    """`of`: the model, its version if one is named, and the routing key if there is one."""
-    asked = await deps.predictor.request(*of)
+async def _answer(deps: Services, asked: Asked, body: Body, headers: Headers, receive: Receive) -> Response:
     model = asked.model
     is_small = len(body) <= SMALL_BYTES and "content-encoding" not in headers
     with deps.predictor.statistics.measured(asked):
@@ -116,7 +112,7 @@ async def _answer(
             return write() if values.nbytes <= SMALL_VALUES_BYTES else await deps.predictor.in_thread(write)
 
 
-def _read_call(deps: Services, model: ServedModel, body: Body, headers: Headers) -> InferCall:
+def _read_call(deps: Services, model: ServedModel, body: Body, headers: Headers) -> Call:
     plain = decompress(body, headers.get("content-encoding", ""), deps.settings.max_body_bytes)
     length = _header_length(headers.get(HEADER_LENGTH), len(plain))
     request = validated(InferRequest, parse_json(plain[:length]))
@@ -146,12 +142,13 @@ def _response(asked: Headers, body: bytes, header_length: int | None) -> Respons
 
 
 def _names_a_version(parts: dict[str, str], _headers: dict[bytes, bytes]) -> bool:
-    return bool(NAME.fullmatch(parts["name"])) and len(parts.get("version", "")) <= 64
+    return bool(NAME.fullmatch(parts["name"])) and len(parts.get("version", "")) <= MAX_SELECTOR
 
 
-async def _answer_ahead(call: Call) -> Response:
-    of = call.parts["name"], call.parts.get("version"), call.headers.get("x-routing-key")
-    return await _answer(call.services, of, call.body, call.headers, call.receive)
+async def _answer_ahead(post: Post) -> Response:
+    key = post.headers.get("x-routing-key")
+    asked = await post.services.predictor.request(post.parts["name"], post.parts.get("version"), key)
+    return await _answer(post.services, asked, post.body, post.headers, post.receive)
 
 
 SHORTCUTS = [Shortcut(route, _names_a_version, _answer_ahead) for route in router.routes if isinstance(route, APIRoute)]

@@ -100,4 +100,4 @@ def overwrite(network: nn.Module) -> None:
         if isinstance(sequence, nn.Sequential):
             for before, after in pairwise(sequence):
                 if isinstance(before, MAKERS) and "inplace" in vars(after):
-                    after.inplace = True  # type: ignore[assignment]
+                    vars(after)["inplace"] = True

@@ -13,9 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.ahead import Ahead
+from app.api.ahead import SMALL_BYTES, Ahead
 from app.api.middleware import Observe
-from app.api.predict_json import SMALL_BYTES
 from app.serving.dense import Dense
 from app.serving.recent import Recent
 from app.storage.keys import KeyFile

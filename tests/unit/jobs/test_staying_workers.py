@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_jobs_at_the_same_time_have_workers_of_their_own(
     start(max_running_jobs=2)
     first = worker_of(queue, tmp_path)
     jobs = [queue.submit({"gate": str(gate.path)}, "m") for _ in range(2)]
-    pids = [until(lambda job=job: starts(tmp_path, job))[0][0] for job in jobs]  # type: ignore[misc]
+    pids = [until(partial(starts, tmp_path, job))[0][0] for job in jobs]
     assert first in pids
     assert len(set(pids)) == 2
     gate.open(1)
