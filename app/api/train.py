@@ -189,5 +189,5 @@ def _go_on_from(start: Start, spec: TrainingSpec, table: Table) -> TrainingSpec:
     if Signature.model_validate(version.config["signature"]).inputs != signature_of(spec, table).inputs:
         raise InvalidInput.at("/warm_start", f"{which} has other input columns; its weights don't fit")
     if before.features != spec.features:
-        raise InvalidInput.at("/features", f"{which} was trained with other features; leave them out, and its own are taken")
+        raise InvalidInput.at("/features", f"{which} has other features; leave them out, and its own are taken")
     return spec.model_copy(update={"warm_start": spec.warm_start.model_copy(update={"version": version.version})})
