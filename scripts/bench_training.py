@@ -103,7 +103,7 @@ def _row(work: Work, repetitions: int, folder: Path, h2o: Any) -> str:
     return (
         f"| {work} | {tight:.4f} | {eager:.4f} | {eager / tight:.2f} | {compiled:.4f} | **{tight / compiled:.1f}** "
         f"| {seconds['scikit-learn']:.3f} | {other} | {100 * eager:.1f}, {100 * compiled + compile_seconds:.1f} "
-        f"| {_spec(work, frame, 'auto', 100).engine} | {losses} |"
+        f"| {chosen_engine(work, frame, folder)} | {losses} |"
     )
 
 
@@ -130,19 +130,35 @@ def _rows_of(work: Work) -> pl.DataFrame:
 
 def our_loop(work: Work, frame: pl.DataFrame, engine: str, folder: Path) -> Contender:
     """The last epoch counts: a compiled run takes its first steps eagerly."""
-    spec = _spec(work, frame, engine, 2 * work.num_epochs + 1)
-    prepared = prepare(spec, signature_of(spec, _facts(frame)), [frame], None)
-    workplace = Workplace(Checkpoints(folder / "job"), folder / "libraries", _refuse)
+    start = _starter(_spec(work, frame, engine, 2 * work.num_epochs + 1), frame, folder)
 
     def train() -> tuple[float, float]:
-        assert spec.num_threads
-        torch.set_num_threads(spec.num_threads)
-        session, watcher = Session(spec, prepared, None, workplace), Watcher()
+        session, watcher = start(), Watcher()
         fit(session.run(), session.state, watcher)
         times = watcher.times
         return (times[-1] - times[-1 - work.num_epochs]) / work.num_epochs, watcher.losses[work.num_epochs - 1]
 
     return train
+
+
+def chosen_engine(work: Work, frame: pl.DataFrame, folder: Path) -> str:
+    """What `auto` chooses for 100 epochs, after the compiles that were measured before."""
+    session = _starter(_spec(work, frame, "auto", 100), frame, folder)()
+    session.settle_engine()
+    return session.spec.engine
+
+
+def _starter(spec: TrainingSpec, frame: pl.DataFrame, folder: Path) -> Callable[[], Session]:
+    prepared = prepare(spec, signature_of(spec, _facts(frame)), [frame], None)
+    workplace = Workplace(Checkpoints(folder / "job"), folder / "libraries", folder / "engine", _refuse)
+
+    def start() -> Session:
+        assert spec.num_threads
+        (folder / "engine").unlink(missing_ok=True)
+        torch.set_num_threads(spec.num_threads)
+        return Session(spec, prepared, None, workplace)
+
+    return start
 
 
 def _refuse(warning: str) -> None:

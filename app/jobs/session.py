@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.errors import BadData
+from app.errors import BadData, StorageFailed
 from app.learning.averaging import WeightAverage
 from app.learning.batches import add_up, epoch_order, plan_batches
 from app.learning.compiled import CompiledSteps
+from app.learning.cost import StepCost
 from app.learning.evaluate import Judgement, mean_loss
 from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory
+from app.learning.library import Libraries
 from app.learning.losses import build_loss
 from app.learning.memory import MAX_KEPT_BYTES
 from app.learning.model import Model, assemble
@@ -24,17 +26,22 @@ from app.learning.prepare import Prepared
 from app.learning.range_test import Snapshot, find_learning_rate
 from app.learning.rehearsal import rehearse
 from app.learning.steps import EagerSteps
+from app.learning.stopwatch import step_seconds
 from app.learning.targets import class_chances
 from app.specs.training import TrainingSpec
 from app.storage.checkpoints import Checkpoints, OnDisk
+from app.storage.choice import Choice
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a session puts large weights aside and keeps compiled code, and whom it tells of what went another way."""
+    """Where a session puts large weights aside, keeps compiled code and finds which engine it was given before, and
+    whom it tells of what went another way.
+    """
 
     checkpoints: Checkpoints
     libraries: Path
+    choice: Path
     warn: Callable[[str], None]
 
 
@@ -97,29 +104,59 @@ class Session:
             self.engine = self._compiled(self.workplace)
 
     def _compiled(self, workplace: Workplace) -> CompiledSteps:
-        assert self.spec.num_threads is not None
-        features, num_outputs = self.prepared.features, self.prepared.targets.num_outputs
-        like = assemble(self.spec, features, num_outputs)
-        flops = rehearse(self.spec, like, features.num_inputs, num_outputs, self.batching).flops
-        cost = step_cost(self.network, flops, self.spec.num_threads, self.spec.optimizer.type)
+        cost = self._step_cost()
         return CompiledSteps(
             self.eager,
             self.spec.optimizer,
             workplace.libraries,
-            eager_steps=cost.eager_steps(num_steps(self.spec, self.batching, cost)),
+            eager_steps=cost.eager_steps(num_steps(self.spec, self.batching, cost.eager_seconds)),
+            compile_seconds=cost.compile_seconds,
             warn=workplace.warn,
             leave_gradient=self.spec.stop.min_grad_norm is not None,
         )
 
+    def _step_cost(self) -> StepCost:
+        assert self.spec.num_threads is not None
+        features, num_outputs = self.prepared.features, self.prepared.targets.num_outputs
+        like = assemble(self.spec, features, num_outputs)
+        flops = rehearse(self.spec, like, features.num_inputs, num_outputs, self.batching).flops
+        return step_cost(self.network, flops, self.spec.num_threads, self.spec.optimizer.type)
+
+    def settle_engine(self) -> None:
+        """Turn `auto` into an engine; weights, optimizer and RNG are as before."""
+        if self.spec.engine != "auto" or self.workplace is None:
+            return
+        try:
+            engine = Choice(self.workplace.choice).settle(self._faster_engine)
+        except StorageFailed as error:
+            self.workplace.warn(
+                f"training goes on without the compiled engine, as the choice of it can't be kept: {error}"
+            )
+            engine = "eager"
+        self.spec = self.spec.model_copy(update={"engine": engine})
+        self._build_engine()
+
+    def _faster_engine(self) -> str:
+        assert self.workplace is not None
+        cost = self._step_cost()
+        seconds = self._try_out(lambda order: step_seconds(self.eager, self.train, order))
+        num = num_steps(self.spec, self.batching, seconds)
+        compile_pace = Libraries(self.workplace.libraries).pace() or 1.0
+        return "compiled" if cost.repays_compiling(num, seconds / cost.eager_seconds, compile_pace) else "eager"
+
     def settle_learning_rate(self) -> None:
         """Turn `auto` into a rate; weights, optimizer and RNG are as before."""
         if self.spec.optimizer.learning_rate == "auto":
-            before = Snapshot(self.network)
-            self.network.train()
-            order = epoch_order(self.batching, self.spec.seed, 0, self.train.inputs.device, self._shares())
-            self._take_learning_rate(find_learning_rate(self.eager, self.train, order))
-            before.restore()
+            self._take_learning_rate(self._try_out(lambda order: find_learning_rate(self.eager, self.train, order)))
             self._build_engine()
+
+    def _try_out(self, take_steps: Callable[[Tensor | None], float]) -> float:
+        """What eager steps in the first epoch's order tell; they are taken back, all but the optimizer's state."""
+        before = Snapshot(self.network)
+        self.network.train()
+        found = take_steps(epoch_order(self.batching, self.spec.seed, 0, self.train.inputs.device, self._shares()))
+        before.restore()
+        return found
 
     def _take_learning_rate(self, rate: float) -> None:
         optimizer = self.spec.optimizer.model_copy(update={"learning_rate": rate})

@@ -1,5 +1,6 @@
 """One training run from a work order to a staged version. Imports all that a worker needs, so fork after importing."""
 
+import hashlib
 import math
 import mmap
 import os
@@ -69,8 +70,9 @@ class Training:
     def __init__(self, order: WorkOrder, spec: TrainingSpec, journal: Journal) -> None:
         self.order, self.spec, self.journal = order, spec, journal
         self.models = ModelStore(Path(order.models_dir))
-        libraries = Path(order.data_dir) / "cache" / "libraries"
-        self.workplace = Workplace(journal.checkpoints, libraries, journal.warn)
+        cache = Path(order.data_dir) / "cache"
+        choice = cache / "engines" / _digest(spec)
+        self.workplace = Workplace(journal.checkpoints, cache / "libraries", choice, journal.warn)
 
     def run(self) -> Outcome:
         self._read()
@@ -86,6 +88,7 @@ class Training:
             if held_out is None:
                 self.tables.clear()  # what is encoded is all that is still needed
             session = Session(spec, prepared, weights, self.workplace)
+            session.settle_engine()
             if resumed is not None:
                 session.load(*resumed)
                 resumed = None
@@ -102,7 +105,8 @@ class Training:
                 self.journal.end_fold(metrics, session.state)
                 del prepared, session, model  # before the next ones take memory
         if folds:
-            model = replace(model, spec=self.spec)  # what the job can be repeated from, not its last fit alone
+            spec = self.spec.model_copy(update={"engine": session.spec.engine})
+            model = replace(model, spec=spec)  # what the job can be repeated from, not its last fit alone
         elif reason == "max_epochs" and still_gaining(self.spec, self.journal.history):
             self.journal.warn(
                 f"the model was still getting better in the last of {len(self.journal.history)} epochs: "
@@ -197,6 +201,12 @@ class Training:
         write_version(folder, origin | config, metrics)
         self.journal.emit("progress", self.journal.progress() | {"fraction": 1.0, "eta_seconds": 0.0})
         return Outcome("succeeded", metrics, reason)
+
+
+def _digest(spec: TrainingSpec) -> str:
+    """Of all that a run's numbers depend on."""
+    content = spec.model_dump_json(exclude={"model", "tags", "description"})
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _over_all_rows(spec: TrainingSpec, folds: list[dict[str, Any]]) -> TrainingSpec:

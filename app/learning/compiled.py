@@ -58,6 +58,7 @@ class CompiledSteps:
         optimizer: the spec that `eager.optimizers` was built from.
         folder: where libraries are kept.
         eager_steps: at least 1, as torch.optim makes its state in its first step.
+        compile_seconds: what making a library should take, by `app.learning.cost`.
         warn: is told in a sentence if the run has to stay eager.
         leave_gradient: an epoch's last step is eager, so that parameters have the gradient of it.
     """
@@ -69,12 +70,13 @@ class CompiledSteps:
         folder: Path,
         *,
         eager_steps: int,
+        compile_seconds: float,
         warn: Callable[[str], None],
         leave_gradient: bool = False,
     ) -> None:
         assert eager_steps >= 1
         self.eager, self.optimizer, self.libraries = eager, optimizer, Libraries(folder)
-        self.eager_steps, self.warn = eager_steps, warn
+        self.eager_steps, self.compile_seconds, self.warn = eager_steps, compile_seconds, warn
         batching = eager.batching
         last_is_odd = batching.sizes(batching.steps_per_epoch - 1, batching.steps_per_epoch) != [batching.rows_per_step]
         self._end = batching.steps_per_epoch - (last_is_odd or leave_gradient)  # in an epoch, of the compiled steps
@@ -130,7 +132,7 @@ class CompiledSteps:
                 raise CompilationFailed(reason)
             self._compilation = Compilation(
                 lambda: self.libraries.compile(
-                    self._digest, lambda: trace_loop(step, tensors.tensors), arguments, threads
+                    self._digest, lambda: trace_loop(step, tensors.tensors), arguments, threads, self.compile_seconds
                 )
             )
         except Exception as error:  # noqa: BLE001 (whatever torch can't trace, it can do eagerly)

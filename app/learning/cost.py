@@ -1,7 +1,7 @@
-"""What a step takes in either engine, by a model with measured constants.
+"""What a step takes in either engine, by a model with constants of a server's core of 2023.
 
-It decides by what a run is and not by a clock, so the same run is always decided the same way. The constants are of a
-server's core of 2023; a slower one dispatches, computes and compiles more slowly alike.
+On another machine, and of layers that are unlike the usual ones, a step takes so many times as long: that is its pace,
+which `app.learning.stopwatch` measures where the choice of the engine depends on it.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ COMPILED_MODULE_SECONDS = 2e-6
 FLOPS_PER_THREAD = 8e10  # per second, of small matrices
 COMPILE_SECONDS, COMPILE_MODULE_SECONDS = 8.0, 0.4
 MARGIN = 1.5  # a compile should save this many times what it takes, as a run may end early
+FAR = 10.0  # times what the model says: no machine's steps are that much slower, and its compiler is not
 LEAST_SHARE = 0.2  # of an eager step, which dispatch has to be; below it, the model's errors are larger than the gain
 EAGER_START_SECONDS = 0.5
 
@@ -51,10 +52,24 @@ class StepCost:
     def _arithmetic_seconds(self) -> float:
         return self.flops / (FLOPS_PER_THREAD * self.num_threads)
 
-    def repays_compiling(self, num_steps: int) -> bool:
-        """Whether so many steps are done sooner if they are compiled, the compile included."""
+    @property
+    def saved_seconds(self) -> float:
+        """Of an eager step, by compiling it; 0 where it is nearly all arithmetic."""
         saved = self.eager_seconds - self.compiled_seconds
-        return saved >= LEAST_SHARE * self.eager_seconds and saved * num_steps >= MARGIN * self.compile_seconds
+        return saved if saved >= LEAST_SHARE * self.eager_seconds else 0.0
+
+    def may_repay_compiling(self, num_steps: int) -> bool:
+        """Whether it takes a clock to tell: otherwise so many steps are too few on any machine."""
+        return FAR * self.saved_seconds * num_steps >= self.compile_seconds
+
+    def repays_compiling(self, num_steps: int, pace: float = 1.0, compile_pace: float = 1.0) -> bool:
+        """Whether so many steps are done sooner if they are compiled, the compile included.
+
+        Args:
+            pace: how many times as long as here an eager step was measured to take.
+            compile_pace: the same of a compile.
+        """
+        return pace * self.saved_seconds * num_steps >= MARGIN * compile_pace * self.compile_seconds
 
     def eager_steps(self, num_steps: int) -> int:
         """How many steps a compiled run of so many takes eagerly first: a part that costs little, and at least one."""

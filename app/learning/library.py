@@ -70,6 +70,7 @@ class Libraries:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self._pace = self.folder / "pace"
 
     def path(self, digest: str) -> Path:
         return self.folder / f"{digest}.so"
@@ -87,10 +88,20 @@ class Libraries:
         os.utime(path)
         return library
 
-    def compile(self, digest: str, graph: Callable[[], fx.GraphModule], arguments: list[Tensor], threads: int) -> None:
+    def compile(
+        self,
+        digest: str,
+        graph: Callable[[], fx.GraphModule],
+        arguments: list[Tensor],
+        threads: int,
+        expected_seconds: float,
+    ) -> None:
         """Make the library of a graph, in a process of its own: it takes seconds and sets the compiler's environment.
 
         One at a time on a machine: of many runs of one shape the first one's library serves all.
+
+        Args:
+            expected_seconds: what it should take; how many times as long it took is this machine's pace from now on.
 
         Raises:
             Exception: whatever the compiler says.
@@ -99,7 +110,20 @@ class Libraries:
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.path(digest).exists():
+                begun = time.monotonic()
                 self._compile(digest, graph, arguments, threads)
+                self._note_pace((time.monotonic() - begun) / expected_seconds)
+
+    def pace(self) -> float | None:
+        """How many times as long as expected the last compile took; None where there was none."""
+        with contextlib.suppress(FileNotFoundError, ValueError):  # or a file that lost its content with the power
+            return float(self._pace.read_text())
+        return None
+
+    def _note_pace(self, pace: float) -> None:
+        new = self._pace.with_suffix(".new")
+        new.write_text(f"{pace:.3f}")
+        new.replace(self._pace)
 
     def _compile(self, digest: str, graph: Callable[[], fx.GraphModule], arguments: list[Tensor], threads: int) -> None:
         from torch import _inductor as inductor  # a second, and a hundred megabytes

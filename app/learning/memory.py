@@ -78,7 +78,7 @@ def network_bytes(spec: TrainingSpec, network: nn.Module, gradient_bytes: int) -
     trained_bytes = sum(parameter.nbytes for parameter in trained)
     weights_bytes = sum(parameter.nbytes for parameter in network.parameters())
     kept = state_bytes(spec.optimizer, trained) + (trained_bytes if spec.ema_decay else 0)
-    if spec.engine == "compiled":
+    if spec.engine != "eager":
         kept += kept + trained_bytes  # a copy of all, end to end
     if spec.stop.restore_best and weights_bytes <= MAX_KEPT_BYTES:
         kept += weights_bytes

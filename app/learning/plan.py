@@ -80,7 +80,10 @@ def plan(
     spec = spec.model_copy(update={"device": device, "num_threads": num_threads})
     cost, warnings = step_cost(network, gradient.flops, num_threads, spec.optimizer.type), list[str]()
     spec = spec.model_copy(update={"engine": _engine(spec, network, cost, batching, warnings)})
-    seconds = cost.compiled_seconds if spec.engine == "compiled" else cost.eager_seconds
+    compiles = spec.engine == "compiled" or (
+        spec.engine == "auto" and cost.repays_compiling(num_steps(spec, batching, cost.eager_seconds))
+    )
+    seconds = cost.compiled_seconds if compiles else cost.eager_seconds
     learning = network_bytes(spec, network, gradient.peak_bytes)
     learning += gathered_bytes(batching, num_inputs, CHUNK_SECONDS / cost.eager_seconds)
     memory = run_memory(device, learning, rows_bytes(spec, table, num_inputs, num_outputs, max_rows_bytes))
@@ -95,26 +98,27 @@ def step_cost(network: nn.Module, flops: float, num_threads: int, optimizer: str
     return StepCost(num_modules, flops, num_threads, optimizer, num_chained)
 
 
-def num_steps(spec: TrainingSpec, batching: Batching, cost: StepCost) -> int:
-    """How many steps a run takes at most, by the nearest of its ends."""
+def num_steps(spec: TrainingSpec, batching: Batching, step_seconds: float) -> int:
+    """How many steps of so many seconds a run takes at most, by the nearest of its ends."""
     stop = spec.stop
     ends = [stop.max_steps, stop.max_epochs and stop.max_epochs * batching.steps_per_epoch]
     if stop.max_seconds is not None:
-        ends.append(int(stop.max_seconds / cost.eager_seconds))
+        ends.append(int(stop.max_seconds / step_seconds))
     return min(end for end in ends if end is not None)
 
 
 def _engine(spec: TrainingSpec, network: nn.Module, cost: StepCost, batching: Batching, warnings: list[str]) -> str:
-    """`auto` compiles where that is possible and repays what it takes; graphs on a card are for who asks for them."""
+    """`auto` is left to the run where a compile is possible and may repay what it takes: there it is measured."""
     reason = None if spec.engine == "eager" else why_not_compiled(spec, network)
     if spec.engine == "compiled" and reason:
         warnings.append(f"the compiled engine can't run this, so the eager one does: {reason}")
     if spec.engine == "eager" or reason:
         return "eager"
-    if spec.engine == "auto" and spec.device != "cpu":
-        return "eager"  # the cost model knows no card
-    repays = cost.repays_compiling(num_steps(spec, batching, cost))
-    return "compiled" if spec.engine == "compiled" or repays else "eager"
+    if spec.engine == "compiled":
+        return "compiled"
+    if spec.device != "cpu":
+        return "eager"  # graphs on a card are for who asks for them
+    return "auto" if cost.may_repay_compiling(num_steps(spec, batching, cost.eager_seconds)) else "eager"
 
 
 def expected_network(spec: TrainingSpec, table: Table) -> tuple[nn.Sequential, int]:

@@ -75,6 +75,10 @@ class TrainingSpec(Spec):
     `precision`: weights are float32 always; `tf32` (CUDA only) rounds what matrix products read, `bfloat16` and
     `float16` (with scaled losses) compute activations in half the bits.
 
+    `engine`: `compiled` makes machine code of the network's steps, in about ten seconds, and runs that; `auto` does so
+    where it repays itself, which a long run measures at its start. Runs of one spec on one machine are given the same
+    engine, and the spec of the published version names it.
+
     `freeze`: parts of the network that keep their weights, such as `layers.0` or `input`. `mixup`: each batch is mixed
     with itself in another order, by shares from Beta(mixup, mixup) (Zhang et al. 2018). `ema_decay`: validated and
     published is the exponential moving average of the weights. `activation_checkpointing`: activations are computed

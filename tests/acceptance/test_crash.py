@@ -1,5 +1,6 @@
 """Nothing is lost: processes are killed with -9 in the middle, and the job ends as if nothing had happened."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -34,10 +35,10 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-@pytest.mark.parametrize("engine", ["eager", "compiled"])
-def test_killed_worker_resumes_bit_for_bit(steady: Service, engine: str) -> None:
+@pytest.mark.parametrize(("engine", "num_epochs"), [("eager", 40), ("compiled", 800), ("auto", 4000)])
+def test_killed_worker_resumes_bit_for_bit(steady: Service, engine: str, num_epochs: int) -> None:
     service = steady
-    more = {"engine": engine, "stop": {"max_epochs": 40 if engine == "eager" else 800}}
+    more = {"engine": engine, "stop": {"max_epochs": num_epochs}}
     undisturbed = finished(service, submit(service, "undisturbed", **more))
     job = submit(service, "disturbed", **more)
     for _ in range(3):
@@ -45,6 +46,7 @@ def test_killed_worker_resumes_bit_for_bit(steady: Service, engine: str) -> None
     disturbed = finished(service, job)
     assert sum("killed" in str(warning) or "signal" in str(warning) for warning in disturbed["warnings"]) == 3
     assert_same_run(service, undisturbed, disturbed)
+    assert engine_of(service, disturbed) == ("compiled" if engine == "auto" else engine)
 
 
 def test_a_worker_that_hangs_is_ended_and_its_job_ends_bit_for_bit(start_service: Callable[..., Service]) -> None:
@@ -170,6 +172,11 @@ def assert_same_run(service: Service, one: dict[str, Any], other: dict[str, Any]
 
 def weights(service: Service, job: dict[str, Any]) -> dict[str, Any]:
     return dict(load_file(service.root / "models" / job["model"] / job["version"] / "model.safetensors"))
+
+
+def engine_of(service: Service, job: dict[str, Any]) -> str:
+    config = json.loads((service.root / "models" / job["model"] / job["version"] / "config.json").read_bytes())
+    return str(config["spec"]["engine"])
 
 
 def history(service: Service, job: dict[str, Any]) -> list[dict[str, Any]]:

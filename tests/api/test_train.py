@@ -120,6 +120,20 @@ def test_a_dry_run_tells_and_queues_nothing(client: httpx.Client) -> None:
     problem(client.get("/models/never"), 404, "model_not_found")
 
 
+@pytest.mark.parametrize(
+    ("spec", "engine"),
+    [
+        ({"stop": {"max_steps": 1_000}}, "eager"),
+        ({"stop": {"max_steps": 10**7}}, "auto"),  # the run will measure
+        ({"stop": {"max_steps": 10**7}, "precision": "bfloat16"}, "eager"),
+        ({"stop": {"max_steps": 10}, "engine": "compiled"}, "compiled"),
+        ({"stop": {"max_steps": 10**7}, "engine": "eager"}, "eager"),
+    ],
+)
+def test_the_engine_of_a_dry_run(client: httpx.Client, spec: dict[str, Any], engine: str) -> None:
+    assert dry_run(client, SEED | spec)["spec"]["engine"] == engine
+
+
 def test_what_would_not_fit_is_refused_with_the_figure(client: httpx.Client) -> None:
     before = client.get("/jobs").json()["data"]
     attention = {"type": "transformer_encoder", "num_heads": 64, "dropout": 0.1, "num_layers": 8}

@@ -265,6 +265,24 @@ def test_a_full_disk_costs_a_checkpoint_and_no_run(tmp_path: Path, monkeypatch: 
     assert any("No space left on device" in warning for warning in warnings)
 
 
+@pytest.mark.parametrize("folds", [{}, {"validation": {"folds": 2}}])
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_a_published_spec_names_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, folds: dict[str, Any]
+) -> None:
+    """The first run measures; all fits and the next runs of the spec, whatever their model is called, do as it did."""
+    monkeypatch.setenv("CXX", "no-such-compiler")  # a run that was to be compiled is told so, and ends all the same
+    measured = iter([engine])
+    monkeypatch.setattr(session.Session, "_faster_engine", lambda _: next(measured))
+    spec: dict[str, Any] = {"stop": {"max_steps": 10**8, "target_loss": 1e9}, **folds}
+    for job in ("one", "other"):
+        _, events = run(tmp_path, job=job, model=job, **spec)
+        config = json.loads((tmp_path / "models" / ".staging" / job / "config.json").read_bytes())
+        assert config["spec"]["engine"] == engine
+        assert '"auto"' not in json.dumps(config["spec"])  # it can be repeated from what it says
+        assert any("no-such-compiler" in each["detail"] for each in told(events, "warning")) is (engine == "compiled")
+
+
 def test_a_fault_that_is_not_the_disks_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))

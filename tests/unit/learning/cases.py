@@ -88,7 +88,7 @@ class Case:
         self.warnings: list[str] = []
 
     def compiled(self, folder: Path, **changes: Any) -> CompiledSteps:
-        options: dict[str, Any] = {"eager_steps": 1, "warn": self.warnings.append} | changes
+        options: dict[str, Any] = {"eager_steps": 1, "compile_seconds": 10.0, "warn": self.warnings.append} | changes
         return CompiledSteps(self.eager, self.optimizer, folder, **options)
 
     def train(self, engine: Any, num_steps: int, *, first: int = 0, at_once: int = 100) -> Tensor:

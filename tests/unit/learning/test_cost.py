@@ -1,4 +1,4 @@
-"""Which engine: no compile that a run can't repay, none where arithmetic rules, and the same answer every time."""
+"""Which engine: no compile that a run can't repay, and none where arithmetic rules."""
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ COSTS = st.builds(
     StepCost, st.integers(1, 1000), st.floats(0, 1e12), st.integers(1, 64), st.sampled_from(["sgd", "adam", "nadam"])
 )
 STEPS = st.integers(0, 10**12)
+PACES = st.floats(0.1, 10.0)
 
 
 @pytest.mark.parametrize(
@@ -35,10 +36,25 @@ def test_repays_compiling(cost: StepCost, num_steps: int, repaid: bool) -> None:
     assert cost.repays_compiling(num_steps) is repaid
 
 
+@pytest.mark.parametrize(
+    ("pace", "compile_pace", "repaid"),
+    [(1.0, 1.0, False), (2.0, 1.0, True), (2.0, 2.0, False), (1.0, 0.5, True), (0.5, 0.5, False)],
+)
+def test_what_was_measured_counts(pace: float, compile_pace: float, repaid: bool) -> None:
+    assert SMALL.repays_compiling(100_000, pace, compile_pace) is repaid
+
+
+@given(COSTS, STEPS, PACES, PACES)
+def test_a_compile_that_is_chosen_is_repaid(cost: StepCost, num_steps: int, pace: float, compile_pace: float) -> None:
+    if cost.repays_compiling(num_steps, pace, compile_pace):
+        compiled = compile_pace * cost.compile_seconds + num_steps * pace * cost.compiled_seconds
+        assert compiled < num_steps * pace * cost.eager_seconds
+
+
 @given(COSTS, STEPS)
-def test_a_compile_that_is_chosen_is_repaid(cost: StepCost, num_steps: int) -> None:
-    if cost.repays_compiling(num_steps):
-        assert cost.compile_seconds + num_steps * cost.compiled_seconds < num_steps * cost.eager_seconds
+def test_what_may_not_repay_does_not(cost: StepCost, num_steps: int) -> None:
+    if not cost.may_repay_compiling(num_steps):
+        assert not cost.repays_compiling(num_steps, pace=10.0)
 
 
 @given(COSTS, STEPS, STEPS)

@@ -2,7 +2,10 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +60,22 @@ def test_a_graph_that_can_not_be_compiled_leaves_nothing(tmp_path: Path) -> None
 def test_a_library_that_another_run_has_made_is_not_made_again(tmp_path: Path) -> None:
     libraries = Libraries(tmp_path)
     libraries.path("some").touch()
-    libraries.compile("some", no_graph, [], 1)
+    libraries.compile("some", no_graph, [], 1, 10.0)
+    assert libraries.pace() is None
+
+
+def test_a_compile_tells_this_machines_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def takes_a_while(libraries: Libraries, *_: Any) -> None:
+        clock.seconds += 30.0
+
+    clock = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.seconds)
+    monkeypatch.setattr(Libraries, "_compile", takes_a_while)
+    libraries = Libraries(tmp_path)
+    libraries.compile("some", no_graph, [], 1, 10.0)
+    assert libraries.pace() == 3.0
+    libraries.compile("some", no_graph, [], 1, 60.0)
+    assert Libraries(tmp_path).pace() == 0.5
 
 
 def test_what_is_old_or_half_made_is_removed(tmp_path: Path) -> None:
@@ -73,7 +91,7 @@ def test_what_is_old_or_half_made_is_removed(tmp_path: Path) -> None:
 
 def fail_to_compile(folder: Path) -> None:
     with pytest.raises(CompilationFailed, match="ZeroDivisionError"):
-        Compilation(lambda: Libraries(folder).compile("some", no_graph, [], 1)).finished(LONG)
+        Compilation(lambda: Libraries(folder).compile("some", no_graph, [], 1, 10.0)).finished(LONG)
 
 
 def no_graph() -> fx.GraphModule:

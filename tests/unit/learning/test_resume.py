@@ -50,7 +50,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(CompiledSteps, "_load", load)
     monkeypatch.setattr("app.learning.compiled.trace_step", lambda *_: None)
     monkeypatch.setattr("app.learning.compiled.digest_of", lambda *_: "")
-    workplace = Workplace(Checkpoints(tmp_path / "work"), tmp_path, pytest.fail)
+    workplace = Workplace(Checkpoints(tmp_path / "work"), tmp_path, tmp_path / "engine", pytest.fail)
     return partial(session, workplace=workplace, engine="compiled", num_threads=1)
 
 

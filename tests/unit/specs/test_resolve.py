@@ -417,12 +417,14 @@ bodies = st.fixed_dictionaries(
 
 
 @given(bodies)
-def test_resolved_means_nothing_is_left_open(body: dict[str, Any]) -> None:
+def test_resolved_means_nothing_is_left_open_but_what_a_long_run_measures(body: dict[str, Any]) -> None:
     spec, _ = settle(**{"data": {"features": ["weight", "seen"]}, **body})
     settled, facts, _ = plan(spec, TABLE, device="auto", max_parameters=10**6)
     assert settled.task != "auto"
     assert settled.loss.type != "auto"
-    assert settled.engine != "auto"
+    one_step = settled.model_copy(update={"stop": settled.stop.model_copy(update={"max_steps": 1})})
+    assert settled.engine in ("eager", "auto")
+    assert plan(one_step, TABLE, device="auto", max_parameters=10**6)[0].engine == "eager"
     assert settled.device in ("cpu", "cuda:0")
     assert settled.num_threads is not None
     assert settled.stop.restore_best is not None
