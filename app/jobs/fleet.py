@@ -33,13 +33,17 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 @dataclass(eq=False)
 class Worker:
-    """A process that works off one job after the other. `idle_until`: when it is let go while it waits for one."""
+    """A process that works off one job after the other.
+
+    `idle_until`: when it is let go while it waits for one; `leaves_until`: when it has to be gone after that.
+    """
 
     number: int
     channel: socket.socket
     lines: bytearray = field(default_factory=bytearray)
     pid: int | None = None
     idle_until: float = 0.0
+    leaves_until: float = 0.0
 
 
 @dataclass(eq=False)
@@ -80,6 +84,7 @@ class Fleet:
         self.runs: dict[int, Run] = {}  # by the number of their worker
         self._workers: dict[int, Worker] = {}
         self._idle: list[Worker] = []  # who wait for a job, the last one last
+        self._leaving: list[Worker] = []  # who were let go, the last one last
         self.ready = False
         self._process: subprocess.Popen[bytes] | None = None
         self._server: socket.socket
@@ -170,7 +175,7 @@ class Fleet:
             with suppress(OSError):  # it has died, or its channel has no room for the order
                 if worker.channel.send(line) == len(line):
                     return worker
-            self._say({"kill": worker.number})
+            self._let_go(worker)
         return None
 
     def _forked(self, order: dict[str, Any]) -> Worker:
@@ -190,10 +195,11 @@ class Fleet:
             run.worker.idle_until = time.monotonic() + IDLE_SECONDS
             self._idle.append(run.worker)
 
-    def _let_go(self) -> None:
-        """End those that wait for too long."""
-        while self._idle and time.monotonic() > self._idle[0].idle_until:
-            self._say({"kill": self._idle.pop(0).number})
+    def _let_go(self, worker: Worker) -> None:
+        """Through the fork server, which may hang, too."""
+        worker.leaves_until = time.monotonic() + ANSWER_SECONDS
+        self._leaving.append(worker)
+        self._say({"kill": worker.number})
 
     def tell(self, run: Run, request: str) -> None:
         """`pause` or `cancel`."""
@@ -216,7 +222,8 @@ class Fleet:
         """
         if self._process is None and time.monotonic() >= self._start_at:
             self._start_server()
-        self._let_go()
+        while self._idle and time.monotonic() > self._idle[0].idle_until:
+            self._let_go(self._idle.pop(0))
         if not self.ready and time.monotonic() > self._start_at + MAX_START_SECONDS:
             self._kill_server()
         for key, _ in self._selector.select(timeout):
@@ -226,6 +233,8 @@ class Fleet:
                 yield from self._hear_server()
             elif key.data.number in self._workers:
                 yield from self._hear(key.data)
+        if self._leaving and time.monotonic() > self._leaving[0].leaves_until:
+            self._kill_server()
 
     def _hear(self, worker: Worker) -> Iterator[tuple[Run, dict[str, Any]]]:
         data = _receive(worker.channel)
@@ -245,8 +254,9 @@ class Fleet:
                     yield run, orjson.loads(line)
             del self.runs[number]
             yield run, {"type": "exited", "signal": by_signal, "code": code}
-        if worker in self._idle:
-            self._idle.remove(worker)
+        for waiting in (self._idle, self._leaving):
+            if worker in waiting:
+                waiting.remove(worker)
         if worker.channel in self._selector.get_map():
             self._selector.unregister(worker.channel)
         worker.channel.close()
@@ -257,7 +267,7 @@ class Fleet:
             self._stop_server()
         for worker in self._workers.values():
             worker.channel.close()
-        for known in (self.runs, self._workers, self._idle):
+        for known in (self.runs, self._workers, self._idle, self._leaving):
             known.clear()
         self._selector.close()
 

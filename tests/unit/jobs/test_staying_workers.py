@@ -49,6 +49,19 @@ def test_a_worker_that_waits_for_too_long_is_let_go(
     assert worker_of(queue, tmp_path) != first
 
 
+def test_a_fork_server_that_lets_nobody_go_is_ended(
+    queue: JobQueue, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(fleet_module, "ANSWER_SECONDS", 0.1)
+    start()
+    first = worker_of(queue, tmp_path)
+    stopped = forkserver_of(first)
+    os.kill(stopped, signal.SIGSTOP)
+    until(lambda: not is_alive(first))
+    assert forkserver_of(worker_of(queue, tmp_path)) != stopped
+
+
 def test_jobs_at_the_same_time_have_workers_of_their_own(
     queue: JobQueue, start: Start, tmp_path: Path, gate: Gate
 ) -> None:
