@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from app.cli_resources import URL, ApiKey, Url, connect, name_of, show
+from app.cli_resources import URL, ApiKey, NoHeader, Url, connect, name_of, show
 
 if TYPE_CHECKING:
     from polars import DataFrame
@@ -32,6 +32,7 @@ def train(
     patience: Annotated[int | None, typer.Option(help="Epochs without a gain after which to stop.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is drawn at random.")] = None,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=JSON", help="Any field of POST /train.")] = [],  # noqa: B006
+    no_header: NoHeader = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the job is queued.")] = False,
     url: Url = URL,
     api_key: ApiKey = None,
@@ -56,7 +57,7 @@ def train(
     for path, value in [*given, *map(_assignment, set_)]:
         _put(body, path, value)
     with connect(url, api_key) as client:
-        client.upload_dataset(name, file)
+        client.upload_dataset(name, file, has_header=not no_header)
         job = client.submit(body)
         for warning in job["warnings"]:
             typer.echo(f"warning: {warning}", err=True)

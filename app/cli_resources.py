@@ -35,6 +35,7 @@ ApiKey = Annotated[
 ]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
 FewRows = Annotated[int, typer.Option(min=1, max=200, help="At most so many.")]
+NoHeader = Annotated[bool, typer.Option("--no-header", help="The CSV's first line is a row: columns are x0, x1, ….")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="As CSV, with all digits.")]
 
 
@@ -289,12 +290,13 @@ def show_dataset_rows(
 def upload_dataset(
     file: Path,
     name: Annotated[str | None, typer.Option(help="Name of the dataset (default: the file's)")] = None,
+    no_header: NoHeader = False,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
     """Upload a table, replacing the dataset of that name."""
     with connect(url, api_key) as client:
-        stored = client.upload_dataset(name or name_of(file), file)
+        stored = client.upload_dataset(name or name_of(file), file, has_header=not no_header)
         show_list(
             stored["columns"],
             ["name", "kind", "num_missing", "num_unique", "min", "max", "mean"],

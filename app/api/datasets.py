@@ -34,7 +34,8 @@ _BODY = {
     "requestBody": {
         "required": True,
         "description": "A table: CSV or TSV (UTF-8, the first line has the names), NDJSON, Parquet or Arrow IPC, "
-        "each also gzipped. Without a Content-Type that tells, the bytes do.",
+        "each also gzipped. Without a Content-Type that tells, the bytes do. With `text/csv; header=absent` the first "
+        "line is a row, and columns are named `x0`, `x1`, …",
         "content": {
             "text/csv": {"schema": {"type": "string"}, "example": _CSV},
             "text/tab-separated-values": {"schema": {"type": "string"}, "example": _CSV.replace(",", "\t")},
@@ -51,7 +52,10 @@ _BODY = {
 
 
 class DatasetOut(BaseModel):
-    """A named table and what its columns hold. `digest` is that of the uploaded bytes, `num_bytes` their number."""
+    """A named table and what its columns hold.
+
+    `digest` is that of the uploaded bytes (and of `; header=absent`, where that was said), `num_bytes` their number.
+    """
 
     name: str
     digest: str

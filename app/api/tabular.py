@@ -27,6 +27,7 @@ from app.serving.served_model import ServedModel
 from app.serving.statistics import Request as Asked
 from app.serving.tabular_codec import Form, RowReader, Writer, rows_at_once, writer_of
 from app.specs.base import Name
+from app.storage.formats import has_header
 from app.storage.row_stream import RowStream, open_rows
 from app.storage.uploads import Upload
 
@@ -157,7 +158,7 @@ async def answer_table(request: Request, deps: Services, asked: Asked, form: For
     encoding = request.headers.get("content-encoding", "")
     with ExitStack() as opened:
         upload = opened.enter_context(deps.datasets.upload(content_type.partition(";")[0], encoding))
-        if "header=absent" in content_type.lower().replace(" ", ""):
+        if not has_header(content_type):
             upload.write(_header_line(model, encoding))
         await receive(request, upload.write)
         later = opened.enter_context(SpooledTemporaryFile(MAX_WAITING_BYTES, dir=str(upload.folder)))

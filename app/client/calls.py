@@ -27,13 +27,14 @@ Version = str | int  # a number, or as a text also an alias
 class Calls(Requests):
     # ---- datasets
 
-    async def upload_dataset(self, name: str, source: Any) -> Json:
+    async def upload_dataset(self, name: str, source: Any, *, has_header: bool = True) -> Json:
         """Stores a table as dataset `name`, replacing what it was.
 
         `source` is a polars or pandas frame, the path of a file (CSV, TSV, NDJSON, Parquet, Arrow IPC; gzip), or blocks
-        of one's bytes.
+        of one's bytes. Columns of a CSV without a header are named `x0`, `x1`, ….
         """
-        return await self._upload("PUT", _path("datasets", name), source)
+        media_type = "application/octet-stream" if has_header else "text/csv; header=absent"
+        return await self._upload("PUT", _path("datasets", name), source, media_type)
 
     def datasets(self) -> AsyncGenerator[Json]:
         return self._pages("/datasets")

@@ -42,9 +42,9 @@ class Requests:
         rows: list[Json] = (await self._json("GET", path, params=params))["data"]
         return rows
 
-    async def _upload(self, method: str, path: str, source: Any) -> Json:
+    async def _upload(self, method: str, path: str, source: Any, media_type: str = "application/octet-stream") -> Json:
         content, known = await self._transport.run(body_of, source)
-        headers = {"Content-Type": "application/octet-stream"} | known
+        headers = {"Content-Type": media_type} | known
         return await self._json(method, path, content=content, headers=headers, timeout=PATIENT)
 
     async def _json(self, method: str, path: str, *, json: Json | None = None, **options: Any) -> Json:

@@ -1,6 +1,7 @@
 """Which of a table's columns a run learns from, and what of them it can't."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 from app.errors import Fault, InvalidInput, UnknownColumn
@@ -36,6 +37,11 @@ def resolve_columns(data: StoredData, table: Table, warnings: list[str]) -> Stor
             )
     if not features:
         raise InvalidInput.at("/data/features", "no column is left to learn from")
+    if _named_by_a_row(table):
+        warnings.append(
+            f"the columns' names ({table.columns[0].name}, {table.columns[1].name}, …) look like a row of values; if "
+            "the file has no header, upload it with Content-Type: text/csv; header=absent"
+        )
     return data.model_copy(update={"features": tuple(features)})
 
 
@@ -67,6 +73,22 @@ def _usable(table: Table, reserved: set[str | None], warnings: list[str]) -> tup
                 "from; if it is no more than a number, name the other columns in data.features"
             )
     return usable
+
+
+def _named_by_a_row(table: Table) -> bool:
+    """Whether all columns of numbers, at least two, are named by such a number; 0, 1, 2, … are names, though."""
+    columns = [column for column in table.columns if column.kind == "numeric" and column.num_unique]
+    numbers = [_number(column.name) for column in columns]
+    if len(columns) < 2 or numbers == [numbers[0] + place for place in range(len(numbers))]:
+        return False
+    return all(column.min <= number <= column.max for column, number in zip(columns, numbers, strict=True))
+
+
+def _number(name: str) -> float:
+    try:
+        return float(name)
+    except ValueError:
+        return math.nan  # which lies between no two numbers
 
 
 def _counts_rows(column: ColumnProfile, num_rows: int) -> bool:

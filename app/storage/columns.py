@@ -24,6 +24,7 @@ DATETIME = pl.Datetime("us")
 _PRUNING_ROWS = 1000
 _COLUMNS_AT_ONCE = 200
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_NO_HEADER = "; the first line must have the names (where it is a row, say so: Content-Type: text/csv; header=absent)"
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 _ISO_DATETIME = r"^\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?$"
 
@@ -56,7 +57,7 @@ def _fault_in(names: Sequence[str]) -> str | None:
             return f"the name of column {place} is longer than {MAX_NAME_CHARACTERS} characters"
         if name in places:
             fault = f"columns {places[name]} and {place} are both named {name!r}; names must differ"
-            return fault + ("; the first line must have the names" if _NUMBER.fullmatch(name) else "")
+            return fault + (_NO_HEADER if _NUMBER.fullmatch(name) else "")
         places[name] = place
     return None if names else "the table has no columns"
 

@@ -24,7 +24,7 @@ from app.specs.table import ColumnProfile, Table
 from app.storage.columns import TYPED_READINGS, check_names, settle_types
 from app.storage.database import Database, datasets
 from app.storage.files import changed_at, sync_folder, write_synced
-from app.storage.formats import declared_format
+from app.storage.formats import declared_format, has_header
 from app.storage.profile import plain_value, profile_table
 from app.storage.uploads import Upload, read_upload
 
@@ -75,7 +75,7 @@ class DatasetStore:
         """A place on disk for a body, for as long as the block lasts. Raises UnsupportedMedia before any byte came."""
         declared = declared_format(content_type, content_encoding)
         with self._scratch() as folder:
-            upload = Upload(folder, self.max_bytes, declared)
+            upload = Upload(folder, self.max_bytes, declared, has_header(content_type))
             try:
                 yield upload
             finally:

@@ -21,8 +21,8 @@ _NAMELESS = " nameless"
 _FLAGS = ("quoted", "odd", "odd_outside_of_quotes", "padded")
 
 
-def open_delimited(path: Path, max_columns: int) -> tuple[Path, Dialect]:
-    """The file and how it is written, once it is sure that every row is as wide as the header.
+def open_delimited(path: Path, max_columns: int, has_header: bool = True) -> tuple[Path, Dialect]:
+    """The file and how it is written, once it is sure that every row is as wide as the header, or the first one.
 
     What polars would not read (quotes within fields, lines that end as old Macintoshes had it) is written anew, beside
     the file.
@@ -30,7 +30,7 @@ def open_delimited(path: Path, max_columns: int) -> tuple[Path, Dialect]:
     Raises:
         Unparseable, InvalidInput, TooLarge
     """
-    dialect = sniff_dialect(path)
+    dialect = sniff_dialect(path, has_header)
     if dialect.width > max_columns:
         raise TooLarge(f"the table has {dialect.width} columns; at most {max_columns} are allowed")
     check_names(dialect.names or ("",) * dialect.num_nameless, max_columns)
@@ -138,11 +138,12 @@ def _is_odd(line: pl.Expr, dialect: Dialect) -> pl.Expr:
 def check_rows(path: Path, dialect: Dialect, then: Callable[[Iterable[Any]], object] = lambda row: None) -> None:
     """Read row by row, slowly, to raise Unparseable for the first that is not right, with the number of its line."""
     num_skipped = dialect.num_header_lines
+    first = "header" if dialect.has_header else "first row"
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
             for number, row in dialect.rows(islice(file, num_skipped, None), num_skipped):
                 if len(row) != dialect.width:
-                    raise Unparseable(f"line {number} has {len(row)} fields, but the header has {dialect.width}")
+                    raise Unparseable(f"line {number} has {len(row)} fields, but the {first} has {dialect.width}")
                 then(row)
         except UnicodeDecodeError as error:
             raise not_utf8(path) from error

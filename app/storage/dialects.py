@@ -5,7 +5,7 @@ import csv
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 from app.errors import Unparseable
@@ -23,9 +23,10 @@ _SNIFFED_ROWS = 100
 class Dialect:
     """How a file is written.
 
-    `num_header_lines` counts up to and with the line of the column names; `num_nameless` columns without one follow
-    those that have one. Where no field begins with a quote, the file is not `quoted`: a quote is a character like
-    others, as in `5" pipe`. `padded`: there may be whole numbers with leading zeros, as zip codes have them.
+    `num_header_lines` counts up to and with the line of the column names; where there is none, the columns are `x0`,
+    `x1`, …, and it counts up to the first row. `num_nameless` columns without one follow those that have one. Where no
+    field begins with a quote, the file is not `quoted`: a quote is a character like others, as in `5" pipe`. `padded`:
+    there may be whole numbers with leading zeros, as zip codes have them.
     """
 
     separator: str
@@ -35,6 +36,7 @@ class Dialect:
     num_nameless: int = 0
     quoted: bool = True
     padded: bool = True
+    has_header: bool = True
 
     @property
     def width(self) -> int:
@@ -56,7 +58,7 @@ class Dialect:
             raise Unparseable(f"line {num_skipped + reader.line_num} of the CSV cannot be read: {error}") from error
 
 
-def sniff_dialect(path: Path) -> Dialect:
+def sniff_dialect(path: Path, has_header: bool = True) -> Dialect:
     """The separator under which most of the first rows are as wide as the first; then the one that makes them widest.
 
     A first line `sep=;`, as spreadsheets write it, settles it. Raises Unparseable.
@@ -66,14 +68,19 @@ def sniff_dialect(path: Path) -> Dialect:
     first, _, rest = head.partition(line_end)
     told = first.strip().lower().removeprefix("sep=") if first[:4].lower() == "sep=" else ""
     if told and told in _SEPARATORS:
-        dialect = _header(rest, told, line_end)
+        dialect = _header(rest, told, line_end, has_header)
         return replace(dialect, num_header_lines=dialect.num_header_lines + 1)
     share, width, separator = max((*_fit(head, separator), separator) for separator in _SEPARATORS)
-    return _header(head, separator if width > 1 and share > 0 else ",", line_end)
+    return _header(head, separator if width > 1 and share > 0 else ",", line_end, has_header)
 
 
-def _header(head: str, separator: str, line_end: str) -> Dialect:
+def _header(head: str, separator: str, line_end: str, has_header: bool) -> Dialect:
     number, row = next(Dialect(separator, line_end, (), 0).rows(_lines(head)), (0, []))
+    if not has_header:
+        num_blank = sum(1 for _ in takewhile(lambda line: not line.strip("\r\n"), _lines(head))) if len(row) > 1 else 0
+        return Dialect(
+            separator, line_end, tuple(f"x{place}" for place in range(len(row))), num_blank, has_header=False
+        )
     width, names = len(row), [name.strip() for name in row]
     while names and not names[-1]:
         names.pop()

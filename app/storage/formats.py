@@ -86,13 +86,19 @@ def declared_format(content_type: str, content_encoding: str = "") -> Format | N
         raise UnsupportedMedia("a form is not taken here; send the file itself, as curl -T FILE does")
     if name not in MEDIA_TYPES:
         raise UnsupportedMedia(f"a dataset cannot be {name!r}; it can be {_SPOKEN}")
-    said = parameters.lower().replace(" ", "").replace('"', "")
-    if "header=absent" in said:  # RFC 4180
-        raise UnsupportedMedia("a dataset needs names for its columns: put a line with them before the rows")
-    charset = said.partition("charset=")[2]
+    charset = _parameters(parameters).partition("charset=")[2]
     if charset and charset.partition(";")[0] not in ("utf-8", "utf8", "us-ascii", "ascii"):
         raise UnsupportedMedia(f"text is read as UTF-8, not as {charset}; convert it, as with iconv -t utf-8")
     return MEDIA_TYPES[name]
+
+
+def has_header(content_type: str) -> bool:
+    """Whether a CSV begins with the names of its columns, by the parameter of RFC 4180."""
+    return ";header=absent" not in _parameters(content_type)
+
+
+def _parameters(text: str) -> str:
+    return text.lower().replace(" ", "").replace('"', "")
 
 
 def detect_format(head: bytes) -> Format:

@@ -41,13 +41,14 @@ _BOM = b"\xef\xbb\xbf"
 class Upload:
     """A body on its way to disk, hashed and counted as it is written.
 
-    `folder` also takes what is made of it; `declared` is the format that the sender named.
+    `folder` also takes what is made of it; `declared` is the format that the sender named; `has_header`, whether a CSV
+    begins with names.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, declared: Format | None) -> None:
+    def __init__(self, folder: Path, max_bytes: int, declared: Format | None, has_header: bool = True) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self.declared = declared
+        self.declared, self.has_header = declared, has_header
         self.num_bytes = 0
         self._hash = hashlib.sha256()
         self.body = folder / "body"
@@ -73,7 +74,10 @@ class Upload:
 
     @property
     def digest(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
+        """Of the bytes; of those that are rows from the first on, another one, as they make another table."""
+        whole = self._hash.copy()
+        whole.update(b"" if self.has_header else b"; header=absent")
+        return f"sha256:{whole.hexdigest()}"
 
 
 def read_upload(upload: Upload, max_columns: int) -> Path:
@@ -86,7 +90,7 @@ def read_upload(upload: Upload, max_columns: int) -> Path:
     table = upload.folder / "table" / "table.parquet"
     table.parent.mkdir()
     with polars_errors(found):
-        settled = _settled(body, found, upload.folder / "staged.parquet", max_columns)
+        settled = _settled(body, found, upload.folder / "staged.parquet", max_columns, upload.has_header)
         write_parquet(settled, table)
         if not pl.scan_parquet(table, glob=False).select(pl.len()).collect().item():
             raise InvalidInput.at("", "the table has no rows")
@@ -112,11 +116,11 @@ def _format_of(path: Path) -> Format:
         return detect_format(file.read(_HEAD_BYTES))
 
 
-def _settled(body: Path, found: Format, staged: Path, max_columns: int) -> pl.LazyFrame:
+def _settled(body: Path, found: Format, staged: Path, max_columns: int, has_header: bool) -> pl.LazyFrame:
     """The file's table with its final types. Text is parsed once, into `staged`, and then typed by all of its rows."""
     if found == "csv":
         check_lines(body)
-        body, dialect = open_delimited(body, max_columns)
+        body, dialect = open_delimited(body, max_columns, has_header)
         try:
             return _settled_csv(body, dialect, staged)
         except PolarsError:

@@ -244,6 +244,7 @@ def test_datasets(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "Two Rows.tsv"
     file.write_text("a\tb\n1\tx\n2\ty\n")
     assert "/datasets/two-rows" in cli("datasets", "upload", str(file))
+    assert "3 rows" in cli("datasets", "upload", str(file), "--name", "all-rows", "--no-header")
     assert re.search(r"^two-rows +2 ", cli("datasets", "list"), re.MULTILINE)
     assert json.loads(cli("datasets", "show", "two-rows"))["columns"][0]["name"] == "a"
     assert re.search(r"^1 +x *$", cli("datasets", "rows", "two-rows"), re.MULTILINE)

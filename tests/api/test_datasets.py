@@ -176,6 +176,19 @@ def test_every_documented_body_is_described_and_runs(client: httpx.Client) -> No
         assert answer.is_success
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_the_same_bytes_with_and_without_a_header_are_two_tables(client: httpx.Client, pack: Any) -> None:
+    content, absent = pack(CSV), {"Content-Type": "text/csv; header=absent"}
+    tables = [client.put("/datasets/t", content=content, headers=headers).json() for headers in ({}, absent, {})]
+    assert [[column["name"] for column in table["columns"]] for table in tables] == [
+        ["a", "b"],
+        ["x0", "x1"],
+        ["a", "b"],
+    ]
+    assert [table["num_rows"] for table in tables] == [2, 3, 2]
+    assert tables[0]["digest"] == tables[2]["digest"] != tables[1]["digest"]
+
+
 def test_replacing_answers_200(client: httpx.Client) -> None:
     assert client.put("/datasets/t", content=CSV).status_code == 201
     answer = client.put("/datasets/t", content=CSV + b"3,z\n")

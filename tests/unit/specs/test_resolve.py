@@ -231,6 +231,28 @@ def test_a_column_that_numbers_the_rows_is_told(values: Any, is_told: bool) -> N
     assert resolve(posted(), table_of(frame.drop("x")))[1] == []  # it is all that there is to learn from
 
 
+@pytest.mark.parametrize(
+    ("names", "is_told"),
+    [
+        (["5.1", "3.5", "setosa"], True),
+        (["5.1", "setosa", "3.5"], True),
+        (["2", "3", "y"], False),  # as pandas names columns
+        (["5.1", "900.5", "y"], False),  # as spectra are named by wavelengths, which are no values
+        (["5.1", "length", "y"], False),
+        (["5.1", "a", "y"], False),
+    ],
+)
+def test_names_that_look_like_a_row_of_values_are_told(names: list[str], is_told: bool) -> None:
+    values: dict[str, Any] = {name: [1.5, 4.0, 8.0] * 10 for name in names}
+    values |= {name: ["u", "v", "w"] * 10 for name in ("setosa", "a", "y") if name in names}
+    frame = pl.DataFrame({name: values[name] for name in names})
+    _, warnings = resolve(posted(names[-1]), table_of(frame))
+    assert [warning for warning in warnings if "row of values" in warning] == [
+        f"the columns' names ({names[0]}, {names[1]}, …) look like a row of values; if the file has no header, "
+        "upload it with Content-Type: text/csv; header=absent"
+    ] * is_told
+
+
 def test_what_text_may_have_been_meant_as_is_said_where_it_matters() -> None:
     text = {"x": [1.5, 2.5] * 15, "few": ["1,234", "12"] * 15, "many": [f"{row}%" for row in range(30)]}
     table = table_of(pl.DataFrame(text))

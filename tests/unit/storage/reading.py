@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from app.specs.table import ColumnProfile, Table
-from app.storage.formats import declared_format
+from app.storage.formats import declared_format, has_header
 from app.storage.profile import profile_table
 from app.storage.uploads import Upload, read_upload
 
@@ -17,7 +17,7 @@ from app.storage.uploads import Upload, read_upload
 def read(content: bytes, content_type: str = "", *, max_bytes: int = 2**24, max_columns: int = 100) -> pl.DataFrame:
     """The table in an upload."""
     with tempfile.TemporaryDirectory() as folder:
-        upload = Upload(Path(folder), max_bytes, declared_format(content_type))
+        upload = Upload(Path(folder), max_bytes, declared_format(content_type), has_header(content_type))
         upload.write(content)
         return pl.read_parquet(read_upload(upload, max_columns))
 

@@ -30,6 +30,31 @@ def test_a_spreadsheet_may_tell_its_separator() -> None:
     assert rows("sep=|\na|b,c\n1|x\n") == [{"a": 1, "b,c": "x"}]
 
 
+@pytest.mark.parametrize("content_type", ["text/csv; header=absent", 'Text/CSV;charset=utf-8; Header="absent"'])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("5.1,0,false\n4.9,0,true\n", [(5.1, 0, False), (4.9, 0, True)]),
+        ("\n\na;1,5\nb;2,5\n\n", [("a", 1.5), ("b", 2.5)]),
+        ("sep=|\na|1\n", [("a", 1)]),
+        ('"a\nb",1\n"c, ""d""",2\n', [("a\nb", 1), ('c, "d"', 2)]),
+        ('a,5" pipe\n"b",6" pipe\n', [("a", '5" pipe'), ("b", '6" pipe')]),
+        ("1,,\n2,,\n", [(1, None, None), (2, None, None)]),
+        ("0012\n0100\n", [("0012",), ("0100",)]),
+        ("1\r2\r", [(1,), (2,)]),
+    ],
+)
+def test_a_file_without_a_header_begins_with_its_rows(content: str, expected: list[Any], content_type: str) -> None:
+    found = read(content.encode(), content_type)
+    assert found.columns == [f"x{place}" for place in range(found.width)]
+    assert found.rows() == expected
+
+
+def test_rows_of_a_file_without_a_header_are_as_wide_as_the_first() -> None:
+    with pytest.raises(Unparseable, match="line 2 has 3 fields, but the first row has 2"):
+        read(b"1,2\n3,4,5\n", "text/csv; header=absent")
+
+
 def test_a_single_column() -> None:
     assert rows("x\n1\n2\n") == [{"x": 1}, {"x": 2}]
 

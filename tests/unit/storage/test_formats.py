@@ -38,7 +38,6 @@ def test_content_types(content_type: str, found: str | None) -> None:
         ("application/json", "", "NDJSON"),
         ("multipart/form-data; boundary=x", "", "-T FILE"),
         ("text/csv; charset=latin-1", "", "latin-1"),
-        ("text/csv; header=absent", "", "put a line with them before the rows"),
         ("text/csv", "br", "'br'"),
     ],
 )
