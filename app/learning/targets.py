@@ -16,6 +16,7 @@ from torch import Tensor
 from app.errors import BadData
 from app.learning.features import Moments
 from app.learning.losses import LINKS
+from app.specs.resolve_columns import some_of
 from app.specs.table import Label, Signature
 from app.specs.training import TrainingSpec
 
@@ -180,9 +181,7 @@ def class_weights(spec: Any, codes: NDArray[Any], classes: tuple[Label, ...]) ->
     else:
         names = [_as_key(label) for label in classes]
         if unknown := [key for key in spec.class_weight if key not in names]:
-            raise BadData(
-                f"loss.class_weight has {unknown[0]!r}, which is no class; the classes are {', '.join(names[:20])}"
-            )
+            raise BadData(f"loss.class_weight has {unknown[0]!r}, which is no class; the classes are {some_of(names)}")
         per_class = np.array([spec.class_weight.get(name, 1.0) for name in names])
     weights: NDArray[np.float32] = per_class.astype(np.float32)[codes]
     return weights

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from app.errors import Fault, InvalidInput, ShapeMismatch, UnknownColumn
 from app.learning.features import Features
-from app.specs.resolve_columns import unknown_column
+from app.specs.resolve_columns import some_of, unknown_column
 from app.specs.table import Column, Signature
 from app.storage.columns import read_datetimes
 
@@ -128,8 +128,7 @@ def frame_of_records(signature: Signature, inputs: list[Any], pointer: str) -> p
 
 
 def _names(signature: Signature) -> str:
-    names = [column.name for column in signature.inputs]
-    return ", ".join(names) if len(names) <= 20 else ", ".join(names[:20]) + ", …"
+    return some_of([column.name for column in signature.inputs])
 
 
 def escape(key: str) -> str:

@@ -30,7 +30,7 @@ from app.serving.signature import (
     takes_matrix,
 )
 from app.serving.tensors import Tensor, check_datatype, column_of, from_bytes, from_json, length_prefixed, to_bytes
-from app.specs.resolve_columns import unknown_column
+from app.specs.resolve_columns import some_of, unknown_column
 from app.specs.table import Column, Signature
 from app.storage.json_depth import can_be_written
 
@@ -182,7 +182,7 @@ def _check_names(signature: Signature, tensors: Sequence[Tensor]) -> None:
         if name in given[:index]:
             raise InvalidInput.at(f"/inputs/{index}/name", f"the input {name!r} is given twice")
     if missing := [name for name in wanted if name not in given]:
-        raise InvalidInput.at("/inputs", f"the model takes {', '.join(map(repr, missing[:20]))} too")
+        raise InvalidInput.at("/inputs", f"the model takes {some_of(missing)} too")
 
 
 def _matrix(features: Features, signature: Signature, tensor: Tensor, index: int) -> NDArray[np.floating[Any]]:

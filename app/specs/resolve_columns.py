@@ -2,13 +2,14 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from app.errors import Fault, InvalidInput, UnknownColumn
 from app.specs.table import ColumnProfile, StoredData, Table
 from app.specs.training import TrainingSpec
 
 NUMBERS = ("numeric", "boolean")
+MAX_NAMED = 20  # names in a sentence
 MIN_COUNTED = 20  # rows: fewer may be numbered in order by chance
 
 
@@ -108,8 +109,14 @@ def _unknown(pointer: str, names: Iterable[str], table: Table) -> list[Fault]:
 def unknown_column(name: str, known: list[str]) -> str:
     """The sentence for a column that is not there, with the nearest spelling."""
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known[:20])}"
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {some_of(known)}"
     return f"there is no column {name!r}; {hint}"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The names for a sentence: the first of many, and how many more there are."""
+    num_more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {num_more} more" if num_more > 0 else "")
 
 
 def check_features(spec: TrainingSpec, table: Table) -> None:

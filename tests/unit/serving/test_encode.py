@@ -14,6 +14,7 @@ from app.errors import Fault, InvalidInput, ShapeMismatch, UnknownColumn
 from app.learning.model import Model
 from app.serving import encode
 from app.serving.encode import MAX_FAULTS, encode_rows
+from app.specs.resolve_columns import unknown_column
 from tests.samples import untrained
 
 NUM_ROWS = 25  # more different texts than categories have
@@ -220,6 +221,12 @@ def test_unknown_columns_come_with_a_hint(record: dict[str, Any], pointer: str, 
     found = faults(NUMERIC, [record], UnknownColumn)
     assert found[0][0] == pointer
     assert words in found[0][1]
+
+
+def test_of_many_names_it_is_said_how_many_are_not_named() -> None:
+    names = [f"c{place}" for place in range(23)]
+    assert unknown_column("qqq", names).endswith("c18, c19 and 3 more")
+    assert unknown_column("qqq", names[:20]).endswith("c18, c19")
 
 
 # ---- models that take no missing values
