@@ -139,6 +139,7 @@ def predict(
     row: Annotated[str | None, typer.Option(help='One row as JSON instead: [1, 2] or {"column": 1}')] = None,
     version: Annotated[str | None, typer.Option(help="Version or alias (default: the newest)")] = None,
     output: Annotated[Path | None, typer.Option(help="CSV file to write instead of standard output.")] = None,
+    no_header: NoHeader = False,
     routing_key: Annotated[str | None, typer.Option(help="The same key gets the same version of a canary.")] = None,
     url: Url = URL,
     api_key: ApiKey = None,
@@ -154,7 +155,10 @@ def predict(
         elif file is not None:
             from app.predict_file import predict_file
 
-            _write(predict_file(client, model, file, version=version, routing_key=routing_key), output)
+            parts = predict_file(
+                client, model, file, version=version, routing_key=routing_key, has_header=not no_header
+            )
+            _write(parts, output)
 
 
 def _json_row(text: str) -> Any:

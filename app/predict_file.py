@@ -21,7 +21,13 @@ SENT_AS_THEY_ARE = {"csv": "text/csv", "arrow_file": "application/vnd.apache.arr
 
 
 def predict_file(
-    client: "Client", model: str, file: Path, *, version: str | None = None, routing_key: str | None = None
+    client: "Client",
+    model: str,
+    file: Path,
+    *,
+    version: str | None = None,
+    routing_key: str | None = None,
+    has_header: bool = True,
 ) -> Iterator[pl.DataFrame]:
     """The rows, part by part, with the columns of `Client.predict` for frames added; of a CSV they stay text.
 
@@ -30,7 +36,7 @@ def predict_file(
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
-        body, media_type, rows = _open(file, folder)
+        body, media_type, rows = _open(file, folder, has_header)
         stream, answer = folder / "answer.stream", folder / "answer.arrow"
         with stream.open("wb") as target:
             target.writelines(
@@ -51,9 +57,9 @@ def _free(name: str, taken: Sequence[str]) -> str:
     return name
 
 
-def _open(file: Path, folder: Path) -> tuple[Path, str, RowStream]:
+def _open(file: Path, folder: Path, has_header: bool) -> tuple[Path, str, RowStream]:
     """A table to send, its media type, and its rows; what is neither CSV nor Arrow becomes an Arrow file."""
-    upload = Upload(folder, sys.maxsize, None)
+    upload = Upload(folder, sys.maxsize, None, has_header)
     with file.open("rb") as source:
         while block := source.read(BLOCK_BYTES):
             upload.write(block)
@@ -62,4 +68,5 @@ def _open(file: Path, folder: Path) -> tuple[Path, str, RowStream]:
         table = pl.scan_parquet(read_upload(upload, sys.maxsize), glob=False)
         upload.body, found = folder / "table.arrow", "arrow_file"
         table.sink_ipc(upload.body, compat_level=pl.CompatLevel.oldest())
-    return upload.body, SENT_AS_THEY_ARE[found], open_rows(upload, sys.maxsize)
+    media_type = SENT_AS_THEY_ARE[found] if has_header or found != "csv" else "text/csv; header=absent"
+    return upload.body, media_type, open_rows(upload, sys.maxsize)

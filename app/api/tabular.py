@@ -22,12 +22,12 @@ from starlette.types import Receive, Scope, Send
 from app.api.auth import require
 from app.api.datasets import check_length, receive
 from app.api.services import Deps, RoutingKey, Services
-from app.errors import GradserveError, InvalidInput, ModelNotFound, UnsupportedMedia
+from app.errors import GradserveError, InvalidInput, ModelNotFound
 from app.serving.served_model import ServedModel
 from app.serving.statistics import Request as Asked
 from app.serving.tabular_codec import Form, RowReader, Writer, rows_at_once, writer_of
 from app.specs.base import Name
-from app.storage.formats import has_header
+from app.specs.resolve_columns import some_of
 from app.storage.row_stream import RowStream, open_rows
 from app.storage.uploads import Upload
 
@@ -143,7 +143,7 @@ def meant_model(deps: Services, name: str | None) -> str:
     if not names:
         raise ModelNotFound("there is no model yet")
     if len(names) > 1:
-        raise InvalidInput.at("?model", f"say which model with ?model=; there are {', '.join(names[:20])}")
+        raise InvalidInput.at("?model", f"say which model with ?model=; there are {some_of(names)}")
     return names[0]
 
 
@@ -157,9 +157,7 @@ async def answer_table(request: Request, deps: Services, asked: Asked, form: For
     content_type = request.headers["content-type"]
     encoding = request.headers.get("content-encoding", "")
     with ExitStack() as opened:
-        upload = opened.enter_context(deps.datasets.upload(content_type.partition(";")[0], encoding))
-        if not has_header(content_type):
-            upload.write(_header_line(model, encoding))
+        upload = opened.enter_context(deps.datasets.upload(content_type, encoding))
         await receive(request, upload.write)
         later = opened.enter_context(SpooledTemporaryFile(MAX_WAITING_BYTES, dir=str(upload.folder)))
         writer = writer_of(form, model, later)
@@ -173,13 +171,6 @@ def version_header(model: ServedModel) -> dict[str, str]:
     return {"X-Model-Version": model.version}
 
 
-def _header_line(model: ServedModel, encoding: str) -> bytes:
-    if encoding.strip().lower() not in ("", "identity"):
-        raise UnsupportedMedia("header=absent does not go with a Content-Encoding; send the CSV as it is")
-    names = (column.name.replace('"', '""') for column in model.model.signature.inputs)
-    return (",".join(f'"{name}"' for name in names) + "\n").encode()
-
-
 async def _answer(deps: Services, asked: Asked, upload: Upload, writer: Writer) -> AsyncIterator[bytes]:
     with deps.predictor.statistics.measured(asked):
         async for part in _parts(deps, asked, upload, writer):
@@ -189,7 +180,7 @@ async def _answer(deps: Services, asked: Asked, upload: Upload, writer: Writer) 
 async def _parts(deps: Services, asked: Asked, upload: Upload, writer: Writer) -> AsyncIterator[bytes]:
     model = asked.model
     rows = await to_thread.run_sync(open_rows, upload, deps.datasets.max_columns)
-    reader = _reader(rows, model)
+    reader = RowReader(model, rows)
     parts = (piece for part in rows.parts for piece in part.iter_slices(rows_at_once(model)))
     with closing(rows.parts):
         while (part := await to_thread.run_sync(partial(next, parts, None))) is not None:
@@ -206,13 +197,9 @@ async def _parts(deps: Services, asked: Asked, upload: Upload, writer: Writer) -
         yield block
 
 
-def _reader(rows: RowStream, model: ServedModel) -> RowReader:
-    return RowReader(model, rows.names, untyped=rows.untyped, decimal_comma=rows.decimal_comma)
-
-
 def _encode_part(rows: RowStream, part: pl.DataFrame, model: ServedModel) -> Any:
     """A part's rows, for another version than the one that answers."""
-    return _reader(rows, model).encode(part)
+    return RowReader(model, rows).encode(part)
 
 
 class TableResponse(StreamingResponse):

@@ -18,47 +18,48 @@ from app.serving.columns import fit_column
 from app.serving.encode import DTYPES, encode_frame, escape
 from app.serving.served_model import ServedModel
 from app.serving.signature import labels_of, unknown_rows
-from app.specs.resolve_columns import unknown_column
+from app.specs.resolve_columns import some_of, unknown_column
 from app.specs.table import Signature
 from app.storage.arrow_stream import ArrowParts
+from app.storage.row_stream import RowStream
 
 Form = Literal["csv", "arrow", "json", "mlflow"]
 
 VALUES_AT_ONCE = 2**20  # numbers that the widest of a part's tensors may hold
 
 
-def match_columns(signature: Signature, names: Sequence[str]) -> list[str | None]:
+def match_columns(signature: Signature, names: Sequence[str], *, has_header: bool) -> list[str | None]:
     """The table's column for each of the model's, None for one whose values are all missing.
 
-    A model of plain numbers takes columns of other names in their order.
+    Columns that no header names, `x0`, `x1`, …, may also be the model's in their order, and so may those that come to a
+    model of plain numbers under other names.
 
     Raises:
         UnknownColumn, ShapeMismatch, InvalidInput
     """
     wanted = [column.name for column in signature.inputs]
-    if signature.positional and not set(wanted) <= set(names):
+    if (signature.positional or not has_header) and not set(wanted) <= set(names):
         if len(names) != len(wanted):
-            raise ShapeMismatch.at(
-                "", f"the table has {len(names)} columns; the model takes {len(wanted)} numbers a row"
-            )
+            taken = f"{len(wanted)} numbers a row" if signature.positional else f"{len(wanted)}: {some_of(wanted)}"
+            raise ShapeMismatch.at("", f"the table has {len(names)} columns; the model takes {taken}")
         return list(names)
     known = {*wanted, *signature.ignored, *(column.name for column in signature.targets)}
     for name in names:
         if name not in known:
             raise UnknownColumn.at(f"/{escape(name)}", unknown_column(name, wanted))
     if not set(names) & set(wanted):
-        raise InvalidInput.at("", f"the table has none of the model's columns: {', '.join(map(repr, wanted[:20]))}")
+        raise InvalidInput.at("", f"the table has none of the model's columns: {some_of(wanted)}")
     return [name if name in names else None for name in wanted]
 
 
 class RowReader:
     """From a table's parts to the network's input."""
 
-    def __init__(self, model: ServedModel, names: Sequence[str], *, untyped: bool, decimal_comma: bool) -> None:
+    def __init__(self, model: ServedModel, rows: RowStream) -> None:
         self.features: Features = model.model.features
         self.signature = model.model.signature
-        self.sources = match_columns(self.signature, names)
-        self.untyped, self.decimal_comma = untyped, decimal_comma
+        self.sources = match_columns(self.signature, rows.names, has_header=rows.has_header)
+        self.untyped, self.decimal_comma = rows.untyped, rows.decimal_comma
         self.num_rows = 0
 
     def encode(self, part: pl.DataFrame) -> Tensor:

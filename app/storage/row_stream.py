@@ -24,7 +24,8 @@ _QUOTED_OR_BLANK = re.compile(rb'"[^"]*"|^\r?\n', re.MULTILINE)
 
 @dataclass(frozen=True)
 class RowStream:
-    """`parts` are frames with all of the columns `names`; `untyped`: all of them text, as CSV has it.
+    """`parts` are frames with all of the columns `names`; `untyped`: all of them text, as CSV has it; `has_header`:
+    whether the names are the file's own.
 
     Who does not take all parts closes them, as a file is open meanwhile.
     """
@@ -32,6 +33,7 @@ class RowStream:
     names: tuple[str, ...]
     untyped: bool
     decimal_comma: bool
+    has_header: bool
     parts: Generator[pl.DataFrame]
 
 
@@ -46,8 +48,9 @@ def open_rows(upload: Upload, max_columns: int) -> RowStream:
     with polars_errors(found):
         if found == "csv":
             check_lines(body)
-            body, dialect = open_delimited(body, max_columns)
-            return RowStream(dialect.names, True, dialect.separator != ",", _csv_parts(body, dialect))
+            body, dialect = open_delimited(body, max_columns, upload.has_header)
+            parts = _csv_parts(body, dialect)
+            return RowStream(dialect.names, True, dialect.separator != ",", dialect.has_header, parts)
         if found == "arrow_stream":
             body, stream = body.with_suffix(".arrow"), body
             write_arrow_file(stream, body)
@@ -58,7 +61,7 @@ def open_rows(upload: Upload, max_columns: int) -> RowStream:
         table = storable_table(pl.scan_ipc(body, glob=False), max_columns)
         names = tuple(table.collect_schema().names())
         num_rows = table.select(pl.len()).collect().item()
-    return RowStream(names, False, False, _slices(table, num_rows))
+    return RowStream(names, False, False, True, _slices(table, num_rows))
 
 
 def _slices(table: pl.LazyFrame, num_rows: int) -> Generator[pl.DataFrame]:

@@ -146,6 +146,17 @@ def test_predictions_take_names_that_no_column_has(cli: Cli, service: Service, t
     assert printed.columns == ["size", "prediction", "prediction_", "prediction__"]
 
 
+def test_predict_takes_a_file_without_a_header(cli: Cli, service: Service, tmp_path: Path) -> None:
+    publish(service.root / "models", "cli-headerless", columns_model())
+    file, named = tmp_path / "rows.csv", tmp_path / "named.csv"
+    COLUMNS.select(FEATURES).write_csv(file, include_header=False)
+    COLUMNS.select(FEATURES).write_csv(named)
+    printed = pl.read_csv(io.StringIO(cli("predict", "cli-headerless", str(file), "--no-header")))
+    expected = pl.read_csv(io.StringIO(cli("predict", "cli-headerless", str(named))))
+    assert printed.columns[: len(FEATURES)] == [f"x{place}" for place in range(len(FEATURES))]
+    assert printed.rows() == expected.rows()
+
+
 def test_null_may_be_set_where_an_option_stands_for_the_same(cli: Cli, client: Client) -> None:
     cli(
         "train", str(PENGUINS), "--target", "species", "--model", "cli-null", "--epochs", "5",

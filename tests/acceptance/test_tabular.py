@@ -3,7 +3,7 @@
 import gzip
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from scripts.service import Service
 from tests.published import COLUMNS, FEATURES, columns_model, numbers_model, publish
+from tests.samples import untrained
 
 NUMBERS, SPECIES, SIZES, WEATHER = "table-numbers", "table-species", "table-sizes", "table-weather"
 CSV, ARROW, FILE = "text/csv", "application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file"
@@ -134,6 +135,30 @@ def test_plain_numbers(service: Service) -> None:
         ("1,2\n3,4\n", "text/csv; header=absent"),
     ):
         np.testing.assert_allclose(read(post(service, NUMBERS, body, content_type))["prediction"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("separator", "pack"), [(",", bytes), (";", bytes), (",", gzip.compress)], ids=["comma", "semicolon", "gzip"]
+)
+def test_rows_without_a_header_have_the_model_s_columns_in_order(
+    service: Service, separator: str, pack: Callable[[bytes], bytes]
+) -> None:
+    body = TABLE.write_csv(include_header=False, separator=separator, decimal_comma=separator == ";").encode()
+    found = read(post(service, SPECIES, pack(body), "text/csv; header=absent"))
+    assert found["prediction"].to_list() == said(service, SPECIES, TABLE.to_dicts())["predictions"]
+
+
+def test_rows_without_a_header_may_be_as_wide_as_those_of_training(service: Service) -> None:
+    """Columns that a file without a header was learned from have the same names in another such file."""
+    table = COLUMNS.select("y", "size", "z", "count").rename({"y": "x0", "size": "x1", "z": "x2", "count": "x3"})
+    publish(service.root / "models", "table-headerless", untrained(table, "x0", data={"features": ["x1", "x3"]}))
+    expected = read(post(service, "table-headerless", table.write_csv()))
+    for rows in (table, table.select("x1", "x3")):
+        body = rows.write_csv(include_header=False)
+        assert read(post(service, "table-headerless", body, "text/csv; header=absent")).equals(expected)
+    answer = post(service, "table-headerless", "1,2,3\n", "text/csv; header=absent")
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "the table has 3 columns; the model takes 2: x1, x3"
 
 
 def test_gaps_are_missing_values(service: Service) -> None:

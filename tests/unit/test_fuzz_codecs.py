@@ -119,7 +119,7 @@ def test_rows_of_tables(body: bytes, form: Format | None, model: ServedModel) ->
             upload = Upload(place, LIMIT, form)
             upload.write(body)
             rows = open_rows(upload, 50)
-            reader = RowReader(model, rows.names, untyped=rows.untyped, decimal_comma=rows.decimal_comma)
+            reader = RowReader(model, rows)
             return sum(len(reader.encode(part)) for part in rows.parts)
 
         told(read)
