@@ -133,8 +133,11 @@ class Session:
                 f"training goes on without the compiled engine, as the choice of it can't be kept: {error}"
             )
             engine = "eager"
-        self.spec = self.spec.model_copy(update={"engine": engine})
+        self._take_engine(engine)
         self._build_engine()
+
+    def _take_engine(self, engine: str) -> None:
+        self.spec = self.spec.model_copy(update={"engine": engine})
 
     def _faster_engine(self) -> str:
         assert self.workplace is not None
@@ -227,12 +230,14 @@ class Session:
             "state": position,
             "scaler": scaler,
             "learning_rate": self.spec.optimizer.learning_rate,
+            "engine": self.spec.engine,
             "best_file": best.path.name if isinstance(best, OnDisk) else None,
         }
 
     def load(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
         """The opposite of `export`, bit for bit."""
         self._take_learning_rate(position["learning_rate"])
+        self._take_engine(position.get("engine", self.spec.engine))  # an older one names none: its spec did
         self._build_engine()
         self.network.load_state_dict(_under(tensors, "network."))
         load_state(self.optimizers, tensors)

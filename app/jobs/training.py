@@ -88,12 +88,13 @@ class Training:
             if held_out is None:
                 self.tables.clear()  # what is encoded is all that is still needed
             session = Session(spec, prepared, weights, self.workplace)
-            session.settle_engine()
             if resumed is not None:
                 session.load(*resumed)
                 resumed = None
             else:
+                session.settle_engine()
                 session.settle_learning_rate()
+            self.spec = self.spec.model_copy(update={"engine": session.spec.engine})  # that of all fits
             self.journal.watch(session, fold if folds else None)
             reason = fit(session.run(), session.state, self.journal)
             if reason in ("cancel", "pause"):
@@ -105,8 +106,7 @@ class Training:
                 self.journal.end_fold(metrics, session.state)
                 del prepared, session, model  # before the next ones take memory
         if folds:
-            spec = self.spec.model_copy(update={"engine": session.spec.engine})
-            model = replace(model, spec=spec)  # what the job can be repeated from, not its last fit alone
+            model = replace(model, spec=self.spec)  # what the job can be repeated from, not its last fit alone
         elif reason == "max_epochs" and still_gaining(self.spec, self.journal.history):
             self.journal.warn(
                 f"the model was still getting better in the last of {len(self.journal.history)} epochs: "

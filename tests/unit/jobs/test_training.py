@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -281,6 +282,25 @@ def test_a_published_spec_names_the_engine(
         assert config["spec"]["engine"] == engine
         assert '"auto"' not in json.dumps(config["spec"])  # it can be repeated from what it says
         assert any("no-such-compiler" in each["detail"] for each in told(events, "warning")) is (engine == "compiled")
+
+
+@pytest.mark.parametrize(("pause_at", "folds"), [(1, {}), (4, {"validation": {"folds": 2}})])
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_a_run_that_goes_on_keeps_its_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, pause_at: int, folds: dict[str, Any]
+) -> None:
+    """Whatever has become of the choice meanwhile: it is forgotten among many, or could never be kept."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    measured = iter([engine])
+    monkeypatch.setattr(session.Session, "_faster_engine", lambda _: next(measured))
+    spec: dict[str, Any] = {"stop": {"max_steps": 10**8, "patience": 2, "min_delta": 1e9}, **folds}
+    outcome, _ = run(tmp_path, pause_at=pause_at, **spec)
+    assert outcome.state == "paused"
+    shutil.rmtree(tmp_path / "cache")
+    outcome, _ = run(tmp_path, **spec)
+    assert outcome.state == "succeeded"
+    config = json.loads((tmp_path / "models" / ".staging" / "job" / "config.json").read_bytes())
+    assert config["spec"]["engine"] == engine
 
 
 def test_a_fault_that_is_not_the_disks_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
