@@ -65,7 +65,7 @@ class Run:
         return self.worker.pid
 
     def excuse(self, seconds: float, now: float) -> None:
-        """So much time up to now does not count: nobody listened."""
+        """As `Fleet.excuse`."""
         self.last_sign = min(now, self.last_sign + seconds)
         self.told_at = min(now, self.told_at + seconds)
         if self.killed_at is not None:
@@ -196,7 +196,7 @@ class Fleet:
             self._idle.append(run.worker)
 
     def _let_go(self, worker: Worker) -> None:
-        """Through the fork server, which may hang, too."""
+        """Through the fork server; one that hangs is found by `end_hung_server`."""
         worker.leaves_until = time.monotonic() + ANSWER_SECONDS
         self._leaving.append(worker)
         self._say({"kill": worker.number})
@@ -213,6 +213,18 @@ class Fleet:
             run.killed_at = time.monotonic()
             self._say({"kill": run.worker.number})
         elif time.monotonic() > run.killed_at + ANSWER_SECONDS:
+            self._kill_server()
+
+    def excuse(self, seconds: float, now: float) -> None:
+        """So much time up to now does not count: nobody listened."""
+        for run in self.runs.values():
+            run.excuse(seconds, now)
+        for worker in self._leaving:
+            worker.leaves_until += seconds
+
+    def end_hung_server(self) -> None:
+        """One that did not end in time whom it was to let go, with all its workers."""
+        if self._leaving and time.monotonic() > self._leaving[0].leaves_until:
             self._kill_server()
 
     def poll(self, timeout: float) -> Iterator[tuple[Run, dict[str, Any]]]:
@@ -233,8 +245,6 @@ class Fleet:
                 yield from self._hear_server()
             elif key.data.number in self._workers:
                 yield from self._hear(key.data)
-        if self._leaving and time.monotonic() > self._leaving[0].leaves_until:
-            self._kill_server()
 
     def _hear(self, worker: Worker) -> Iterator[tuple[Run, dict[str, Any]]]:
         data = _receive(worker.channel)

@@ -290,14 +290,15 @@ class Reconciler:
     def _end_the_stuck(self) -> None:
         now = time.monotonic()
         deaf, self._listened_at = now - self._listened_at, now
+        if deaf > DEAF_SECONDS:
+            self._fleet.excuse(deaf - DEAF_SECONDS, now)
         for run in self._fleet.runs.values():
-            if deaf > DEAF_SECONDS:
-                run.excuse(deaf - DEAF_SECONDS, now)
             silent = now - run.last_sign
             run.hung = run.hung or silent > self._rules.worker_timeout_seconds
             cancelled = run.told == "cancel" and now - run.told_at > CANCEL_SECONDS
             if run.hung or cancelled or (run.done and silent > EXIT_SECONDS):
                 self._fleet.kill(run)
+        self._fleet.end_hung_server()
 
 
 def _log_of(job: Job) -> Any:

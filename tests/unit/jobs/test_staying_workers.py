@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ def worker_of(queue: JobQueue, tmp_path: Path, spec: dict[str, Any] | None = Non
     assert (job.state, job.warnings) == (state, [])
     ((pid, _),) = starts(tmp_path, job)
     return pid
+
+
+def worker_and_server_of(queue: JobQueue, gate: Gate, tmp_path: Path) -> tuple[int, int]:
+    """Who did a job, and who had forked it, seen while it ran."""
+    gate.open(0)
+    job = queue.submit({"gate": str(gate.path)}, "m")
+    ((pid, _),) = until(lambda: starts(tmp_path, job))
+    server = forkserver_of(pid)
+    gate.open(1)
+    assert ended(queue, job).state == "succeeded"
+    return pid, server
 
 
 def num_files(pid: int) -> int:
@@ -50,16 +62,52 @@ def test_a_worker_that_waits_for_too_long_is_let_go(
 
 
 def test_a_fork_server_that_lets_nobody_go_is_ended(
-    queue: JobQueue, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet_module, "IDLE_SECONDS", 0.1)
     monkeypatch.setattr(fleet_module, "ANSWER_SECONDS", 0.1)
     start()
-    first = worker_of(queue, tmp_path)
-    stopped = forkserver_of(first)
+    first, stopped = worker_and_server_of(queue, gate, tmp_path)
     os.kill(stopped, signal.SIGSTOP)
     until(lambda: not is_alive(first))
-    assert forkserver_of(worker_of(queue, tmp_path)) != stopped
+    assert worker_and_server_of(queue, gate, tmp_path)[1] != stopped
+
+
+def test_a_fork_server_is_not_blamed_for_time_in_which_nobody_listened(
+    queue: JobQueue, start: Start, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a container is paused just then: who let the worker go is awake before who ends it."""
+    monkeypatch.setattr(fleet_module, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(fleet_module, "ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(reconciler_module, "DEAF_SECONDS", 0.1)
+    let_go, end_the_stuck = fleet_module.Fleet._let_go, reconciler_module.Reconciler._end_the_stuck
+    paused, goes_on, looked = threading.Event(), threading.Event(), threading.Event()
+
+    def let_go_and_pause(fleet: fleet_module.Fleet, worker: fleet_module.Worker) -> None:
+        assert worker.pid is not None
+        os.kill(forkserver_of(worker.pid), signal.SIGSTOP)
+        let_go(fleet, worker)
+        paused.set()
+        goes_on.wait(20)
+
+    def end_the_stuck_and_say_so(reconciler: reconciler_module.Reconciler) -> None:
+        end_the_stuck(reconciler)
+        if goes_on.is_set():
+            looked.set()
+
+    monkeypatch.setattr(reconciler_module.Reconciler, "_end_the_stuck", end_the_stuck_and_say_so)
+    monkeypatch.setattr(fleet_module.Fleet, "_let_go", let_go_and_pause)
+    start()
+    first, server = worker_and_server_of(queue, gate, tmp_path)
+    assert paused.wait(20)
+    end = time.monotonic() + 3
+    until(lambda: time.monotonic() > end)
+    goes_on.set()
+    assert looked.wait(20)
+    os.kill(server, signal.SIGCONT)
+    until(lambda: not is_alive(first))
+    monkeypatch.setattr(fleet_module.Fleet, "_let_go", let_go)
+    assert worker_and_server_of(queue, gate, tmp_path)[1] == server
 
 
 def test_jobs_at_the_same_time_have_workers_of_their_own(
