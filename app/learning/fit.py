@@ -36,6 +36,7 @@ class State:
     loss_sum: float = 0.0  # of this epoch so far, a row at a time
     elapsed_seconds: float = 0.0
     best: float | None = None  # of what is watched
+    best_loss: float | None = None  # of that epoch
     gained: float = 0.0  # what it was when it last got better by more than `min_delta`
     best_epoch: int = 0
     epochs_without_gain: int = 0
@@ -166,7 +167,7 @@ def _end_epoch(run: Run, state: State, learning_rate: float) -> dict[str, Any]:
     metrics = {"epoch": state.epoch, "step": state.step, "train_loss": train_loss, "val_loss": None}
     with run.average.in_place() if run.average else nullcontext():
         metrics |= _validate(run)
-        _track_best(run, state, watched(run.spec, metrics))
+        _track_best(run, state, metrics)
     return metrics | {"learning_rate": learning_rate, "elapsed_seconds": round(state.elapsed_seconds, 6)}
 
 
@@ -199,10 +200,11 @@ def still_gaining(spec: TrainingSpec, history: Sequence[dict[str, Any]]) -> bool
     return before - best > max(abs(best) / 50, (values[0] - best) / 1000)
 
 
-def _track_best(run: Run, state: State, value: float) -> None:
-    schedule, known = run.spec.schedule, state.best is not None and not math.isnan(state.best)
-    if not known or value < state.best:  # type: ignore[operator]
-        state.best, state.best_epoch = value, state.epoch
+def _track_best(run: Run, state: State, metrics: dict[str, Any]) -> None:
+    value, loss, schedule = watched(run.spec, metrics), metrics["val_loss"], run.spec.schedule
+    known = state.best is not None and not math.isnan(state.best)
+    if not known or _is_better(value, loss, state):
+        state.best, state.best_loss, state.best_epoch = value, loss, state.epoch
         if run.spec.stop.restore_best:
             state.best_weights = None  # so that there is never more than one copy
             state.best_weights = run.keep(run.network.state_dict())
@@ -213,6 +215,13 @@ def _track_best(run: Run, state: State, value: float) -> None:
     if isinstance(schedule, PlateauSchedule) and state.epoch - state.plateau_epoch >= schedule.patience:
         state.plateau_factor = max(schedule.end_factor, state.plateau_factor * schedule.gamma)
         state.plateau_epoch = state.epoch
+
+
+def _is_better(value: float, loss: float | None, state: State) -> bool:
+    """Whether an epoch is better than the best so far: of epochs with the same metric, the one with less loss is."""
+    if value == state.best and loss is not None and state.best_loss is not None:
+        return loss < state.best_loss
+    return value < state.best  # type: ignore[operator]
 
 
 def _over(spec: TrainingSpec, state: State) -> str | None:

@@ -37,7 +37,8 @@ class StopSpec(Spec):
     What is watched is `metric` over the validation rows (the training loss where there are none). `patience`: epochs
     in which it got no better by more than `min_delta`. `target_loss` is compared with the watched loss.
     `min_grad_norm`: the norm of an epoch's last gradient. `restore_best`: the weights of the best epoch are kept
-    rather than the last; absent, that is done where there is validation or patience.
+    rather than the last (of epochs with the same metric, the one with the least loss); absent, that is done where there
+    is validation or patience.
     """
 
     max_epochs: PositiveInt | None = None

@@ -250,7 +250,24 @@ def test_more_is_better_of_some_metrics() -> None:
     run(started, watcher)
     accuracies = [row["val_accuracy"] for row in watcher.history]
     assert min(accuracies) < max(accuracies)
-    assert started.state.best_epoch == 1 + accuracies.index(max(accuracies))
+    assert accuracies[started.state.best_epoch - 1] == max(accuracies)
+
+
+def test_of_epochs_with_the_same_metric_the_one_with_less_loss_is_kept() -> None:
+    """A small validation set's metric is soon what it will be, and goes on to be for patience; the loss is not."""
+    values, watcher = iter([2.0, 1.0, 1.0, 1.0, 1.0]), Watcher()
+    started = session(stop={"max_epochs": 9, "metric": "rmse", "patience": 3}, validation={"fraction": 0.3})
+
+    class Judged(Judgement):
+        def values(self) -> dict[str, float]:
+            return super().values() | {"rmse": next(values)}
+
+    run = replace(started.run(), judge=lambda: Judged(started.prepared.targets, started.prepared.truth))
+    assert fit(run, started.state, watcher) == "patience"
+    losses = [row["val_loss"] for row in watcher.history]
+    assert len(losses) == 5
+    assert min(losses) == losses[4] < losses[1]
+    assert (started.state.best_epoch, started.state.best) == (5, 1.0)
 
 
 def test_the_moving_average_is_what_is_validated_and_kept() -> None:
@@ -400,7 +417,7 @@ def test_the_least_loss_is_kept_where_it_is_no_gain() -> None:
     run = SimpleNamespace(spec=spec, network=nn.Linear(1, 1), keep=lambda weights: kept.append(weights))
     state, seen = State(), []
     for state.epoch, value in enumerate([3.0, 2.8, 2.9, 2.0], 1):
-        _track_best(run, state, value)  # type: ignore[arg-type]
+        _track_best(run, state, {"val_loss": value})  # type: ignore[arg-type]
         seen.append((state.best, state.best_epoch, state.epochs_without_gain))
     assert seen == [(3.0, 1, 0), (2.8, 2, 1), (2.8, 2, 2), (2.0, 4, 0)]
     assert len(kept) == 3
