@@ -12,10 +12,10 @@ from app.api.examples import TRAIN
 from app.api.jobs import Job, job_response
 from app.api.json_route import JsonRoute
 from app.api.services import Deps, Services
-from app.errors import InvalidInput, TooLarge
+from app.errors import InvalidInput, TooLarge, UnknownColumn
 from app.learning.plan import Plan, plan
 from app.specs.resolve import resolve, signature_of
-from app.specs.resolve_columns import check_validation
+from app.specs.resolve_columns import check_validation, note_of, some_of, unknown_column
 from app.specs.table import InputsData, RecordsData, Signature, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationDataset, WarmStart
 from app.storage.tables import frame_from_inputs, frame_from_records
@@ -102,10 +102,12 @@ def _wait_seconds(prefer: str | None, most: float) -> float:
 def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, list[str]]:
     data, table = store_data(deps, spec.data)
     spec = spec.model_copy(update={"data": data, "validation": _resolve_validation(deps, spec)})
+    news: list[str] = []
     start = None if spec.warm_start is None else _start(deps, spec.warm_start)
     if start is not None:
         left_out = {"network", "features"} - spec.model_fields_set
-        spec = spec.model_copy(update={name: getattr(start.spec, name) for name in left_out})
+        data, news = _columns_of(start, data, table)
+        spec = spec.model_copy(update={name: getattr(start.spec, name) for name in left_out} | {"data": data})
     resolved, warnings = resolve(spec, table)
     if isinstance(resolved.validation, ValidationDataset):
         assert resolved.validation.digest is not None
@@ -122,7 +124,7 @@ def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, 
         max_rows_bytes=settings.max_rows_bytes,
         busy=lambda: bool(deps.jobs.counts().get("running")),
     )
-    return settled.model_dump(mode="json"), facts, warnings + notes
+    return settled.model_dump(mode="json"), facts, news + warnings + notes
 
 
 def store_data(deps: Services, data: StoredData | RecordsData | InputsData) -> tuple[StoredData, Table]:
@@ -173,21 +175,51 @@ class Start(NamedTuple):
 
     version: Version
     spec: TrainingSpec
+    signature: Signature
+
+    def __str__(self) -> str:
+        return f"version {self.version.version} of {self.version.model!r}"
 
 
 def _start(deps: Services, start: WarmStart) -> Start:
     version = deps.models.get(start.model, deps.models.resolve(start.model, start.version))
-    return Start(version, TrainingSpec.model_validate(version.config["spec"]))
+    spec, signature = version.config["spec"], version.config["signature"]
+    return Start(version, TrainingSpec.model_validate(spec), Signature.model_validate(signature))
+
+
+def _columns_of(start: Start, data: StoredData, table: Table) -> tuple[StoredData, list[str]]:
+    """`data` with the columns that the version was trained on, where it names none; and a warning of those left out.
+
+    Plain numbers are left alone, as no name says which of them are which, and so is a target among those columns.
+    """
+    inputs, signature = [column.name for column in start.signature.inputs], start.signature
+    others = {*data.targets, data.sample_weight}
+    if data.features is not None or data.positional or others & set(inputs):
+        return data, []
+    for column in signature.inputs:
+        found = table.column(column.name)
+        if found is None:
+            sentence = unknown_column(column.name, [known.name for known in table.columns])
+            raise UnknownColumn.at("/warm_start", f"{start} takes {column.name!r}: {sentence}")
+        if found.kind != column.kind:
+            raise InvalidInput.at(
+                "/warm_start",
+                f"{start} takes {column.name!r} as {column.kind}; here it is {found.kind}{note_of(found)}",
+            )
+    known = others.union(inputs, signature.ignored, (column.name for column in signature.targets))
+    left_out = [column.name for column in table.columns if column.name not in known]
+    news = [f"warm_start: columns that are new to the version are left out: {some_of(left_out)}"] if left_out else []
+    return data.model_copy(update={"features": tuple(inputs)}), news
 
 
 def _go_on_from(start: Start, spec: TrainingSpec, table: Table) -> TrainingSpec:
     assert spec.warm_start is not None
-    version, before = start
-    which = f"version {version.version} of {version.model!r}"
-    if before.network != spec.network:
-        raise InvalidInput.at("/warm_start", f"{which} has another network; its weights don't fit")
-    if Signature.model_validate(version.config["signature"]).inputs != signature_of(spec, table).inputs:
-        raise InvalidInput.at("/warm_start", f"{which} has other input columns; its weights don't fit")
-    if before.features != spec.features:
-        raise InvalidInput.at("/features", f"{which} has other features; leave them out, and its own are taken")
-    return spec.model_copy(update={"warm_start": spec.warm_start.model_copy(update={"version": version.version})})
+    if start.spec.network != spec.network:
+        raise InvalidInput.at("/warm_start", f"{start} has another network; leave it out, and its own is taken")
+    if start.signature.inputs != signature_of(spec, table).inputs:
+        columns = some_of([f"{column.name} ({column.kind})" for column in start.signature.inputs])
+        raise InvalidInput.at("/warm_start", f"{start} has other input columns: {columns}")
+    if start.spec.features != spec.features:
+        raise InvalidInput.at("/features", f"{start} has other features; leave them out, and its own are taken")
+    version = start.version.version
+    return spec.model_copy(update={"warm_start": spec.warm_start.model_copy(update={"version": version})})

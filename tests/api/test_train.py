@@ -337,6 +337,28 @@ def test_categories_that_a_version_does_not_know_are_told(
     assert train(client, month("news", rows, warm_start={"model": "known"}))["warnings"] == told
 
 
+def test_columns_that_are_left_out_are_the_version_s(client: httpx.Client) -> None:
+    """Next month's table has them in another order, and one that is new."""
+    first = month("columns", LAST_MONTH)
+    del first["data"]["features"]
+    before = train(client, first)
+    news = [{"z": 1, **dict(reversed(row.items()))} for row in first["data"]["records"]]
+    spec = first | {"data": {"records": news, "target": "y"}, "warm_start": {"model": "columns"}}
+    again = train(client, spec)
+    assert before["spec"]["data"]["features"] == again["spec"]["data"]["features"] == ["x", "p", "q"]
+    assert again["warnings"] == ["warm_start: columns that are new to the version are left out: z"]
+    for row in news:
+        row["P"] = row.pop("p")
+    answer = client.post("/train", json=spec)
+    assert problem(answer, 422, "unknown_column")["errors"][0]["pointer"] == "/warm_start"
+    assert "takes 'p': there is no column 'p'" in answer.json()["detail"]
+    for row in news:
+        row["p"] = str(row.pop("P"))
+    answer = client.post("/train", json=spec)
+    assert pointers(answer) == ["/warm_start"]
+    assert "takes 'p' as numeric; here it is categorical" in answer.json()["detail"]
+
+
 def test_gaps_that_a_version_did_not_have_are_told(client: httpx.Client) -> None:
     train(client, month("whole", [["a", 1, 2, "no"], ["b", 2, 2, "yes"]]))
     found = train(client, month("gaps", LAST_MONTH, warm_start={"model": "whole"}))
