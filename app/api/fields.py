@@ -10,11 +10,13 @@ Model = type[BaseModel]
 
 def fields_at(body_type: Any, path: Sequence[str | int]) -> list[str]:
     """Names of the fields of what a pydantic error's location leads to: fields, places in lists, tags of unions."""
-    models = list(_models(body_type))
-    for part in path:
-        inner = [model.model_fields[part].annotation for model in models if part in model.model_fields]
-        models = [model for kind in inner for model in _models(kind)] or _tagged(models, part)
-    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+    return list(dict.fromkeys(name for model in _models_at(body_type, path) for name in model.model_fields))
+
+
+def types_at(body_type: Any, path: Sequence[str | int]) -> list[str]:
+    """What may be the `type` of an object there."""
+    fields = [model.model_fields["type"] for model in _models_at(body_type, path) if "type" in model.model_fields]
+    return list(dict.fromkeys(tag for field in fields for tag in get_args(field.annotation)))
 
 
 def fields_below(body_type: Any) -> dict[str, list[str]]:
@@ -25,6 +27,14 @@ def fields_below(body_type: Any) -> dict[str, list[str]]:
             for inner in fields_at(body, [outer]):
                 found.setdefault(inner, []).append(f"{outer}.{inner}")
     return found
+
+
+def _models_at(body_type: Any, path: Sequence[str | int]) -> list[Model]:
+    models = list(_models(body_type))
+    for part in path:
+        inner = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        models = [model for kind in inner for model in _models(kind)] or _tagged(models, part)
+    return models
 
 
 def _models(kind: Any) -> Iterator[Model]:

@@ -17,9 +17,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from app import errors
-from app.api.fields import fields_at, fields_below
+from app.api.fields import fields_at, fields_below, types_at
 from app.serving.encode import escape
 from app.specs.base import NAME_PATTERN
+from app.specs.resolve_columns import some_of
 from app.specs.training import DEVICE_PATTERN
 
 MEDIA_TYPE = "application/problem+json"
@@ -162,6 +163,8 @@ def fault_of(item: Any, body: Any, body_type: Any = None) -> errors.Fault:
         path, message = [*path, "type"], _unknown_type(**item["ctx"])
     if item["type"] == "extra_forbidden" and (known := fields_at(body_type, path[:-1])):
         message = _no_such_field(str(path[-1]), known, fields_below(body_type) if len(path) == 1 else {})
+    if item["type"] == "union_tag_not_found" and (known := types_at(body_type, path)):
+        message += f"; there are {some_of(known)}"
     if item["type"] in OBJECT and "type" in fields_at(body_type, path):
         message += ' with a "type"'
     if where != "body":

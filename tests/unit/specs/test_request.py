@@ -153,6 +153,13 @@ def test_a_field_of_another_form_is_said_to_be_out_of_place(body: Any, pointer: 
             Fault("/data/features", "this must have at least 1 item(s)"),
         ),
         (
+            training(descent={}, schedule={"warmup_steps": 5}),
+            Fault(
+                "/schedule",
+                'this needs a "type"; there are constant, cosine, linear, step, exponential, one_cycle, plateau',
+            ),
+        ),
+        (
             training(device="gpu"),
             Fault("/device", "a device is auto, cpu, cuda, or one of several cards: cuda:0, cuda:1, …"),
         ),
