@@ -101,7 +101,8 @@ class Libraries:
         One at a time on a machine: of many runs of one shape the first one's library serves all.
 
         Args:
-            expected_seconds: what it should take; how many times as long it took is this machine's pace from now on.
+            expected_seconds: what it should take of a core; how many times as much it took is this machine's pace from
+                now on. By the clock, one compile beside other work would keep runs from compiling long after.
 
         Raises:
             Exception: whatever the compiler says.
@@ -110,12 +111,12 @@ class Libraries:
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.path(digest).exists():
-                begun = time.monotonic()
+                begun = _processor_seconds()
                 self._compile(digest, graph, arguments, threads)
-                self._note_pace((time.monotonic() - begun) / expected_seconds)
+                self._note_pace((_processor_seconds() - begun) / expected_seconds)
 
     def pace(self) -> float | None:
-        """How many times as long as expected the last compile took; None where there was none."""
+        """How many times as much as expected the last compile took; None where there was none."""
         with contextlib.suppress(FileNotFoundError, ValueError):  # or a file that lost its content with the power
             return float(self._pace.read_text())
         return None
@@ -145,6 +146,11 @@ class Libraries:
             path.unlink(missing_ok=True)
         for left in self.folder.glob("building-*"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _processor_seconds() -> float:
+    """Of this process, and of those that it has waited for, as for a compiler."""
+    return sum(os.times()[:4])
 
 
 def compiler_missing() -> str | None:

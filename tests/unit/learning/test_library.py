@@ -65,11 +65,16 @@ def test_a_library_that_another_run_has_made_is_not_made_again(tmp_path: Path) -
 
 
 def test_a_compile_tells_this_machines_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def takes_a_while(libraries: Libraries, *_: Any) -> None:
-        clock.seconds += 30.0
+    """By what it and its compiler take of a core, not by how long other work makes it wait."""
 
-    clock = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(time, "monotonic", lambda: clock.seconds)
+    def takes_a_while(libraries: Libraries, *_: Any) -> None:
+        clock.waited += 1000.0
+        clock.own += 10.0
+        clock.compiler += 20.0
+
+    clock = SimpleNamespace(waited=100.0, own=5.0, compiler=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.waited)
+    monkeypatch.setattr(os, "times", lambda: (clock.own, 1.0, clock.compiler, 1.0, clock.waited))
     monkeypatch.setattr(Libraries, "_compile", takes_a_while)
     libraries = Libraries(tmp_path)
     libraries.compile("some", no_graph, [], 1, 10.0)
