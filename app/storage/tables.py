@@ -112,13 +112,19 @@ def frame_from_inputs(
     return pl.DataFrame(columns)
 
 
+def _wanted(value: object) -> str:
+    if isinstance(value, list):
+        return "a row is one list of numbers, which network.input_shape lays out as an image or a sequence"
+    return "inputs are numbers, booleans or null"
+
+
 def _inputs(rows: Sequence[Any], pointer: str, max_columns: int) -> list[pl.Series]:
     _check_rows(rows, pointer)
     if len(rows[0]) > max_columns:
         raise TooLarge(f"the rows have {len(rows[0])} numbers; at most {max_columns} are allowed")
     if not set(map(type, chain.from_iterable(rows))) <= _NUMBERS:
         _refuse(
-            Fault(f"{pointer}/{row}/{place}", f"this is {word_for(type(value))}; inputs are numbers, booleans or null")
+            Fault(f"{pointer}/{row}/{place}", f"this is {word_for(type(value))}; {_wanted(value)}")
             for row, values in enumerate(rows)
             for place, value in enumerate(values)
             if type(value) not in _NUMBERS

@@ -136,7 +136,7 @@ def test_inputs_come_back_as_numbers(rows: list[list[Any]]) -> None:
         ([[1, 2, 3], [1, 2]], [1, 2], None, ShapeMismatch, "/data/inputs/1", "this row has 2 numbers, the first has 3"),
         ([[1, 2], [1]], [1, 2], None, ShapeMismatch, "/data/inputs/1", "this row has 1 number, the first has 2"),
         ([[1, "2"]], [1], None, InvalidInput, "/data/inputs/0/1", "this is text; inputs are numbers"),
-        ([[1], [[2]]], [1, 2], None, InvalidInput, "/data/inputs/1/0", "this is a list"),
+        ([[1], [[2]]], [1, 2], None, InvalidInput, "/data/inputs/1/0", "this is a list; a row is one list"),
         ([[1], [2]], [1], None, ShapeMismatch, "/data/targets", "1 of these for 2 rows"),
         ([[1], [2]], [1, "a"], None, InvalidInput, "/data/targets/1", "this is text"),
         ([[1], [2]], [1, [2]], None, InvalidInput, "/data/targets/1", "this is a list"),
