@@ -40,6 +40,10 @@ def resolve_task(spec: TrainingSpec, table: Table, warnings: list[str]) -> Task:
             raise InvalidInput.at("/data/target", f"{column.name!r} must hold only 0/1 or true/false for multilabel")
     if task in ("binary", "multiclass"):
         _check_classes(task, targets)
+        if targets[0].num_unique == table.num_rows > 2:
+            warnings.append(
+                f"target {targets[0].name!r} has another label in every row; a class is learned from several"
+            )
         if targets[0].note:
             warnings.append(f"target {targets[0].name!r} is taken as classes{note_of(targets[0])}")
     return task
@@ -56,9 +60,8 @@ def _check_classes(task: Task, targets: list[ColumnProfile]) -> None:
         )
     if column.num_unique < 2 or (task == "binary" and column.num_unique != 2):
         wanted = "exactly 2" if task == "binary" else "at least 2"
-        raise InvalidInput.at(
-            "/data/target", f"{column.name!r} has {column.num_unique} distinct values; {task} needs {wanted}"
-        )
+        found = f"{column.num_unique} distinct values" if column.num_unique > 1 else "the same value in every row"
+        raise InvalidInput.at("/data/target", f"{column.name!r} has {found}; {task} needs {wanted}")
     if column.num_unique > 10_000:
         raise InvalidInput.at(
             "/data/target",

@@ -92,6 +92,14 @@ def test_task_and_loss_follow_from_the_target(
     assert (spec.task, spec.loss.type, count_outputs(spec, TABLE)) == (task, loss, num_outputs)
 
 
+def test_a_label_for_every_row_is_warned_of() -> None:
+    def told(labels: list[str]) -> list[str]:
+        return resolve(posted("y"), table_of(pl.DataFrame({"y": labels, "x": [1.5] * len(labels)})))[1]
+
+    assert told(["a", "b", "c"]) == ["target 'y' has another label in every row; a class is learned from several"]
+    assert told(["a", "b", "b"]) == told(["a", "b"]) == []
+
+
 def test_whole_numbers_taken_as_classes_are_warned_of() -> None:
     assert "grade" in settle("grade")[1][0]
     assert settle("bit")[1] == []
@@ -143,7 +151,7 @@ def test_unknown_columns_come_with_what_was_perhaps_meant(
         ("/data/target", "empty", "empty", {}),
         ("/data/target", "text", "note", {}),
         ("/data/target", "datetime", "seen", {}),
-        ("/data/target", "1 distinct", "same", {"task": "multiclass"}),
+        ("/data/target", "the same value in every row; multiclass", "same", {"task": "multiclass"}),
         ("/data/target", "exactly 2", "color", {"task": "binary"}),
         ("/data/target", "numbers", "color", {"task": "regression"}),
         ("/data/target", "numbers", ["amount", "color"], {}),
