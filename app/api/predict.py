@@ -60,7 +60,8 @@ class Prediction(BaseModel):
 async def predict(body: PredictRequest, request: Request, deps: Deps, key: RoutingKey = None) -> Response:
     """Rows are treated exactly as in training; missing and unseen values have their places.
 
-    A table in CSV or Arrow IPC comes with `?model=`, and is answered in parts, by a table or (with `Accept`) JSON.
+    A table in CSV or Arrow IPC comes with `?model=`, and is answered in parts, by a table or (with `Accept`) JSON. The
+    columns of `text/csv; header=absent` are the model's in their order, or those of the file that it was trained on.
     """
     return Response(await answer(deps, body, key, request.receive), media_type="application/json")
 
