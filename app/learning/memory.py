@@ -77,11 +77,13 @@ def network_bytes(spec: TrainingSpec, network: nn.Module, gradient_bytes: int) -
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     trained_bytes = sum(parameter.nbytes for parameter in trained)
     weights_bytes = sum(parameter.nbytes for parameter in network.parameters())
-    kept = state_bytes(spec.optimizer, trained) + (trained_bytes if spec.ema_decay else 0)
+    kept = state = state_bytes(spec.optimizer, trained) + (trained_bytes if spec.ema_decay else 0)
     if spec.engine != "eager":
         kept += kept + trained_bytes  # a copy of all, end to end
     if spec.stop.restore_best and weights_bytes <= MAX_KEPT_BYTES:
         kept += weights_bytes
+    if spec.optimizer.learning_rate == "auto":
+        kept = max(kept, state + trained_bytes)  # what a trial's steps are taken back to
     update = weights_bytes + trained_bytes
     if spec.optimizer.type not in FUSED:
         update += trained_bytes if spec.device != "cpu" else 2 * max(parameter.nbytes for parameter in trained)

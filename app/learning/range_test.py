@@ -36,13 +36,15 @@ def find_learning_rate(engine: EagerSteps, rows: Rows, order: Tensor | None) -> 
 
 
 class Snapshot:
-    """A network's state and torch's RNG, to go back to after a trial."""
+    """A network's state and torch's RNG, to go back to after a trial, which leaves frozen weights as they are."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
+        state = network.state_dict()
+        self.state = {name: value.detach().clone() for name, value in state.items() if name not in frozen}
         self.rng = torch.get_rng_state()
 
     def restore(self) -> None:
-        self.network.load_state_dict(self.state)
+        self.network.load_state_dict(self.state, strict=False)
         torch.set_rng_state(self.rng)

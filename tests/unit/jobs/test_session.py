@@ -10,6 +10,7 @@ import pytest
 from app.jobs.session import Session, Workplace
 from app.learning.compiled import CompiledSteps
 from app.learning.library import Libraries
+from app.learning.range_test import Snapshot
 from app.storage.checkpoints import Checkpoints
 from tests.disks import small_disk
 from tests.unit.learning.runs import assert_equal, run, session, weights
@@ -72,6 +73,11 @@ def test_a_run_that_was_measured_is_the_run_of_that_engine(
         run(begun)
         ends.append(weights(begun))
     assert_equal(*ends)
+
+
+def test_a_trial_copies_no_frozen_weights(start: Callable[..., Session]) -> None:
+    begun = start(freeze=["layers.0"])
+    assert set(weights(begun)) - set(Snapshot(begun.network).state) == {"layers.0.weight", "layers.0.bias"}
 
 
 def refuse(_: Session) -> str:

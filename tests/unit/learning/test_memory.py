@@ -51,6 +51,9 @@ def test_copies_of_the_weights_count() -> None:
     assert takes(optimizer={"type": "adamw"}) - plain == pytest.approx(2 * weights, rel=0.01)
     assert takes(optimizer={"type": "sgd"}, ema_decay=0.9) - plain == pytest.approx(weights, rel=0.01)
     assert takes(optimizer={"type": "sgd"}, stop={"restore_best": True}) - plain == pytest.approx(weights, rel=0.01)
+    rate = {"type": "sgd", "learning_rate": "auto"}
+    assert takes(optimizer=rate) - plain == pytest.approx(weights, rel=0.01)
+    assert takes(optimizer=rate, stop={"restore_best": True}) - plain == pytest.approx(weights, rel=0.01)
     assert takes(optimizer={"type": "adamw"}, freeze=["layers.2"]) - plain < 0
 
 
