@@ -122,6 +122,11 @@ def prepare(
         held_out, _ = _usable(spec, signature, other, warnings, targets)
     if held_out is not None:
         features.check_all(held_out)
+        if spec.stop.metric == "roc_auc" and held_out.truth.min() == held_out.truth.max():
+            warnings.append(
+                "the validation rows are all of one class: roc_auc cannot be measured on them, and stop.metric sees no "
+                "epoch get better"
+            )
     return Prepared(
         features,
         targets,

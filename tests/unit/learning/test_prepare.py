@@ -173,6 +173,16 @@ def test_rows_without_a_target_are_left_out_and_told_of() -> None:
     assert found.warnings == ["5 of 50 rows have no y and are left out"]
 
 
+@pytest.mark.parametrize(("metric", "is_told"), [("roc_auc", True), ("accuracy", False)])
+def test_validation_rows_of_one_class_are_told_of_where_roc_auc_is_watched(metric: str, is_told: bool) -> None:
+    frame = pl.DataFrame({"x": [0.5, 1.5] * 6, "y": ["no"] * 10 + ["yes"] * 2})
+    spec = resolved(frame, stop={"metric": metric}, validation={"folds": 4})
+    found = [prepared(spec, frame, fold=fold) for fold in range(4)]
+    one_class = [len(fold.truth.unique()) == 1 for fold in found]
+    assert set(one_class) == {True, False}
+    assert [bool(fold.warnings) for fold in found] == [alone and is_told for alone in one_class]
+
+
 def test_a_table_without_targets_is_refused() -> None:
     spec = resolved(FRAME, data={"features": ["x"]})
     with pytest.raises(BadData, match="no row has y"):
