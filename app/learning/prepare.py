@@ -2,7 +2,7 @@
 
 import mmap
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -110,6 +110,7 @@ def prepare(
     warnings: list[str] = []
     known = fitted and fitted.targets
     train, classes = _usable(spec, signature, table, warnings, known)
+    warnings += _look_alikes(classes or ())
     train, held_out = _split(spec, train, fold)
     if fitted is None:
         features = Features.fit(signature.inputs, train, spec.features)
@@ -135,6 +136,15 @@ def prepare(
         torch.from_numpy((held_out or train).truth),
         warnings,
     )
+
+
+def _look_alikes(classes: Sequence[Label]) -> list[str]:
+    """A warning of two labels that differ in nothing but their case."""
+    spellings: dict[str, str] = {}
+    for label in classes:
+        if isinstance(label, str) and (other := spellings.setdefault(label.casefold(), label)) != label:
+            return [f"the labels {other!r} and {label!r} are two classes, though only their case tells them apart"]
+    return []
 
 
 def _usable(

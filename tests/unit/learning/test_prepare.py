@@ -183,6 +183,19 @@ def test_validation_rows_of_one_class_are_told_of_where_roc_auc_is_watched(metri
     assert [bool(fold.warnings) for fold in found] == [alone and is_told for alone in one_class]
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["yes", "no", "Yes"], ["the labels 'Yes' and 'yes' are two classes, though only their case tells them apart"]),
+        (["yes", "no", "maybe"], []),
+        ([1, 2, 3], []),
+    ],
+)
+def test_labels_that_only_their_case_tells_apart_are_told_of(labels: list[object], told: list[str]) -> None:
+    frame = pl.DataFrame({"x": [0.5, 1.5, 2.5] * 10, "y": labels * 10})
+    assert prepared(resolved(frame, task="multiclass"), frame).warnings == told
+
+
 def test_a_table_without_targets_is_refused() -> None:
     spec = resolved(FRAME, data={"features": ["x"]})
     with pytest.raises(BadData, match="no row has y"):
