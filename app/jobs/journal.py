@@ -9,7 +9,7 @@ from app.errors import StorageFailed
 from app.jobs.order import Control, Emit
 from app.jobs.session import Session
 from app.learning.fit import State
-from app.specs.training import TrainingSpec, ValidationFolds
+from app.specs.training import TrainingSpec
 from app.storage.checkpoints import Checkpoints
 
 PROGRESS_SECONDS = 0.2
@@ -25,7 +25,7 @@ class Journal:
         self.interval_seconds = interval_seconds
         self.folds: list[dict[str, Any]] = []
         self.history: list[dict[str, Any]] = []
-        self.num_fits = spec.validation.folds + 1 if isinstance(spec.validation, ValidationFolds) else 1
+        self.num_fits = spec.num_fits
         self.last_checkpoint = self.last_progress = time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

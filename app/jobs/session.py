@@ -143,7 +143,7 @@ class Session:
         assert self.workplace is not None
         cost = self._step_cost()
         seconds = self._try_out(lambda order: step_seconds(self.eager, self.train, order))
-        num = num_steps(self.spec, self.batching, seconds)
+        num = num_steps(self.spec, self.batching, seconds) * self.spec.num_fits  # which share what is compiled
         compile_pace = Libraries(self.workplace.libraries).pace() or 1.0
         return "compiled" if cost.repays_compiling(num, seconds / cost.eager_seconds, compile_pace) else "eager"
 

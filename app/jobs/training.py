@@ -31,7 +31,7 @@ from app.learning.plan import encoded_bytes
 from app.learning.prepare import Fitted, Frames, Prepared, in_memory, prepare
 from app.specs.resolve import signature_of
 from app.specs.table import StoredData
-from app.specs.training import TrainingSpec, ValidationDataset, ValidationFolds
+from app.specs.training import TrainingSpec, ValidationDataset
 from app.storage.checkpoints import ROWS, Checkpoints
 from app.storage.datasets import read_facts, table_path
 from app.storage.matrices import map_matrix, write_matrix
@@ -76,7 +76,7 @@ class Training:
 
     def run(self) -> Outcome:
         self._read()
-        folds = self.spec.validation.folds if isinstance(self.spec.validation, ValidationFolds) else 0
+        folds = self.spec.num_fits - 1
         resumed = self.journal.load()
         self.start = self._starting_model()
         is_fresh = resumed is None or folds  # a checkpoint has weights of its own

@@ -81,7 +81,7 @@ def plan(
     cost, warnings = step_cost(network, gradient.flops, num_threads, spec.optimizer.type), list[str]()
     spec = spec.model_copy(update={"engine": _engine(spec, network, cost, batching, warnings)})
     compiles = spec.engine == "compiled" or (
-        spec.engine == "auto" and cost.repays_compiling(num_steps(spec, batching, cost.eager_seconds))
+        spec.engine == "auto" and cost.repays_compiling(num_steps(spec, batching, cost.eager_seconds) * spec.num_fits)
     )
     seconds = cost.compiled_seconds if compiles else cost.eager_seconds
     learning = network_bytes(spec, network, gradient.peak_bytes)
@@ -99,7 +99,7 @@ def step_cost(network: nn.Module, flops: float, num_threads: int, optimizer: str
 
 
 def num_steps(spec: TrainingSpec, batching: Batching, step_seconds: float) -> int:
-    """How many steps of so many seconds a run takes at most, by the nearest of its ends."""
+    """How many steps of so many seconds a fit takes at most, by the nearest of its ends."""
     stop = spec.stop
     ends = [stop.max_steps, stop.max_epochs and stop.max_epochs * batching.steps_per_epoch]
     if stop.max_seconds is not None:
@@ -118,7 +118,8 @@ def _engine(spec: TrainingSpec, network: nn.Module, cost: StepCost, batching: Ba
         return "compiled"
     if spec.device != "cpu":
         return "eager"  # graphs on a card are for who asks for them
-    return "auto" if cost.may_repay_compiling(num_steps(spec, batching, cost.eager_seconds)) else "eager"
+    num = num_steps(spec, batching, cost.eager_seconds) * spec.num_fits
+    return "auto" if cost.may_repay_compiling(num) else "eager"
 
 
 def expected_network(spec: TrainingSpec, table: Table) -> tuple[nn.Sequential, int]:

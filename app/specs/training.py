@@ -109,3 +109,8 @@ class TrainingSpec(Spec):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     tags: dict[str, str] = Field(default_factory=dict)
     description: Annotated[str, Field(max_length=10_000)] = ""
+
+    @property
+    def num_fits(self) -> int:
+        """One; with cross-validation, one for each fold and one over all rows."""
+        return self.validation.folds + 1 if isinstance(self.validation, ValidationFolds) else 1

@@ -2,8 +2,9 @@
 
 The database comes first, as SQLite's online backup gives it: one state, whatever is written meanwhile. Stored tables
 and published versions never change, and those that this state names outlive it, so they are copied afterwards.
-Checkpoints stay behind: a job that was running starts again, and ends with the same weights. So do keys, which are
-secrets. The list of all files and their digests is written last; without it, it is no backup.
+Checkpoints stay behind: a job that was running starts again, and ends with the same weights; one whose engine was
+chosen by a measurement is measured anew. Keys stay behind, too, which are secrets. The list of all files and their
+digests is written last; without it, it is no backup.
 """
 
 import os

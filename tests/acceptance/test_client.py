@@ -232,7 +232,7 @@ def test_versions_travel(client: Any, tmp_path: Path) -> None:
 
 
 def test_many_coroutines_at_once(service: Service) -> None:
-    """Each has its own answer."""
+    """Each has its own answer, as near as float32 gets: a prediction near 0 is what is left of numbers around 4."""
 
     async def ask() -> list[float]:
         async with AsyncClient(service.url) as client:
@@ -243,6 +243,7 @@ def test_many_coroutines_at_once(service: Service) -> None:
             return [answer["predictions"].item() for answer in answers]
 
     with client_of("sync", service.url) as client:
-        assert asyncio.run(ask()) == pytest.approx(
-            client.predict("clients-numbers", ROWS.rows())["predictions"], rel=1e-5
-        )
+        expected = np.array(client.predict("clients-numbers", ROWS.rows())["predictions"])
+    found = np.array(asyncio.run(ask()))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=4 * np.finfo(np.float32).eps)
+    np.testing.assert_array_equal(np.abs(found[:, None] - expected).argmin(axis=1), np.arange(len(expected)))

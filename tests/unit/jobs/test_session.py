@@ -80,6 +80,18 @@ def test_a_trial_copies_no_frozen_weights(start: Callable[..., Session]) -> None
     assert set(weights(begun)) - set(Snapshot(begun.network).state) == {"layers.0.weight", "layers.0.bias"}
 
 
+def test_a_compile_serves_all_fits_of_a_cross_validation(
+    start: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 000 steps of 3 ms each do not repay it, and 9 times as many do."""
+    monkeypatch.setattr("app.jobs.session.step_seconds", lambda *_: 3e-3)
+    found = []
+    for validation in ({"fraction": 0.1}, {"folds": 8}):
+        begun = start(stop={"max_steps": 2_000}, validation=validation)
+        found.append(begun._faster_engine())
+    assert found == ["eager", "compiled"]
+
+
 def refuse(_: Session) -> str:
     raise AssertionError("it was measured before")
 
