@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from app.client.bodies import HEADERLESS
 from app.storage.arrow_stream import write_arrow_file
 from app.storage.row_stream import RowStream, open_rows
 from app.storage.uploads import Upload, read_upload, unpack
@@ -68,5 +69,5 @@ def _open(file: Path, folder: Path, has_header: bool) -> tuple[Path, str, RowStr
         table = pl.scan_parquet(read_upload(upload, sys.maxsize), glob=False)
         upload.body, found = folder / "table.arrow", "arrow_file"
         table.sink_ipc(upload.body, compat_level=pl.CompatLevel.oldest())
-    media_type = SENT_AS_THEY_ARE[found] if has_header or found != "csv" else "text/csv; header=absent"
+    media_type = SENT_AS_THEY_ARE[found] if has_header or found != "csv" else HEADERLESS
     return upload.body, media_type, open_rows(upload, sys.maxsize)

@@ -12,6 +12,7 @@ from app.client.errors import Json
 from app.client.frames import ARROW, arrow_stream, is_frame, polars_frame
 
 BLOCK_BYTES = 2**20
+HEADERLESS = "text/csv; header=absent"
 
 
 def json_body(value: Json) -> bytes:

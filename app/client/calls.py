@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from app.client.arrays import HEADER_LENGTH, infer_answer, infer_body, joined, numbers_of, parts_of
-from app.client.bodies import body_of
+from app.client.bodies import HEADERLESS, body_of
 from app.client.errors import BrokenOff, JobFailed, Json, Overloaded, Unreachable
 from app.client.events import Event, EventParser
 from app.client.frames import ARROW, frame_like, is_frame
@@ -33,7 +33,7 @@ class Calls(Requests):
         `source` is a polars or pandas frame, the path of a file (CSV, TSV, NDJSON, Parquet, Arrow IPC; gzip), or blocks
         of one's bytes. Columns of a CSV without a header are named `x0`, `x1`, ….
         """
-        media_type = "application/octet-stream" if has_header else "text/csv; header=absent"
+        media_type = "application/octet-stream" if has_header else HEADERLESS
         return await self._upload("PUT", _path("datasets", name), source, media_type)
 
     def datasets(self) -> AsyncGenerator[Json]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from app.learning.memory import MAX_KEPT_BYTES
 from app.learning.model import Model, assemble
 from app.learning.network import freeze, initialize, least_rows
 from app.learning.optimizers import build_optimizers, export_state, load_state
-from app.learning.plan import num_steps, step_cost
+from app.learning.plan import num_steps, num_steps_of_job, step_cost
 from app.learning.prepare import Prepared
 from app.learning.range_test import Snapshot, find_learning_rate
 from app.learning.rehearsal import rehearse
@@ -104,7 +105,7 @@ class Session:
             self.engine = self._compiled(self.workplace)
 
     def _compiled(self, workplace: Workplace) -> CompiledSteps:
-        cost = self._step_cost()
+        cost = self._step_cost
         return CompiledSteps(
             self.eager,
             self.spec.optimizer,
@@ -115,6 +116,7 @@ class Session:
             leave_gradient=self.spec.stop.min_grad_norm is not None,
         )
 
+    @cached_property
     def _step_cost(self) -> StepCost:
         assert self.spec.num_threads is not None
         features, num_outputs = self.prepared.features, self.prepared.targets.num_outputs
@@ -141,9 +143,9 @@ class Session:
 
     def _faster_engine(self) -> str:
         assert self.workplace is not None
-        cost = self._step_cost()
+        cost = self._step_cost
         seconds = self._try_out(lambda order: step_seconds(self.eager, self.train, order))
-        num = num_steps(self.spec, self.batching, seconds) * self.spec.num_fits  # which share what is compiled
+        num = num_steps_of_job(self.spec, self.batching, seconds)
         compile_pace = Libraries(self.workplace.libraries).pace() or 1.0
         return "compiled" if cost.repays_compiling(num, seconds / cost.eager_seconds, compile_pace) else "eager"
 

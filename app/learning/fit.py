@@ -203,7 +203,7 @@ def still_gaining(spec: TrainingSpec, history: Sequence[dict[str, Any]]) -> bool
 def _track_best(run: Run, state: State, metrics: dict[str, Any]) -> None:
     value, loss, schedule = watched(run.spec, metrics), metrics["val_loss"], run.spec.schedule
     known = state.best is not None and not math.isnan(state.best)
-    if not known or _is_better(value, loss, state):
+    if _is_better(value, loss, state):
         state.best, state.best_loss, state.best_epoch = value, loss, state.epoch
         if run.spec.stop.restore_best:
             state.best_weights = None  # so that there is never more than one copy
@@ -219,9 +219,11 @@ def _track_best(run: Run, state: State, metrics: dict[str, Any]) -> None:
 
 def _is_better(value: float, loss: float | None, state: State) -> bool:
     """Whether an epoch is better than the best so far: of epochs with the same metric, the one with less loss is."""
+    if state.best is None or math.isnan(state.best):
+        return True
     if value == state.best and loss is not None and state.best_loss is not None:
         return loss < state.best_loss
-    return value < state.best  # type: ignore[operator]
+    return value < state.best
 
 
 def _over(spec: TrainingSpec, state: State) -> str | None:

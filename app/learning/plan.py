@@ -80,9 +80,8 @@ def plan(
     spec = spec.model_copy(update={"device": device, "num_threads": num_threads})
     cost, warnings = step_cost(network, gradient.flops, num_threads, spec.optimizer.type), list[str]()
     spec = spec.model_copy(update={"engine": _engine(spec, network, cost, batching, warnings)})
-    compiles = spec.engine == "compiled" or (
-        spec.engine == "auto" and cost.repays_compiling(num_steps(spec, batching, cost.eager_seconds) * spec.num_fits)
-    )
+    repays = cost.repays_compiling(num_steps_of_job(spec, batching, cost.eager_seconds))
+    compiles = spec.engine == "compiled" or (spec.engine == "auto" and repays)
     seconds = cost.compiled_seconds if compiles else cost.eager_seconds
     learning = network_bytes(spec, network, gradient.peak_bytes)
     learning += gathered_bytes(batching, num_inputs, CHUNK_SECONDS / cost.eager_seconds)
@@ -107,6 +106,11 @@ def num_steps(spec: TrainingSpec, batching: Batching, step_seconds: float) -> in
     return min(end for end in ends if end is not None)
 
 
+def num_steps_of_job(spec: TrainingSpec, batching: Batching, step_seconds: float) -> int:
+    """Of all fits of a cross-validation, which share what is compiled."""
+    return num_steps(spec, batching, step_seconds) * spec.num_fits
+
+
 def _engine(spec: TrainingSpec, network: nn.Module, cost: StepCost, batching: Batching, warnings: list[str]) -> str:
     """`auto` is left to the run where a compile is possible and may repay what it takes: there it is measured."""
     reason = None if spec.engine == "eager" else why_not_compiled(spec, network)
@@ -118,8 +122,8 @@ def _engine(spec: TrainingSpec, network: nn.Module, cost: StepCost, batching: Ba
         return "compiled"
     if spec.device != "cpu":
         return "eager"  # graphs on a card are for who asks for them
-    num = num_steps(spec, batching, cost.eager_seconds) * spec.num_fits
-    return "auto" if cost.may_repay_compiling(num) else "eager"
+    may_repay = cost.may_repay_compiling(num_steps_of_job(spec, batching, cost.eager_seconds))
+    return "auto" if may_repay else "eager"
 
 
 def expected_network(spec: TrainingSpec, table: Table) -> tuple[nn.Sequential, int]:

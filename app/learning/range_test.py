@@ -46,5 +46,5 @@ class Snapshot:
         self.rng = torch.get_rng_state()
 
     def restore(self) -> None:
-        self.network.load_state_dict(self.state, strict=False)
+        self.network.load_state_dict(self.network.state_dict() | self.state)
         torch.set_rng_state(self.rng)
