@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from app.cli_datasets import datasets
 from app.cli_files import predict, train
+from app.cli_jobs import jobs
 from app.cli_keys import keys
-from app.cli_resources import datasets, jobs, models
+from app.cli_models import models
 from app.cli_service import backup, health, restore, serve
 
 app = typer.Typer(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from app.cli_resources import URL, ApiKey, NoHeader, Url, connect, name_of, show
+from app.cli_shared import URL, ApiKey, NoHeader, Url, connect, name_of, show
 
 if TYPE_CHECKING:
     from polars import DataFrame

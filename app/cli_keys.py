@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli_resources import show_list
+from app.cli_shared import show_list
 
 if TYPE_CHECKING:
     from app.settings import Settings

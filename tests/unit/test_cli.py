@@ -9,8 +9,8 @@ import typer
 
 from app.cli import main
 from app.cli_files import _assignment, _put
-from app.cli_resources import name_of
 from app.cli_service import _is_loopback
+from app.cli_shared import name_of
 from scripts.service import free_port
 from tests.unit import scripted_server as answers
 from tests.unit.scripted_server import scripted_server

@@ -22,7 +22,7 @@ FORBIDDEN = {
     "numpy's own files": r"np\.(?:load|save)\b|numpy\.load\b",
 }
 MENTIONED = {"app/storage/formats.py": '"a Python pickle"', "app/learning/library.py": "Nothing is pickled"}
-CLIENTS = ("app/client/", "app/cli.py", "app/cli_resources.py", "app/predict_file.py")
+CLIENTS = ("app/client/", "app/cli.py", "app/predict_file.py")
 FETCHING = r"^\s*(?:import|from) (?:httpx|urllib|requests|aiohttp|http\.client|ftplib|smtplib|fsspec|s3fs)\b"
 SOURCES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted((ROOT / "app").rglob("*.py"))}
 
