@@ -20,7 +20,7 @@ from app.learning.features import MISSING, NUM_RESERVED_CODES, UNSEEN, Features
 from app.learning.model import Model
 from app.serving.calendar import MISSING_TIME, calendar_parts
 from app.serving.onnx_check import check_predictions, first_measures, not_exportable
-from app.serving.signature import MATRIX, PREDICTIONS, PROBABILITIES
+from app.serving.signature import MATRIX, PREDICTIONS, PROBABILITIES, flags_are_boolean
 from app.specs.table import Column, Signature
 
 MAX_BYTES = 2**31 - 2**20  # of a protobuf message
@@ -106,10 +106,13 @@ class _WholeModel(nn.Module):
     def forward(self, *columns: Tensor) -> tuple[Tensor, ...]:
         outputs: Tensor = self.network(self._encode(columns))
         values = self.targets.activate(outputs)
-        task = self.targets.signature.task
-        if task == "regression":
+        signature = self.targets.signature
+        if signature.task == "regression":
             return (values,)
-        return (values >= 0.5 if task == "multilabel" else values.argmax(1, keepdim=True)), values
+        if signature.task == "multilabel":
+            flags = values >= 0.5
+            return (flags if flags_are_boolean(signature) else flags.long()), values
+        return values.argmax(1, keepdim=True), values
 
     def _encode(self, columns: Sequence[Tensor]) -> Tensor:
         if self.positional:
@@ -229,7 +232,7 @@ def _add_outputs(onnx: Any, graph: Any, signature: Signature) -> None:
         labels = np.array(signature.classes)
         element = types.STRING if labels.dtype.kind == "U" else helper.np_dtype_to_tensor_dtype(labels.dtype)
         if signature.task == "multilabel":
-            element = types.BOOL
+            element = types.BOOL if flags_are_boolean(signature) else types.INT64
         else:
             graph.initializer.append(helper.make_tensor(f"{INNER}labels", element, [num_classes], labels.tolist()))
             nodes = [helper.make_node("Gather", [f"{INNER}labels", f"{INNER}output_0"], [PREDICTIONS])]

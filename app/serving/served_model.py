@@ -16,7 +16,7 @@ from app.learning.metrics import measure
 from app.learning.model import Model
 from app.learning.rows import Rows
 from app.serving.dense import Dense
-from app.serving.signature import unknown_rows
+from app.serving.signature import flags_of, unknown_rows
 from app.storage.version import Version
 
 Answer = dict[str, Any]
@@ -74,7 +74,8 @@ class ServedModel:
         assert signature.classes is not None
         classes = list(signature.classes)
         if signature.task == "multilabel":
-            predictions: list[Any] = (values >= 0.5).tolist()
+            flags = (column.tolist() for column in flags_of(signature, values))
+            predictions: list[Any] = list(map(list, zip(*flags, strict=True)))
         else:
             predictions = [classes[index] for index in values.argmax(1).tolist()]
         for row in unknown_rows(values):

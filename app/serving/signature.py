@@ -46,7 +46,8 @@ def output_types(signature: Signature) -> list[TensorType]:
     num_classes = len(signature.classes)
     probabilities = TensorType(PROBABILITIES, "FP64", (-1, num_classes))
     if signature.task == "multilabel":
-        return [TensorType(PREDICTIONS, "BOOL", (-1, num_classes)), probabilities]
+        datatype = "BOOL" if flags_are_boolean(signature) else "INT64"
+        return [TensorType(PREDICTIONS, datatype, (-1, num_classes)), probabilities]
     return [TensorType(PREDICTIONS, label_datatype(signature.classes), (-1, 1)), probabilities]
 
 
@@ -65,14 +66,24 @@ def unknown_rows(values_NL: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
     return np.flatnonzero(~np.isfinite(values_NL).all(axis=1))
 
 
+def flags_are_boolean(signature: Signature) -> bool:
+    """Whether a multilabel model's flags were all given as booleans; otherwise some were 0 and 1."""
+    return all(column.kind == "boolean" for column in signature.targets)
+
+
+def flags_of(signature: Signature, probabilities_NL: NDArray[np.floating[Any]]) -> list[NDArray[Any]]:
+    """Of each label of a multilabel model whether it applies, `[N]`: a boolean, or 0 or 1 where it was given so."""
+    columns = zip(signature.targets, probabilities_NL.T, strict=True)
+    return [(values_N >= 0.5).astype(bool if target.kind == "boolean" else np.int64) for target, values_N in columns]
+
+
 def labels_of(signature: Signature, probabilities_NL: Tensor) -> NDArray[Any] | list[str]:
     """The elements of a classifier's `predictions`: labels of the likeliest classes, or flags of a multilabel model.
 
     Text of a row that has no prediction is empty; other datatypes have nothing to say it with.
     """
     if signature.task == "multilabel":
-        flags: NDArray[Any] = (probabilities_NL >= 0.5).numpy().ravel()
-        return flags
+        return np.stack(flags_of(signature, probabilities_NL.numpy()), axis=1).ravel()
     assert signature.classes is not None
     codes = probabilities_NL.argmax(1)
     if label_datatype(signature.classes) == "BYTES":

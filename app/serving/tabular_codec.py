@@ -17,7 +17,7 @@ from app.learning.features import Features
 from app.serving.columns import fit_column
 from app.serving.encode import DTYPES, encode_frame, escape
 from app.serving.served_model import ServedModel
-from app.serving.signature import labels_of, unknown_rows
+from app.serving.signature import flags_of, labels_of, unknown_rows
 from app.specs.resolve_columns import some_of, unknown_column
 from app.specs.table import Signature
 from app.storage.arrow_stream import ArrowParts
@@ -118,12 +118,11 @@ def predictions_frame(signature: Signature, values: Tensor) -> pl.DataFrame:
         names = ["prediction"] if len(targets) == 1 else targets
         return pl.DataFrame({name: numbers[:, place] for place, name in enumerate(names)}).fill_nan(None)
     assert signature.classes is not None
-    labels = labels_of(signature, values)
     if signature.task == "multilabel":
-        flags = (numbers >= 0.5).T
-        columns: dict[str, Any] = {f"prediction_{name}": flags[place] for place, name in enumerate(signature.classes)}
+        flags = zip(signature.targets, flags_of(signature, numbers), strict=True)
+        columns: dict[str, Any] = {f"prediction_{target.name}": column for target, column in flags}
     else:
-        columns = {"prediction": labels}
+        columns = {"prediction": labels_of(signature, values)}
     for place, name in enumerate(signature.classes):
         columns[f"probability_{str(name).lower() if isinstance(name, bool) else name}"] = numbers[:, place]
     frame = pl.DataFrame(columns).fill_nan(None)

@@ -130,13 +130,19 @@ def test_a_method(call: Call, name: str) -> None:
 # ---- datatypes
 
 TIMES = COLUMNS.with_columns(when=pl.datetime(2026, 1, 1) + pl.duration(hours=pl.int_range(0, COLUMNS.height)))
-CODES = COLUMNS.with_columns(code=pl.col("count") % 3 + 10, level=pl.col("count") * 0.5)
-TABLES = {"datetimes": TIMES, "whole numbers": CODES, "fractions": CODES}
+CODES = COLUMNS.with_columns(
+    code=pl.col("count") % 3 + 10,
+    level=pl.col("count") * 0.5,
+    odd=pl.col("count") % 2,
+    third=(pl.col("count") % 3 == 0).cast(pl.Int8),
+)
+TABLES = {"datetimes": TIMES, "whole numbers": CODES, "fractions": CODES, "several 0 and 1": CODES}
 FEATURES_OF: dict[str, Any] = {"data": {"features": ["size", "color"]}}
 MODELS: dict[str, tuple[Callable[[], Model], str, type]] = {
     "text": (columns_model, "BYTES", str),
     "flags": (lambda: columns_model("wet"), "BOOL", bool),
     "several flags": (lambda: columns_model(["wet", "cold"]), "BOOL", bool),
+    "several 0 and 1": (lambda: untrained(CODES, ["odd", "third"], **FEATURES_OF, **DRAWN), "INT64", int),
     "whole numbers": (lambda: untrained(CODES, "code", task="multiclass", **FEATURES_OF, **DRAWN), "INT64", int),
     "fractions": (lambda: untrained(CODES, "level", task="multiclass", **FEATURES_OF, **DRAWN), "FP64", float),
     "numbers": (lambda: columns_model(["y", "z"]), "FP64", float),

@@ -97,8 +97,8 @@ def test_labels_come_back_in_their_type(client: httpx.Client, name: str, classes
 def test_several_labels_are_flags(client: httpx.Client) -> None:
     found = predict(client, "labels", [[1, 0], [2, 1]])
     assert found["classes"] == ["y0", "y1"]
-    flags = [[value >= 0.5 for value in row] for row in found["probabilities"]]
-    assert found["predictions"] == flags
+    assert found["predictions"] == [[value >= 0.5 for value in row] for row in found["probabilities"]]
+    assert [list(map(type, row)) for row in found["predictions"]] == [[int, bool]] * 2  # as they were given
 
 
 def test_versions_and_aliases(client: httpx.Client) -> None:

@@ -73,6 +73,9 @@ MODELS: dict[str, Any] = {
     "not standardised": lambda: columns_model("y", features={"standardize": False}),
     "several targets": lambda: columns_model(["y", "z"]),
     "multilabel": lambda: columns_model(["wet", "cold"]),
+    "multilabel of 0 and 1": lambda: untrained(
+        COLUMNS.with_columns(pl.col("wet", "cold").cast(pl.Int64)), ["wet", "cold"], **DRAWN
+    ),
     "boolean labels": lambda: columns_model("wet"),
     "whole-number labels": lambda: untrained(
         FLAGS, "code", data={"features": ["size", "kept"]}, task="multiclass", **DRAWN
@@ -116,6 +119,10 @@ def test_onnxruntime_says_the_same(kind: str) -> None:
         assert model.signature.classes is not None
         labels = [model.signature.classes[code] for code in found[1].argmax(1)]
         assert found[0].ravel().tolist() == labels
+    if model.signature.task == "multilabel":
+        expected_type = {"BOOL": np.bool_, "INT64": np.int64}[output_types(model.signature)[0].datatype]
+        assert found[0].dtype == expected_type
+        assert (found[0] == (found[1] >= 0.5)).all()
 
 
 def test_gaps_and_words_that_it_never_saw() -> None:

@@ -1,5 +1,6 @@
 """Answers and evaluations of a version in memory."""
 
+import json
 from typing import Any
 
 import orjson
@@ -9,6 +10,7 @@ import torch
 
 from app.learning.rows import Rows
 from app.serving.served_model import ServedModel, overwrite
+from app.serving.tabular_codec import predictions_frame
 from tests.samples import untrained
 
 FRAME = pl.DataFrame(
@@ -20,6 +22,7 @@ FRAME = pl.DataFrame(
         "n": [[30, 10][i % 2] for i in range(12)],
         "f": [i % 2 == 0 for i in range(12)],
         "g": [i % 4 == 0 for i in range(12)],
+        "i": [i % 2 for i in range(12)],
     }
 )
 
@@ -98,6 +101,14 @@ def test_several_labels_are_flags() -> None:
     found = answered(served(["f", "g"]), [[0.5, 0.49], [0.0, 1.0]])
     assert found["predictions"] == [[True, False], [False, True]]
     assert found["classes"] == ["f", "g"]
+
+
+def test_flags_are_of_the_type_they_were_given_in() -> None:
+    found = answered(served(["i", "f"]), [[0.5, 0.49], [0.0, 1.0]])
+    assert json.dumps(found["predictions"]) == "[[1, false], [0, true]]"
+    frame = predictions_frame(served(["i", "f"]).model.signature, torch.tensor([[0.5, 0.49], [0.0, 1.0]]))
+    assert frame.schema["prediction_i"] == pl.Int64
+    assert frame.select(pl.col("^prediction.*$")).rows() == [(1, False), (0, True)]
 
 
 @pytest.mark.parametrize("target", ["y", "k", "f"])
