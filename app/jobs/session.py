@@ -24,11 +24,12 @@ from app.learning.network import freeze, initialize, least_rows
 from app.learning.optimizers import build_optimizers, export_state, load_state
 from app.learning.plan import num_steps, num_steps_of_job, step_cost
 from app.learning.prepare import Prepared
-from app.learning.range_test import Snapshot, find_learning_rate
+from app.learning.range_test import find_learning_rate
 from app.learning.rehearsal import rehearse
 from app.learning.steps import EagerSteps
 from app.learning.stopwatch import step_seconds
 from app.learning.targets import class_chances
+from app.learning.trial import changed_by_steps, taken_back
 from app.specs.training import TrainingSpec
 from app.storage.checkpoints import Checkpoints, OnDisk
 from app.storage.choice import Choice
@@ -157,11 +158,10 @@ class Session:
 
     def _try_out(self, take_steps: Callable[[Tensor | None], float]) -> float:
         """What eager steps in the first epoch's order tell; they are taken back, all but the optimizer's state."""
-        before = Snapshot(self.network)
         self.network.train()
-        found = take_steps(epoch_order(self.batching, self.spec.seed, 0, self.train.inputs.device, self._shares()))
-        before.restore()
-        return found
+        order = epoch_order(self.batching, self.spec.seed, 0, self.train.inputs.device, self._shares())
+        with taken_back(changed_by_steps(self.network), self.device):
+            return take_steps(order)
 
     def _take_learning_rate(self, rate: float) -> None:
         optimizer = self.spec.optimizer.model_copy(update={"learning_rate": rate})

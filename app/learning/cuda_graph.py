@@ -3,6 +3,7 @@
 import torch
 
 from app.learning.step_graph import StepRecipe, StepTensors, make_step
+from app.learning.trial import taken_back
 
 WARM_UP_TURNS = 3  # before a capture, so that libraries have made their plans and workspaces
 
@@ -28,20 +29,17 @@ class CapturedSteps:
 
     def __init__(self, recipe: StepRecipe, tensors: StepTensors) -> None:
         self.turn = Turn(recipe, tensors)
-        generator = torch.cuda.get_rng_state()
-        kept = [tensor.clone() for tensor in tensors.state]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_TURNS):
-                self.turn.place.zero_()
-                self.turn()
-        torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.turn()
-        torch._foreach_copy_(tensors.state, kept)  # as if nothing had been tried
-        torch.cuda.set_rng_state(generator)
+        with taken_back(tensors.state, tensors.losses.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP_TURNS):
+                    self.turn.place.zero_()
+                    self.turn()
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self.graph):
+                self.turn()
 
     def run(self, first: int, last: int) -> None:
         """Take the steps at these places of the streams (the last one exclusive)."""

@@ -2,8 +2,7 @@
 
 import math
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.learning.rows import Rows
 from app.learning.steps import EagerSteps
@@ -33,18 +32,3 @@ def find_learning_rate(engine: EagerSteps, rows: Rows, order: Tensor | None) -> 
         if corrected < least:
             least, best = corrected, rate / SAFETY
     return float(f"{best:.3g}")
-
-
-class Snapshot:
-    """A network's state and torch's RNG, to go back to after a trial, which leaves frozen weights as they are."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
-        state = network.state_dict()
-        self.state = {name: value.detach().clone() for name, value in state.items() if name not in frozen}
-        self.rng = torch.get_rng_state()
-
-    def restore(self) -> None:
-        self.network.load_state_dict(self.network.state_dict() | self.state)
-        torch.set_rng_state(self.rng)

@@ -1,5 +1,6 @@
 """Captured steps on a CUDA device are the eager engine's, and a killed run that goes on is an undisturbed one."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,23 @@ def test_dropout_draws_other_masks_in_every_step(tmp_path: Path) -> None:
     engine = case.compiled(tmp_path)
     losses = torch.cat([case.train(engine, 1), case.train(engine, 9, first=1)])
     assert len(set(losses.tolist())) > 1
+
+
+@pytest.mark.parametrize("make", [lambda: case_of_everything(CUDA), case_with_dropout])
+def test_a_capture_that_fails_leaves_all_as_it_was(
+    make: Callable[[], Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch norm's statistics, of which zeros were seen, and the generator that masks are drawn from."""
+
+    class Refused(torch.cuda.graph):
+        def __enter__(self) -> None:
+            raise RuntimeError("no graph today")
+
+    found, expected = make(), make()
+    monkeypatch.setattr(torch.cuda, "graph", Refused)
+    torch.manual_seed(5)
+    losses = found.train(found.compiled(tmp_path), 30)
+    torch.manual_seed(5)
+    torch.testing.assert_close(losses, expected.train(expected.eager, 30))
+    assert_close(found, expected)
+    assert found.warnings == ["training goes on without the compiled engine: RuntimeError: no graph today"]
