@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from app.cli_datasets import datasets
-from app.cli_files import predict, train
+from app.cli_files import evaluate, predict, train
 from app.cli_jobs import jobs
 from app.cli_keys import keys
 from app.cli_models import models
@@ -32,7 +32,7 @@ def options(
         raise typer.BadParameter(f"{context.invoked_subcommand} works on this machine: no --url or --api-key")
 
 
-for command in (serve, health, backup, restore, train, predict):
+for command in (serve, health, backup, restore, train, predict, evaluate):
     app.command()(command)
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")

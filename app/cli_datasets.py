@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from app.cli_shared import (
+    TABLE,
     URL,
     ApiKey,
     AsCsv,
@@ -48,7 +49,7 @@ def show_dataset_rows(
 
 @datasets.command("upload")
 def upload_dataset(
-    file: Path,
+    file: Annotated[Path, TABLE],
     name: Annotated[str | None, typer.Option(help="Name of the dataset (default: the file's)")] = None,
     no_header: NoHeader = False,
     url: Url = URL,

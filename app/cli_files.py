@@ -1,14 +1,15 @@
-"""What the command line does with a file of rows: train on it, predict it."""
+"""What the command line does with a file of rows: train on it, predict it, evaluate a model on it."""
 
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from uuid import uuid4
 
 import typer
 
-from app.cli_shared import URL, ApiKey, NoHeader, Url, connect, name_of, show
+from app.cli_shared import TABLE, URL, ApiKey, NoHeader, Url, connect, name_of, show, show_list
 
 if TYPE_CHECKING:
     from polars import DataFrame
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    file: Annotated[Path, typer.Argument(help="Table: CSV, TSV, NDJSON, Parquet or Arrow; also gzip.")],
+    file: Annotated[Path, TABLE],
     target: Annotated[list[str], typer.Option(help="Column to predict; repeat it for several.")],
     model: Annotated[str | None, typer.Option(help="Name of the model (default: the file's)")] = None,
     task: Annotated[str | None, typer.Option(help="regression, binary, multiclass or multilabel")] = None,
@@ -135,7 +136,7 @@ NO_CSV = {".arrow", ".feather", ".gz", ".ipc", ".json", ".jsonl", ".ndjson", ".p
 
 def predict(
     model: str,
-    file: Annotated[Path | None, typer.Argument(help="Rows: CSV, TSV, NDJSON, Parquet or Arrow.")] = None,
+    file: Annotated[Path | None, TABLE] = None,
     row: Annotated[str | None, typer.Option(help='One row as JSON instead: [1, 2] or {"column": 1}')] = None,
     version: Annotated[str | None, typer.Option(help="Version or alias (default: the newest)")] = None,
     output: Annotated[Path | None, typer.Option(help="CSV file to write instead of standard output.")] = None,
@@ -186,3 +187,33 @@ def _write_rows(parts: "Iterator[DataFrame]", target: BinaryIO) -> int:
         target.write(part.write_csv(include_header=not num_rows).encode())
         num_rows += part.height
     return num_rows
+
+
+# ---- evaluate
+
+
+def evaluate(
+    model: str,
+    file: Annotated[Path, TABLE],
+    target: Annotated[list[str], typer.Option(help="Column of the answers (default: the model's)")] = [],  # noqa: B006
+    version: Annotated[str | None, typer.Option(help="Version or alias (default: the newest)")] = None,
+    no_header: NoHeader = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with all digits.")] = False,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Loss and metrics of a model on a table whose answers are known. The service keeps none of it."""
+    with connect(url, api_key) as client:
+        found = client.model(model)["newest"] if version is None else client.model(model, version)
+        targets = target or [column["name"] for column in found["signature"]["targets"]]
+        dataset = f"evaluate-{uuid4().hex}"
+        client.upload_dataset(dataset, file, has_header=not no_header)
+        try:
+            answer = client.evaluate(model, {"dataset": dataset, "target": targets}, found["version"])
+        finally:
+            client.delete_dataset(dataset)
+    if as_json:
+        show(answer)
+        return
+    figures = {"num_rows": answer["num_rows"], "loss": answer["loss"], **answer["metrics"]}
+    show_list(({"metric": name, "value": value} for name, value in figures.items()), ["metric", "value"], len(figures))

@@ -25,11 +25,18 @@ def _or_before(context: typer.Context, parameter: typer.CallbackParam, value: st
     return value if before is None or (source and source.name == "COMMANDLINE") else before
 
 
+def _standard_input(file: Path | None) -> Path | None:
+    return Path("/dev/stdin") if file == Path("-") else file
+
+
 Url = Annotated[str, typer.Option(envvar="GRADSERVE_URL", callback=_or_before, help="Where the service is.")]
 ApiKey = Annotated[
     str | None,
     typer.Option(envvar="GRADSERVE_API_KEY", callback=_or_before, help="Key, where the service wants one."),
 ]
+TABLE = typer.Argument(
+    help="Table: CSV, TSV, NDJSON, Parquet or Arrow, also gzipped; - is standard input.", callback=_standard_input
+)
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
 FewRows = Annotated[int, typer.Option(min=1, max=200, help="At most so many.")]
 NoHeader = Annotated[bool, typer.Option("--no-header", help="The CSV's first line is a row: columns are x0, x1, ….")]

@@ -53,6 +53,8 @@ def body_of(source: Any) -> tuple[bytes | Iterable[bytes], dict[str, str]]:
         content: bytes | Iterable[bytes] = source
         return content, {}
     path = Path(source)
+    if not (path.is_dir() or path.is_file()):  # a pipe says no size
+        return _blocks(path), {}
     num_bytes, blocks = _packed(path) if path.is_dir() else (path.stat().st_size, _blocks(path))
     return blocks, {"Content-Length": str(num_bytes)}
 

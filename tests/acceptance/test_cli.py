@@ -157,6 +157,30 @@ def test_predict_takes_a_file_without_a_header(cli: Cli, service: Service, tmp_p
     assert printed.rows() == expected.rows()
 
 
+def test_evaluate_measures_a_model_on_a_table(cli: Cli, client: Client, service: Service, tmp_path: Path) -> None:
+    """Of any format, from a file or a pipe; the service keeps none of it, also where the answer is an error."""
+    publish(service.root / "models", "cli-judged", columns_model())
+    COLUMNS.write_csv(tmp_path / "rows.csv")
+    COLUMNS.write_parquet(tmp_path / "rows.parquet")
+    expected = client.evaluate("cli-judged", {"records": COLUMNS.to_dicts(), "target": "species"})
+    printed = cli("evaluate", "cli-judged", str(tmp_path / "rows.csv"), "--version", "1")
+    assert re.findall(r"^(\w+) +\S+ *$", printed, re.MULTILINE) == ["metric", "num_rows", "loss", *expected["metrics"]]
+    assert f"num_rows  {COLUMNS.height} " in printed
+    for file in ("rows.csv", "rows.parquet"):
+        answer = json.loads(cli("evaluate", "cli-judged", str(tmp_path / file), "--target", "species", "--json"))
+        assert answer["metrics"] == pytest.approx(expected["metrics"], rel=1e-4)
+    piped = subprocess.run(
+        [sys.executable, "-m", "app.cli", "evaluate", "cli-judged", "-", "--url", service.url],
+        input=gzip.compress((tmp_path / "rows.csv").read_bytes()), stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    assert piped.stdout.decode() == printed
+    assert "the model's target is species, not z" in cli(
+        "evaluate", "cli-judged", str(tmp_path / "rows.csv"), "--target", "z", status=1
+    )
+    assert "no model 'nope'" in cli("evaluate", "nope", str(tmp_path / "rows.csv"), status=1)
+    assert not [dataset for dataset in client.datasets() if dataset["name"].startswith("evaluate")]
+
+
 def test_null_may_be_set_where_an_option_stands_for_the_same(cli: Cli, client: Client) -> None:
     cli(
         "train", str(PENGUINS), "--target", "species", "--model", "cli-null", "--epochs", "5",
