@@ -17,7 +17,7 @@ from app.errors import BadData
 from app.learning.features import Moments
 from app.learning.losses import LINKS
 from app.specs.resolve_columns import some_of
-from app.specs.table import Label, Signature
+from app.specs.table import Label, Signature, as_key
 from app.specs.training import TrainingSpec
 
 ROWS_AT_ONCE = 2**18
@@ -91,9 +91,9 @@ class Targets:
             BadData: a label that is no class.
         """
         labels = frame[self.signature.targets[0].name]
-        known = {_as_key(label): code for code, label in enumerate(self.classes)}
+        known = {as_key(label): code for code, label in enumerate(self.classes)}
         given = labels.unique(maintain_order=True)
-        found = [known.get(_as_key(label), -1) for label in given]
+        found = [known.get(as_key(label), -1) for label in given]
         if -1 in found:
             unseen = given[found.index(-1)]
             raise BadData(f"the label {unseen!r} is none of the {len(known)} classes that the model knows")
@@ -179,7 +179,7 @@ def class_weights(spec: Any, codes: NDArray[Any], classes: tuple[Label, ...]) ->
         counts = np.maximum(1, count_classes(codes, len(classes)))
         per_class = len(codes) / (len(classes) * counts.astype(np.float64))
     else:
-        names = [_as_key(label) for label in classes]
+        names = [as_key(label) for label in classes]
         if unknown := [key for key in spec.class_weight if key not in names]:
             raise BadData(f"loss.class_weight has {unknown[0]!r}, which is no class; the classes are {some_of(names)}")
         per_class = np.array([spec.class_weight.get(name, 1.0) for name in names])
@@ -198,10 +198,3 @@ def count_classes(codes: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
 def class_chances(codes: Tensor) -> Tensor:
     """A chance per row `[N]` that makes all classes as likely to be drawn."""
     return 1.0 / torch.bincount(codes).double()[codes]
-
-
-def _as_key(label: Label) -> str:
-    """A label as a JSON key; 2 and 2.0 are the same."""
-    if isinstance(label, bool):
-        return str(label).lower()
-    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)

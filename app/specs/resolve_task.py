@@ -1,9 +1,11 @@
 """What is learnt, told by the target, and the loss that fits."""
 
+from collections.abc import Mapping
+
 from app.errors import InvalidInput
 from app.specs.losses import AutoLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, LossSpec, PlainLoss
-from app.specs.resolve_columns import note_of
-from app.specs.table import ColumnProfile, StoredData, Table, Task
+from app.specs.resolve_columns import note_of, some_of
+from app.specs.table import MAX_EXAMPLE_CHARACTERS, ColumnProfile, StoredData, Table, Task, as_key
 from app.specs.training import TrainingSpec
 
 MAX_AUTO_CLASSES = 20  # a whole-number target with more distinct values is a quantity
@@ -104,17 +106,29 @@ def resolve_loss(spec: TrainingSpec, task: Task, table: Table) -> LossSpec:
             if loss.class_weight is not None:
                 raise InvalidInput.at("/loss/class_weight", "class weights need a classification task")
             return PlainLoss(type="mse")
-        if task == "multiclass":
-            return CrossEntropyLoss(class_weight=loss.class_weight)
-        loss = BinaryCrossEntropyLoss(class_weight=loss.class_weight)
+        fitting = CrossEntropyLoss if task == "multiclass" else BinaryCrossEntropyLoss
+        loss = fitting(class_weight=loss.class_weight)
     if task not in TASKS_OF_LOSS[loss.type]:
         fits = " or ".join(name for name, tasks in TASKS_OF_LOSS.items() if task in tasks)
         raise InvalidInput.at("/loss/type", f"{loss.type} does not fit the task {task}; use {fits}")
     if task == "multilabel" and isinstance(loss, BinaryCrossEntropyLoss) and loss.class_weight is not None:
         raise InvalidInput.at("/loss/class_weight", "class weights need one target; multilabel has several")
+    if isinstance(loss, BinaryCrossEntropyLoss | CrossEntropyLoss) and isinstance(loss.class_weight, Mapping):
+        _check_labels(loss.class_weight, spec, table)
     if loss.type == "poisson_nll":
         _check_rates(spec, table)
     return loss
+
+
+def _check_labels(weights: Mapping[str, float], spec: TrainingSpec, table: Table) -> None:
+    """Where the profile's examples are all labels that there are; of others the run sees it."""
+    assert isinstance(spec.data, StoredData)
+    target = table.column(spec.data.targets[0])
+    assert target is not None
+    labels = [as_key(label) for label in target.examples]
+    unknown = [key for key in weights if key not in labels and len(key) < MAX_EXAMPLE_CHARACTERS]
+    if unknown and len(labels) == target.num_unique:
+        raise InvalidInput.at("/loss/class_weight", f"{unknown[0]!r} is no class; the classes are {some_of(labels)}")
 
 
 def _check_rates(spec: TrainingSpec, table: Table) -> None:

@@ -11,7 +11,15 @@ Kind = Literal["numeric", "boolean", "categorical", "datetime", "text"]
 Task = Literal["regression", "binary", "multiclass", "multilabel"]
 Label = bool | int | float | str
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+MAX_EXAMPLE_CHARACTERS = 200  # of a column's profile; longer ones are clipped
 ColumnName = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+def as_key(label: Label) -> str:
+    """A label as a JSON key; 2 and 2.0 are the same."""
+    if isinstance(label, bool):
+        return str(label).lower()
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 class Column(Spec):

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from app.specs.table import ColumnProfile, Kind, Table
+from app.specs.table import MAX_EXAMPLE_CHARACTERS, ColumnProfile, Kind, Table
 from app.storage.notes import as_number, note_on_text
 
 MAX_CATEGORIES = 1000
@@ -15,7 +15,6 @@ MAX_SEARCHED = 200  # columns; of wider tables no value is looked for, which wou
 
 _NUM_EXAMPLES = 5
 _EXAMPLE_ROWS = 1000
-_MAX_EXAMPLE_CHARACTERS = 200
 _COLUMNS_AT_ONCE = 200
 _EXACT_CELLS = 2**22
 _EXACT_UNIQUE = 100_000
@@ -155,4 +154,4 @@ def _examples(table: pl.LazyFrame, names: list[str]) -> dict[str, list[Any]]:
 
 
 def _clipped(value: Any) -> Any:
-    return value[:_MAX_EXAMPLE_CHARACTERS] if isinstance(value, str) else value
+    return value[:MAX_EXAMPLE_CHARACTERS] if isinstance(value, str) else value
