@@ -79,6 +79,8 @@ def _evaluate(deps: Services, model: ServedModel, data: StoredData | RecordsData
         weights = weights.filter(present)
     if not present.any():
         raise InvalidInput.at("/data", f"no row has {' and '.join([*stored.targets, *weight])}")
+    if weights is not None and not weights.sum():
+        raise InvalidInput.at("/data/sample_weight", "the weights of all rows are 0")
     inputs, targets = inputs.filter(present), targets.filter(present)
     with _found_at(places.rows):
         model.model.features.check(inputs)
@@ -141,8 +143,8 @@ def _fit_target(signature: Signature, column: Column, cells: pl.Series, pointer:
 def _fit_weights(cells: pl.Series) -> pl.Series:
     pointer = "/data/sample_weight"
     weights = fit_column(Column(name=cells.name, kind="numeric"), cells, lambda _row: pointer)
-    if (weights < 0).any() or not (weights > 0).any():
-        raise InvalidInput.at(pointer, "weights must not be negative, nor all zero")
+    if (weights < 0).any():
+        raise InvalidInput.at(pointer, "weights must not be negative")
     return weights
 
 

@@ -85,12 +85,10 @@ def mean_loss(network: nn.Module, loss: LossFunction, rows: Rows, judgement: Jud
     """The loss over all rows, whose outputs `judgement` sees; puts the network back into the mode it was in."""
     training, device = network.training, next(network.parameters()).device
     network.eval()
-    mean = total = 0.0
+    mean, total = 0.0, 0
     for outputs, targets, weights in _judged(network, rows, device):
-        share = float(len(outputs)) if weights is None else weights.sum().item()
-        total += share
-        if share:  # of one part, the mean is its loss to the last bit
-            mean += (loss(outputs, targets, weights).item() - mean) * (share / total)
+        total += len(outputs)
+        mean += (loss(outputs, targets, weights).item() - mean) * (len(outputs) / total)  # exact of one part
         if judgement is not None:
             judgement.add(outputs)
     network.train(training)

@@ -12,7 +12,7 @@ from app.specs import losses as specs
 from app.specs.base import Spec
 
 LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""`(outputs, targets, weights [B] or None) -> mean over rows`, a scalar."""
+"""`(outputs, targets, weights [B] or None) -> mean over rows`, a scalar; of all rows, the mean weight is 1."""
 
 RowLoss = Callable[[Any, Tensor, Tensor], Tensor]
 """`(spec, outputs, targets) -> losses` of the targets' shape, or one per row."""
@@ -68,7 +68,11 @@ def mean_squared_error(outputs: Tensor, targets: Tensor, weights: Tensor | None)
 
 
 def build_loss(spec: Spec) -> LossFunction:
-    """The mean over rows and targets; with weights, `Σ w loss / Σ w`."""
+    """The mean over rows and targets; with weights, of `w loss`.
+
+    It is not divided by the batch's own `Σ w`: that would make a row's weight count the less the smaller the batch is,
+    and not at all where it is one row.
+    """
     per_row = LOSSES[type(spec)]
     if isinstance(spec, specs.PlainLoss) and spec.type == "mse":
         return mean_squared_error
@@ -83,5 +87,4 @@ def build_loss(spec: Spec) -> LossFunction:
 def _weighted(losses: Tensor, weights: Tensor) -> Tensor:
     if losses.dim() > 1:
         losses = losses.flatten(1).mean(1)
-    # a batch of weightless rows costs nothing, and its gradient is zero rather than 0/0
-    return (losses * weights).sum() / weights.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+    return (losses * weights).mean()

@@ -278,4 +278,6 @@ def _weights(spec: TrainingSpec, targets: Targets, part: Part) -> Tensor | None:
     if getattr(spec.loss, "class_weight", None) is not None:
         by_class = class_weights(spec.loss, part.truth, targets.classes)
         weights = by_class if weights is None else weights * by_class
-    return None if weights is None else torch.from_numpy(weights)
+    if weights is None:
+        return None
+    return torch.from_numpy(np.divide(weights, weights.mean(dtype=np.float64), dtype=np.float32))

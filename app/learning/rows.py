@@ -60,7 +60,7 @@ class MappedFile:
 class Rows:
     """Training or validation rows: `inputs [N, F]`, `targets [N]` or `[N, T]`, `weights [N]` or None.
 
-    `file` is what the inputs are in, where they are too many for memory.
+    The mean weight is 1. `file` is what the inputs are in, where they are too many for memory.
     """
 
     inputs: Tensor

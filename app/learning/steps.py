@@ -147,12 +147,11 @@ class EagerSteps:
     def _accumulated(self, rows: Rows, sizes: list[int]) -> Tensor:
         """The gradient of the mean over all rows, in parts: the same as in one part."""
         total = torch.zeros((), device=self.device)
-        whole = len(rows) if rows.weights is None else rows.weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
         for part in rows.split(sizes):
-            total += self._backward(part, (len(part) if part.weights is None else part.weights.sum()) / whole)
+            total += self._backward(part, len(part) / len(rows))
         return total
 
-    def _backward(self, rows: Rows, share: Tensor | float | None) -> Tensor:
+    def _backward(self, rows: Rows, share: float | None) -> Tensor:
         loss = self._mixed_loss(rows) if self.mixup is not None else self._loss(rows)
         if share is not None:
             loss = loss * share

@@ -145,7 +145,7 @@ class Predictor:
             BadData: labels that the model does not know, or rates below zero.
         """
         known = model.model.targets
-        weights_N = None if weights is None else torch.from_numpy(weights.cast(pl.Float32).to_numpy().copy())
+        weights_N = None if weights is None else torch.from_numpy((weights / weights.mean()).to_numpy().copy()).float()
         rows = Rows(model.model.features.transform(inputs), known.transform(targets), weights_N)
         return model.evaluate(rows, known.truth(targets))
 

@@ -246,6 +246,21 @@ def test_weights_of_rows_count(client: httpx.Client) -> None:
     assert also_a_feature.status_code == 200, also_a_feature.text
 
 
+def test_weights_are_relative_to_each_other(client: httpx.Client) -> None:
+    losses = []
+    for factor in (1, 1000):
+        records = [{**row, "weight": factor * number} for number, row in enumerate(RECORDS)]
+        answer = evaluate(client, "prices", {"records": records, "target": "price", "sample_weight": "weight"})
+        losses.append(answer.json()["loss"])
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_rows_that_are_left_must_have_a_weight(client: httpx.Client) -> None:
+    records = [{**RECORDS[0], "weight": 0}, {**RECORDS[1], "weight": 2, "price": None}]
+    answer = evaluate(client, "prices", {"records": records, "target": "price", "sample_weight": "weight"})
+    assert pointers(answer) == ["/data/sample_weight"]
+
+
 def test_rows_without_a_target_are_left_out(client: httpx.Client) -> None:
     records = [{**RECORDS[0], "price": None}, *RECORDS[1:4]]
     assert evaluate(client, "prices", {"records": records, "target": "price"}).json()["num_rows"] == 3

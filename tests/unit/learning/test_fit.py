@@ -379,6 +379,28 @@ def test_stochastic_is_a_mini_batch_of_one() -> None:
     assert_equal(weights(one), weights(other))
 
 
+@pytest.mark.parametrize("batch_size", [1, 30])
+def test_a_weighted_mean_is_learnt_in_batches_of_any_size(batch_size: int) -> None:
+    """Of rows without features, by a bias alone."""
+    frame = pl.DataFrame({"a": [0.0, 1.0] * 15, "w": [9.0, 1.0] * 15, "y": [2.5, 12.5] * 15})
+    network = {"layers": [{"type": "linear", "out_features": 1}], "head": False}
+    started = session(
+        frame,
+        data={"features": ["a"], "sample_weight": "w"},
+        network=network,
+        init={"weight": "zeros"},
+        freeze=["layers.0.weight"],
+        descent={"batch_size": batch_size},
+        optimizer={"type": "sgd", "learning_rate": 0.1 * batch_size / 30},
+        schedule={"type": "linear"},
+        stop={"max_epochs": 100},
+        features=None,
+        validation=None,
+    )
+    run(started, clock=stands_still)
+    assert weights(started)["layers.0.bias"].item() == pytest.approx(3.5, abs=0.05)
+
+
 @pytest.mark.parametrize("sample_weight", [None, "w"])
 def test_accumulation_is_a_larger_batch(sample_weight: str | None) -> None:
     data = {"features": ["a", "b"], "sample_weight": sample_weight}

@@ -84,7 +84,17 @@ def test_a_weight_is_as_many_copies_of_its_row(fields: dict[str, Any], _referenc
     counts = torch.arange(NUM_ROWS) % 4
     repeated = (outputs.repeat_interleave(counts, 0), targets.repeat_interleave(counts, 0), None)
     loss = build_loss(spec_of(fields))
-    torch.testing.assert_close(loss(outputs, targets, counts.float()), loss(*repeated))
+    torch.testing.assert_close(loss(outputs, targets, counts / counts.float().mean()), loss(*repeated))
+
+
+@pytest.mark.parametrize(("fields", "_reference"), ALL)
+def test_a_weight_counts_however_few_rows_are_looked_at_together(fields: dict[str, Any], _reference: Reference) -> None:
+    outputs, targets = sample(fields, 3)
+    weights, loss = torch.arange(NUM_ROWS) / (NUM_ROWS - 1) * 2, build_loss(spec_of(fields))
+    whole = loss(outputs, targets, weights)
+    for size in (1, 4):
+        batches = zip(outputs.split(size), targets.split(size), weights.split(size), strict=True)
+        torch.testing.assert_close(torch.stack([loss(*batch) for batch in batches]).mean(), whole)
 
 
 @pytest.mark.parametrize(("fields", "_reference"), ALL)

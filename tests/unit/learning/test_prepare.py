@@ -212,7 +212,16 @@ def test_weights_of_rows_and_classes_multiply() -> None:
     )  # fmt: skip
     weights = prepared(spec, FRAME).train.weights
     assert weights is not None
-    assert weights.tolist() == [(1.0 + i) * (3.0 if i % 5 == 0 else 1.0) for i in range(NUM_ROWS)]
+    products = np.array([(1.0 + i) * (3.0 if i % 5 == 0 else 1.0) for i in range(NUM_ROWS)])
+    assert weights.tolist() == pytest.approx(products / products.mean())
+
+
+def test_the_mean_weight_is_one_also_of_rows_that_are_held_out() -> None:
+    found = prepared(resolved(FRAME, "k", {"features": ["x"], "sample_weight": "w"}), FRAME)
+    for part in (found.train, found.validation):
+        assert part is not None
+        assert part.weights is not None
+        assert part.weights.mean().item() == pytest.approx(1)
 
 
 def test_balanced_classes() -> None:

@@ -69,7 +69,7 @@ def test_equals_a_loop_by_hand(weighted: bool) -> None:
             optimizer.zero_grad()
             weights = torch.ones(len(index)) if data.weights is None else data.weights[index]
             per_row = (network(data.inputs[index]) - data.targets[index]).square().mean(1)
-            loss = (per_row * weights).sum() / weights.sum()
+            loss = (per_row * weights).mean()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
