@@ -199,6 +199,7 @@ def _sweep(services: Services, retention: Retention, clock: Clock) -> None:
     retention.run(now)
     deadline = now - services.settings.keep_orphans_seconds
     services.models.sweep(deadline)
+    services.models.empty_trash(services.jobs.versions_in_use)
     services.datasets.sweep(services.jobs.digests_in_use(), deadline)
 
 

@@ -156,19 +156,24 @@ def delete_alias(name: ModelName, alias: AliasName, deps: Deps) -> Response:
 @router.delete("/{name}", summary="Delete a model", dependencies=write, status_code=204, responses={409: {}})
 def delete_model(name: ModelName, deps: Deps) -> Response:
     """All versions; 409 while an alias points at one."""
-    deps.models.delete(name)
-    deps.predictor.cache.refresh()
-    return Response(status_code=204)
+    return _delete(deps, name)
 
 
 @router.delete(
     "/{name}/versions/{version}", summary="Delete a version", dependencies=write, status_code=204, responses={409: {}}
 )
 def delete_version(name: ModelName, version: Selector, deps: Deps) -> Response:
-    """409 while an alias points at it, or has it as its canary or its shadow."""
-    number = deps.models.resolve(name, version)
-    deps.models.delete(name, number)
+    """409 while an alias points at it, or has it as its canary or its shadow.
+
+    Jobs that begin with it keep its files.
+    """
+    return _delete(deps, name, deps.models.resolve(name, version))
+
+
+def _delete(deps: Deps, name: str, version: str | None = None) -> Response:
+    deps.models.delete(name, version)
     deps.predictor.cache.refresh()
+    deps.models.empty_trash(deps.jobs.versions_in_use)
     return Response(status_code=204)
 
 

@@ -1,6 +1,7 @@
 """`POST /train`: from a body to a job that survives."""
 
 import hashlib
+from contextlib import nullcontext
 from typing import Annotated, Any, NamedTuple
 
 import anyio.to_thread
@@ -18,6 +19,7 @@ from app.specs.resolve import resolve, signature_of
 from app.specs.resolve_columns import check_validation, note_of, some_of, unknown_column
 from app.specs.table import InputsData, RecordsData, Signature, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationDataset, WarmStart
+from app.storage import jobs as rows
 from app.storage.tables import frame_from_inputs, frame_from_records
 from app.storage.version import Version
 
@@ -58,28 +60,32 @@ async def train(
     """
     caller = caller_of(request.scope, request.app.state.keys)
     digest = f"sha256:{hashlib.sha256(await request.body()).hexdigest()}"
-    resolved, facts, warnings = await anyio.to_thread.run_sync(_resolve, deps, spec)
-    if dry_run:
-        found = DryRun(
-            spec=resolved,
-            num_parameters=facts.num_parameters,
-            memory_bytes=facts.memory_bytes,
-            seconds_per_epoch=facts.seconds_per_epoch,
-            warnings=warnings,
+    job = None
+    if idempotency_key is not None and not dry_run:  # what it names may be gone since
+        job = await anyio.to_thread.run_sync(deps.jobs.submitted, idempotency_key, digest)
+    if job is None:
+        resolved, facts, warnings = await anyio.to_thread.run_sync(_resolve, deps, spec)
+        if dry_run:
+            found = DryRun(
+                spec=resolved,
+                num_parameters=facts.num_parameters,
+                memory_bytes=facts.memory_bytes,
+                seconds_per_epoch=facts.seconds_per_epoch,
+                warnings=warnings,
+            )
+            return Response(found.model_dump_json(), media_type="application/json")
+        job = await anyio.to_thread.run_sync(
+            lambda: _submit(
+                deps,
+                resolved,
+                idempotency_key=idempotency_key,
+                request_digest=digest,
+                submitted_by=caller.id,
+                request_id=request.scope["request_id"],
+                warnings=warnings,
+                memory=vars(facts.memory),
+            )
         )
-        return Response(found.model_dump_json(), media_type="application/json")
-    job = await anyio.to_thread.run_sync(
-        lambda: deps.jobs.submit(
-            resolved,
-            spec.model,
-            idempotency_key=idempotency_key,
-            request_digest=digest,
-            submitted_by=caller.id,
-            request_id=request.scope["request_id"],
-            warnings=warnings,
-            memory=vars(facts.memory),
-        )
-    )
     seconds = _wait_seconds(prefer, deps.settings.max_wait_seconds)
     if seconds:
         job = await deps.feed.wait_for(job.id, seconds)
@@ -88,6 +94,13 @@ async def train(
     return Response(
         out.model_dump_json(), status, headers={"Location": f"/jobs/{job.id}"}, media_type="application/json"
     )
+
+
+def _submit(deps: Services, spec: dict[str, Any], **told: Any) -> rows.Job:
+    """Raises ModelNotFound or VersionNotFound where what it begins with was deleted while it was resolved."""
+    start = spec["warm_start"]
+    with deps.models.undeleted(start["model"], start["version"]) if start else nullcontext():
+        return deps.jobs.submit(spec, spec["model"], **told)
 
 
 def _wait_seconds(prefer: str | None, most: float) -> float:

@@ -116,6 +116,16 @@ class JobQueue:
         self._notify()
         return job
 
+    def submitted(self, idempotency_key: str, request_digest: str) -> Job | None:
+        """The job of an earlier request with this key.
+
+        Raises:
+            InvalidInput: as `submit` does.
+        """
+        with self._database.read() as connection:
+            known = rows.job_by_key(connection, idempotency_key)
+        return known and _same_request(known, request_digest)
+
     def _check_room(self, connection: Any, submitted_by: str | None) -> None:
         num_queued = rows.count_jobs(connection, ["queued"])
         if num_queued >= self._max_queued_jobs:
@@ -204,6 +214,11 @@ class JobQueue:
         """Digests of all jobs' tables; a finished job's too, as it can be run again from its spec."""
         with self._database.read() as connection:
             return rows.digests_in_specs(connection)
+
+    def versions_in_use(self) -> set[tuple[str, str]]:
+        """Models and versions that jobs which have not finished begin with."""
+        with self._database.read() as connection:
+            return rows.starts_in_specs(connection, [*WAITING, *ACTIVE])
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 200) -> list[Event]:
         """A job's events whose id is above `after`, in order. Raises JobNotFound."""

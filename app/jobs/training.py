@@ -20,7 +20,7 @@ import torch._dynamo  # as do torch.optim and meta tensors, where it takes a sec
 from torch import Tensor
 
 from app import __version__
-from app.errors import Diverged, OutOfMemory
+from app.errors import CorruptVersion, Diverged, NotFound, OutOfMemory
 from app.jobs.journal import Journal
 from app.jobs.order import Control, Emit, Outcome, WorkOrder
 from app.jobs.session import Session, Workplace
@@ -38,7 +38,7 @@ from app.storage.matrices import map_matrix, write_matrix
 from app.storage.models import ModelStore
 from app.storage.tables import TableParts, read_table
 from app.storage.tensors import write_tensors
-from app.storage.version import read_version, write_version
+from app.storage.version import Version, write_version
 
 torch.manual_seed(0)  # what torch looks up at its first use is looked up before the fork, too
 torch.nn.Linear(1, 1, device="meta")(torch.empty(1, 1, device="meta"))
@@ -163,16 +163,18 @@ class Training:
         return torch.from_numpy(matrix), mapping
 
     def _starting_model(self) -> Model | None:
-        """Of the version that the run goes on from, which the job keeps: others may delete it meanwhile."""
+        """Of the version that the run goes on from, which may have been deleted since the job was submitted."""
         start = self.spec.warm_start
         if start is None:
             return None
         assert start.version is not None
-        kept = self.order.job_dir / "start" / start.version
-        if not (kept / "config.json").exists():  # which is there last
-            self.models.get(start.model, start.version).keep(kept)
-        version = read_version(kept, start.model)
-        return Model.load(version.load_tensors(), version.config)
+        try:
+            return _load(self.models.get(start.model, start.version))
+        except (NotFound, CorruptVersion):
+            deleted = self.models.deleted(start.model, start.version)
+            if deleted is None:
+                raise
+            return _load(deleted)
 
     def _fitted(self) -> Fitted | None:
         """Features of the version that the run goes on from, and its targets where they are the same."""
@@ -201,6 +203,10 @@ class Training:
         write_version(folder, origin | config, metrics)
         self.journal.emit("progress", self.journal.progress() | {"fraction": 1.0, "eta_seconds": 0.0})
         return Outcome("succeeded", metrics, reason)
+
+
+def _load(version: Version) -> Model:
+    return Model.load(version.load_tensors(), version.config)
 
 
 def _digest(spec: TrainingSpec) -> str:

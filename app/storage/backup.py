@@ -19,10 +19,16 @@ import orjson
 
 from app.errors import Conflict, GradserveError
 from app.storage.files import digest_of, sync_folder, write_synced
+from app.storage.models import deleted_folders
 
 FORMAT_VERSION = 1
 MANIFEST = "backup.json"
-UNFINISHED = "SELECT id FROM jobs WHERE state NOT IN ('succeeded', 'failed', 'cancelled')"
+_UNFINISHED = "FROM jobs WHERE state NOT IN ('succeeded', 'failed', 'cancelled')"
+UNFINISHED = f"SELECT id {_UNFINISHED}"
+STARTS = (
+    "SELECT DISTINCT json_extract(spec, '$.warm_start.model'), json_extract(spec, '$.warm_start.version') "
+    + _UNFINISHED
+)
 
 
 class Places(NamedTuple):
@@ -58,9 +64,12 @@ def back_up(places: Places, target: Path) -> int:
         source.backup(database)
         database.execute("PRAGMA journal_mode=DELETE")  # one file
         unfinished = {row[0] for row in database.execute(UNFINISHED)}
+        starts = database.execute(STARTS).fetchall()
     _copy_folders(places.datasets, copy.datasets)
     for model in _folders(places.models):
         _copy_model(model, copy.models / model.name, unfinished)
+    for folder in (folder for start in starts for folder in deleted_folders(places.models, *start)):
+        shutil.copytree(folder, copy.models / folder.relative_to(places.models))
     files = {path.relative_to(target).as_posix(): digest_of(path) for path in _files(target)}
     manifest = {"format_version": FORMAT_VERSION, "files": files}
     os.sync()  # what the list vouches for is on disk before it

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 
@@ -32,18 +31,6 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
-
-
-def link_or_copy(path: Path, to: Path) -> None:
-    """Have a file, which nobody writes to, in a second place, too, where it stays when it is removed from the first."""
-    try:
-        os.link(path, to)
-    except FileExistsError:
-        return
-    except OSError:  # the places are on two disks, or on one that has no links
-        temporary = to.with_name(f".{to.name}")
-        shutil.copyfile(path, temporary)
-        temporary.replace(to)
 
 
 def is_folder(path: Path) -> bool:

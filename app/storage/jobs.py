@@ -87,6 +87,13 @@ def digests_in_specs(connection: Connection) -> set[str]:
     return {digest for row in connection.execute(select(*parts).distinct()) for digest in row if digest}
 
 
+def starts_in_specs(connection: Connection, states: Sequence[str]) -> set[tuple[str, str]]:
+    """Models and versions that jobs in these states begin with."""
+    start = jobs.c.spec["warm_start"]
+    query = select(start["model"].as_string(), start["version"].as_string()).where(jobs.c.state.in_(states))
+    return {(model, version) for model, version in connection.execute(query.distinct()) if model}
+
+
 def jobs_in(connection: Connection, states: Sequence[str], limit: int | None = None) -> list[Job]:
     """Jobs in any of these states, in the order of submission."""
     query = _SELECT.where(jobs.c.state.in_(states)).order_by(jobs.c.number).limit(limit)

@@ -1,14 +1,17 @@
 """Published versions: `models/<name>/<version>/`, whole or not there. The folders are all there is; no database.
 
-A version is written in `.staging` and renamed into place; it is deleted by a rename into `.trash`. Links are not
-followed: what one leads to is no model, no version and no file of one.
+A version is written in `.staging` and renamed into place; it is deleted by a rename into `.trash`, from which it goes
+once no unfinished job begins with it. Links are not followed: what one leads to is no model, no version and no file of
+one.
 """
 
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -30,6 +33,7 @@ from app.storage.version import FILES, Version, read_version
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 VERSION = re.compile(r"[1-9][0-9]{0,18}")
 UNLOADED = "unloaded"
+TRASH = ".trash"
 UPLOAD = "upload-"  # how names of staged versions begin that no job has made
 CLOCK_TICK_NS = 50_000_000  # changes that lie closer together may leave a folder with the same time
 
@@ -175,7 +179,7 @@ class ModelStore:
             ModelNotFound, VersionNotFound, CorruptVersion
         """
         path = self.root / name / self.resolve(name, version)
-        return read_version(path, name)
+        return read_version(path, name, path.name)
 
     def newest(self, name: str) -> Version:
         """The newest version that can be read.
@@ -261,8 +265,20 @@ class ModelStore:
 
     # ---- deleting
 
+    @contextmanager
+    def undeleted(self, name: str, version: str) -> Iterator[None]:
+        """Nobody deletes the version before the end of the block.
+
+        Raises:
+            ModelNotFound, VersionNotFound
+        """
+        self.versions(name)
+        with self._aliases.unchanged(name):
+            self.resolve(name, version)
+            yield
+
     def delete(self, name: str, version: str | None = None) -> None:
-        """A version, or the whole model.
+        """A version, or the whole model; the files stay until `empty_trash`.
 
         Raises:
             Conflict: an alias points to it, or names it as its canary or its shadow.
@@ -287,21 +303,44 @@ class ModelStore:
                     raise Conflict(f"version {other} is the {role} of the alias {name_of_alias!r}; end that first")
 
     def _trash(self, path: Path) -> None:
-        trash = self.root / ".trash" / f"{path.parent.name}-{path.name}-{os.urandom(8).hex()}"
+        trash = self.root / TRASH / f"{path.parent.name}@{path.name}@{os.urandom(8).hex()}"
         trash.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.rename(trash)
         except FileNotFoundError:
             return  # someone else was quicker
         self.num_changes += 1
-        shutil.rmtree(trash, ignore_errors=True)  # what is left, as when a sweep takes it away meanwhile, is swept
+
+    def deleted(self, name: str, version: str) -> Version | None:
+        """A version that was deleted, while its files are there.
+
+        Raises:
+            CorruptVersion
+        """
+        path = next(deleted_folders(self.root, name, version), None)
+        return None if path is None else read_version(path, name, version)
+
+    def empty_trash(self, in_use: Callable[[], AbstractSet[tuple[str, str]]]) -> None:
+        """Remove what was deleted, but for the names and versions that `in_use` tells of.
+
+        It is asked last: of what is in the trash, no more comes into use.
+        """
+        found = list((self.root / TRASH).glob("*"))
+        kept = in_use() if found else set()
+        for path in found:
+            if tuple(path.name.split("@")[:2]) not in kept:
+                shutil.rmtree(path, ignore_errors=True)  # what is left, as where two do so at once, goes the next time
 
     def sweep(self, deadline: float) -> None:
-        """Finish deletions that a crash cut short, and remove uploads at which nobody has written since."""
-        shutil.rmtree(self.root / ".trash", ignore_errors=True)
+        """Remove uploads at which nobody has written since."""
         for folder in (self.root / ".staging").glob(f"{UPLOAD}*"):
             if changed_at(folder) < deadline:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def deleted_folders(root: Path, name: str, version: str) -> Iterator[Path]:
+    """Folders of a version that was deleted, which are still there."""
+    return (root / TRASH).glob(f"{name}@{version}@*")
 
 
 def _number_in(marker: Path) -> int:

@@ -8,7 +8,7 @@ import orjson
 from safetensors import SafetensorError
 
 from app.errors import CorruptVersion, StorageFailed
-from app.storage.files import digest_of, digest_of_bytes, is_file, link_or_copy, sync_folder, write_synced
+from app.storage.files import digest_of, digest_of_bytes, is_file, sync_folder, write_synced
 from app.storage.json_depth import can_be_written
 from app.storage.tensors import read_tensors
 
@@ -45,12 +45,6 @@ class Version:
                 raise
             raise CorruptVersion(f"version {self.version} of model {self.model!r} can't be read: {error}") from error
 
-    def keep(self, path: Path) -> None:
-        """Have the files in another folder, too, where they stay when the version is deleted."""
-        path.mkdir(parents=True, exist_ok=True)
-        for file in (*self.config["digests"], "config.json"):  # last, what tells that all are there
-            link_or_copy(self.path / file, path / file)
-
     def check_small_files(self, metrics: bytes) -> None:
         """`config.json` against the digest that it has of itself (those of old have none), and the metrics.
 
@@ -77,13 +71,13 @@ def write_version(path: Path, config: dict[str, Any], metrics: dict[str, Any]) -
     sync_folder(path)
 
 
-def read_version(path: Path, model: str) -> Version:
-    """The version in a folder, whose name is its number.
+def read_version(path: Path, model: str, version: str) -> Version:
+    """The version in a folder.
 
     Raises:
         CorruptVersion
     """
-    what = f"version {path.name} of model {model!r}"
+    what = f"version {version} of model {model!r}"
     if other := [file for file in FILES if (path / file).exists() and not is_file(path / file)]:
         raise CorruptVersion(f"{other[0]} of {what} is a link or no file at all")
     try:
@@ -95,7 +89,7 @@ def read_version(path: Path, model: str) -> Version:
     if not isinstance(config, dict) or not isinstance(metrics, dict) or not _has_digests(config):
         raise CorruptVersion(f"config.json of {what} has no digests of its files")
     check_config(config, metrics, what)
-    found = Version(model, path.name, path, config, metrics)
+    found = Version(model, version, path, config, metrics)
     found.check_small_files(metrics_text)
     return found
 

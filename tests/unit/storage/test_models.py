@@ -533,19 +533,61 @@ def test_a_deleted_version_is_gone_at_once_though_its_files_take_time(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(store)
+    store.delete("m", "1")
 
     def crash(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("app.storage.models.shutil.rmtree", crash)
     with pytest.raises(KeyboardInterrupt):
-        store.delete("m", "1")
+        store.empty_trash(set)
     monkeypatch.undo()
     assert store.names() == []
     assert len(list((store.root / ".trash").iterdir())) == 1
-    store.sweep(time.time() - 60)
-    assert not (store.root / ".trash").exists()
-    store.sweep(time.time() - 60)
+    store.empty_trash(set)
+    assert not list((store.root / ".trash").iterdir())
+    store.empty_trash(set)
+
+
+def test_a_deleted_version_stays_while_it_is_in_use(store: ModelStore) -> None:
+    for name, number in (("m", 1), ("m", 2), ("m-1", 1)):
+        assert publish(store, name) == str(number)
+        store.delete(name, str(number))
+    store.empty_trash(lambda: {("m", "2"), ("m-1", "1")})
+    assert store.deleted("m", "1") is None
+    for name, version in (("m", "2"), ("m-1", "1")):
+        found = store.deleted(name, version)
+        assert found
+        assert (found.model, found.version) == (name, version)
+        found.load_tensors()
+    store.empty_trash(set)
+    assert store.deleted("m", "2") is None
+
+
+def test_what_comes_into_use_while_the_trash_is_looked_at_stays(store: ModelStore) -> None:
+    """A job that was submitted in time, and a deletion after it."""
+    publish(store)
+    publish(store)
+    store.delete("m", "1")
+
+    def then_another_is_deleted() -> set[tuple[str, str]]:
+        store.delete("m", "2")
+        return set()
+
+    store.empty_trash(then_another_is_deleted)
+    assert store.deleted("m", "2")
+
+
+def test_nothing_is_deleted_that_a_job_is_just_about_to_begin_with(store: ModelStore) -> None:
+    publish(store)
+    with ThreadPoolExecutor() as pool:
+        with store.undeleted("m", "1"):
+            deletion = pool.submit(ModelStore(store.root).delete, "m", "1")
+            until(lambda: is_waited_for(store, deletion))
+            assert store.versions("m") == ["1"]
+        deletion.result(10)
+    with pytest.raises(ModelNotFound), store.undeleted("m", "1"):
+        pass
 
 
 def test_uploads_that_a_crash_cut_short_are_swept_and_no_others(store: ModelStore) -> None:
