@@ -24,6 +24,7 @@ def train(
     file: Annotated[Path, TABLE],
     target: Annotated[list[str], typer.Option(help="Column to predict; repeat it for several.")],
     model: Annotated[str | None, typer.Option(help="Name of the model (default: the file's)")] = None,
+    ignore: Annotated[list[str], typer.Option(help="Column to leave out; repeat it for several.")] = [],  # noqa: B006
     task: Annotated[str | None, typer.Option(help="regression, binary, multiclass or multilabel")] = None,
     hidden: Annotated[str | None, typer.Option(help="Widths of the hidden layers: 64,64")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw, …")] = None,
@@ -45,6 +46,7 @@ def train(
     if learning_rate is not None:
         optimizer = optimizer or "adamw"
     options = {
+        "data.ignored_columns": ignore or None,
         "task": task,
         "network.hidden_features": None if hidden is None else _widths(hidden),
         "optimizer.type": optimizer,

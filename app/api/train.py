@@ -152,7 +152,11 @@ def store_data(deps: Services, data: StoredData | RecordsData | InputsData) -> t
     if isinstance(data, RecordsData):
         table = deps.datasets.add_table(frame_from_records(data.records))
         stored = StoredData(
-            digest=table.digest, target=data.target, features=data.features, sample_weight=data.sample_weight
+            digest=table.digest,
+            target=data.target,
+            features=data.features,
+            ignored_columns=data.ignored_columns,
+            sample_weight=data.sample_weight,
         )
         return stored, table
     if isinstance(data, InputsData):
@@ -206,7 +210,7 @@ def _columns_of(start: Start, data: StoredData, table: Table) -> tuple[StoredDat
     Plain numbers are left alone, as no name says which of them are which, and so is a target among those columns.
     """
     inputs, signature = [column.name for column in start.signature.inputs], start.signature
-    others = {*data.targets, data.sample_weight}
+    others = {*data.targets, *data.ignored_columns, data.sample_weight}
     if data.features is not None or data.positional or others & set(inputs):
         return data, []
     for column in signature.inputs:

@@ -14,19 +14,28 @@ MIN_COUNTED = 20  # rows: fewer may be numbered in order by chance
 
 
 def resolve_columns(data: StoredData, table: Table, warnings: list[str]) -> StoredData:
-    faults = [*_unknown("/data/target", data.targets, table), *_unknown("/data/features", data.features or (), table)]
-    if data.sample_weight is not None:
-        faults += _unknown("/data/sample_weight", [data.sample_weight], table)
-    if faults:
+    """`features` are settled in what is returned: those that are named, or all that can be learned from.
+
+    Raises:
+        UnknownColumn, InvalidInput: what is named is not there, is named twice, or is no feature.
+    """
+    weights = () if data.sample_weight is None else (data.sample_weight,)
+    asked = {
+        "/data/target": data.targets,
+        "/data/features": data.features or (),
+        "/data/ignored_columns": data.ignored_columns,
+        "/data/sample_weight": weights,
+    }
+    if faults := [fault for pointer, names in asked.items() for fault in _unknown(pointer, names, table)]:
         raise UnknownColumn(faults[0].detail, faults)
     _refuse_repeats(data)
     weight = table.column(data.sample_weight) if data.sample_weight else None
     if weight and weight.kind not in NUMBERS:
         raise InvalidInput.at("/data/sample_weight", f"{weight.name!r} is {weight.kind}; a weight must be a number")
-    reserved = {*data.targets, data.sample_weight}
+    reserved = {*data.targets, *weights}
     features = data.features
     if features is None:
-        features = _usable(table, reserved, warnings)
+        features = _usable(table, reserved.union(data.ignored_columns), warnings)
     for index, name in enumerate(features):
         column = table.column(name)
         if name in reserved:
@@ -53,6 +62,11 @@ def _refuse_repeats(data: StoredData) -> None:
             raise InvalidInput.at(f"{pointer}/{index}", f"{names[index]!r} is there twice")
     if data.sample_weight in data.targets:
         raise InvalidInput.at("/data/sample_weight", f"{data.sample_weight!r} is also the target")
+    used = {*data.targets, *(data.features or ()), data.sample_weight}
+    for index, name in enumerate(data.ignored_columns):
+        if name in used:
+            detail = f"{name!r} is also the target, the sample weight or a feature"
+            raise InvalidInput.at(f"/data/ignored_columns/{index}", detail)
 
 
 def _usable(table: Table, reserved: set[str | None], warnings: list[str]) -> tuple[str, ...]:
@@ -71,7 +85,7 @@ def _usable(table: Table, reserved: set[str | None], warnings: list[str]) -> tup
         elif len(usable) > 1 and _counts_rows(column, table.num_rows):
             warnings.append(
                 f"column {column.name!r} numbers the rows, from {int(column.min)} to {int(column.max)}, and is learned "
-                "from; if it is no more than a number, name the other columns in data.features"
+                "from; if it is no more than a number, name it in data.ignored_columns"
             )
     return usable
 

@@ -105,6 +105,7 @@ class StoredData(Spec):
     digest: Digest | None = None
     target: TargetNames
     features: Annotated[Items[ColumnName], Field(min_length=1)] | None = None
+    ignored_columns: Items[ColumnName] = ()
     sample_weight: ColumnName | None = None
     positional: bool = False
 
@@ -119,6 +120,7 @@ class RecordsData(Spec):
     records: Records
     target: TargetNames
     features: Annotated[Items[ColumnName], Field(min_length=1)] | None = None
+    ignored_columns: Items[ColumnName] = ()
     sample_weight: ColumnName | None = None
 
 

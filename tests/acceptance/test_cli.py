@@ -96,6 +96,9 @@ def test_what_was_made_of_the_columns_is_said(cli: Cli, tmp_path: Path, capsys: 
             main(["train", str(file), "--target", "y", *more, "--url", cli.service.url])
         said = capsys.readouterr().err.splitlines()
         assert said == ["warning: column 'name' is free text (100 distinct values) and is left out"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", str(file), "--target", "y", "--ignore", "name", "--epochs", "1", "--url", cli.service.url])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_file_of_rows_may_have_any_format(

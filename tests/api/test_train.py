@@ -347,6 +347,7 @@ def test_columns_that_are_left_out_are_the_version_s(client: httpx.Client) -> No
     again = train(client, spec)
     assert before["spec"]["data"]["features"] == again["spec"]["data"]["features"] == ["x", "p", "q"]
     assert again["warnings"] == ["warm_start: columns that are new to the version are left out: z"]
+    assert train(client, spec | {"data": spec["data"] | {"ignored_columns": ["z"]}})["warnings"] == []
     for row in news:
         row["P"] = row.pop("p")
     answer = client.post("/train", json=spec)

@@ -161,6 +161,9 @@ def test_unknown_columns_come_with_what_was_perhaps_meant(
         ("/features", "'gaps'", "amount", {"data": {"features": ["gaps"]}, "features": None}),
         ("/features", "'gaps'", "amount", {"data": {"features": ["gaps"]}, "features": {"missing": "error"}}),
         ("/features", "'color'", "amount", {"data": {"features": ["color"]}, "features": None}),
+        ("/data/ignored_columns", "did you mean 'note'?", "amount", {"data": {"ignored_columns": ["Note"]}}),
+        ("/data/ignored_columns/1", "'amount' is also", "amount", {"data": {"ignored_columns": ["note", "amount"]}}),
+        ("/data/ignored_columns/0", "'x' is also", "amount", {"data": {"ignored_columns": ["x"], "features": ["x"]}}),
         ("/loss/type", "mse or mae", "amount", {"task": "regression", "loss": {"type": "cross_entropy"}}),
         ("/loss/type", "cross_entropy", "color", {"loss": {"type": "binary_cross_entropy"}}),
         ("/loss/type", "binary_cross_entropy", ["flag", "bit"], {"task": "multilabel", "loss": {"type": "mse"}}),
@@ -219,6 +222,16 @@ def test_features_are_all_columns_that_can_be() -> None:
     assert signature.ignored == ("note", "empty", "weight")
 
 
+def test_ignored_columns_are_left_out_without_a_word() -> None:
+    ignored = [name for name in COLUMNS if name not in ("x", "amount", "color")]
+    spec, warnings = settle("amount", data={"ignored_columns": ignored})
+    assert isinstance(spec.data, StoredData)
+    assert spec.data.features == ("x", "color")
+    assert warnings == []
+    assert set(signature_of(spec, TABLE).ignored) == set(ignored)
+    assert resolve(spec, TABLE)[0] == spec  # a resolved spec may be sent again
+
+
 @pytest.mark.parametrize(
     ("values", "is_told"),
     [
@@ -241,6 +254,7 @@ def test_a_column_that_numbers_the_rows_is_told(values: Any, is_told: bool) -> N
     low, high = int(min(known)), int(max(known))
     assert [f"'id' numbers the rows, from {low} to {high}," in warning for warning in warnings] == [True] * is_told
     assert resolve(posted(data={"features": ["id", "x"]}), table_of(frame))[1] == []
+    assert resolve(posted(data={"ignored_columns": ["id"]}), table_of(frame))[1] == []
     assert resolve(posted(), table_of(frame.drop("x")))[1] == []  # it is all that there is to learn from
 
 
