@@ -6,6 +6,7 @@ Shape suffixes: N rows, K columns, F encoded numbers.
 import math
 import reprlib
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,8 @@ def frame_of_records(signature: Signature, inputs: list[Any], pointer: str) -> p
     for index, row in enumerate(inputs):
         if not isinstance(row, dict):
             raise ShapeMismatch.at(f"{pointer}/{index}", "the first row is an object, so every row must be one")
-        faults += [Fault(f"{pointer}/{index}/{escape(key)}", unknown_column(key, names)) for key in row.keys() - known]
+        unknown = islice((key for key in row if key not in known), MAX_FAULTS)
+        faults += [Fault(f"{pointer}/{index}/{escape(key)}", unknown_column(key, names)) for key in unknown]
         if len(faults) >= MAX_FAULTS:
             break
     if faults:

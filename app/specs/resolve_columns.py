@@ -3,13 +3,15 @@
 import difflib
 import math
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from app.errors import Fault, InvalidInput, UnknownColumn
 from app.specs.table import ColumnProfile, StoredData, Table
 from app.specs.training import TrainingSpec
 
 NUMBERS = ("numeric", "boolean")
-MAX_NAMED = 20  # names in a sentence
+MAX_NAMED = 20  # names in a sentence, and unknown names that are told of
+MAX_COMPARED = 2**19  # pairs of letters: 0.1 s
 MIN_COUNTED = 20  # rows: fewer may be numbered in order by chance
 
 
@@ -118,12 +120,13 @@ def note_of(column: ColumnProfile) -> str:
 
 def _unknown(pointer: str, names: Iterable[str], table: Table) -> list[Fault]:
     known = [column.name for column in table.columns]
-    return [Fault(pointer, unknown_column(name, known)) for name in names if table.column(name) is None]
+    unknown = islice((name for name in names if table.column(name) is None), MAX_NAMED)
+    return [Fault(pointer, unknown_column(name, known)) for name in unknown]
 
 
 def unknown_column(name: str, known: list[str]) -> str:
-    """The sentence for a column that is not there, with the nearest spelling."""
-    near = difflib.get_close_matches(name, known, n=1)
+    """The sentence for a column that is not there, with the nearest spelling, unless there are too many to look at."""
+    near = difflib.get_close_matches(name, known, n=1) if len(known) * len(name) ** 2 <= MAX_COMPARED else []
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {some_of(known)}"
     return f"there is no column {name!r}; {hint}"
 

@@ -200,7 +200,16 @@ def test_faults_of_all_columns_are_told_together() -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [[["x", 0]] * 1000, [["x", "x"]] * 1000, [[1]] * 1000, [{"z": 1}] * 1000, [{"a": "x"}] * 1000, [5] * 1000]
+    "rows",
+    [
+        [["x", 0]] * 1000,
+        [["x", "x"]] * 1000,
+        [[1]] * 1000,
+        [{"z": 1}] * 1000,
+        [dict.fromkeys(map(str, range(1000)))],
+        [{"a": "x"}] * 1000,
+        [5] * 1000,
+    ],
 )
 def test_more_than_enough_faults_are_not_told(rows: list[Any]) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -227,6 +236,13 @@ def test_of_many_names_it_is_said_how_many_are_not_named() -> None:
     names = [f"c{place}" for place in range(23)]
     assert unknown_column("qqq", names).endswith("c18, c19 and 3 more")
     assert unknown_column("qqq", names[:20]).endswith("c18, c19")
+
+
+def test_a_name_is_not_held_against_more_names_than_can_be_looked_at_in_no_time() -> None:
+    names = [f"column {place}" for place in range(10_000)]
+    assert "did you mean 'column 5'?" in unknown_column("colunm 5", names[:1000])
+    assert "there are: column 0, " in unknown_column("colunm 5", names)
+    assert "there are: " in unknown_column("a" * 1000, ["a" * 999])
 
 
 # ---- models that take no missing values

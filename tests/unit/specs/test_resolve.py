@@ -178,6 +178,8 @@ def test_unknown_columns_come_with_what_was_perhaps_meant(
         ("/descent/batch_size", "mini_batch", "amount", {"descent": {"variant": "full_batch", "batch_size": 8}}),
         ("/descent/accumulate_steps", "one gradient", "amount",
          {"descent": {"variant": "full_batch", "accumulate_steps": 2}}),
+        ("/stop/min_grad_norm", "clipped to a norm of 0.5", "amount",
+         {"descent": {"max_grad_norm": 0.5}, "stop": {"min_grad_norm": 0.5}}),
         ("/schedule/type", "max_steps", "amount", {"schedule": {"type": "cosine"}, "stop": {"max_seconds": 1.0}}),
         ("/schedule/type", "max_steps", "amount", {"schedule": {"type": "linear"}, "stop": {"max_seconds": 1.0}}),
     ],
