@@ -26,6 +26,7 @@ NUM_RESERVED_CODES = 2
 MAX_VOCABULARY = 100_000
 CALENDAR = ("year", "month", "day", "weekday", "hour", "minute", "second")
 CELLS_AT_ONCE = 2**17  # that many are scaled within the processor's cache
+ROUNDING = 1e-12  # times its mean: less of a deviation is what comes of adding up a constant
 ORDINARY = 1e30  # where constants are smaller, and none is smaller than its inverse, float32 bears what float64 does
 MEASURES_OF_KIND = {"numeric": 1, "boolean": 1, "datetime": len(CALENDAR), "categorical": 0}
 
@@ -108,7 +109,7 @@ class Moments:
     def std(self) -> Floats:
         """One for a constant, whose deviation is rounding noise: dividing by that would blow up a row that differs."""
         std = np.sqrt(self.squares / np.maximum(self.count, 1))
-        return np.where(std > 1e-12 * np.maximum(1, np.abs(self.mean)), std, 1.0)
+        return np.where(std > ROUNDING * np.abs(self.mean), std, 1.0)
 
 
 @dataclass

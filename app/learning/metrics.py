@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.learning.features import ROUNDING
 from app.specs.table import Task
 
 MIN_ROWS_FOR_R2 = 2
@@ -51,7 +52,8 @@ class RegressionMetrics:
             "mae": self.absolute.item() / num_values,
             "rmse": (self.squared_T.sum() / num_values).sqrt().item(),
         }
-        if self.num_rows >= MIN_ROWS_FOR_R2 and bool((self.spread_T > 0).all()):
+        varies_T = (self.spread_T / self.num_rows).sqrt() > ROUNDING * self.mean_T.abs()
+        if self.num_rows >= MIN_ROWS_FOR_R2 and bool(varies_T.all()):
             found["r2"] = (1 - self.squared_T / self.spread_T).mean().item()
         return found
 

@@ -20,6 +20,7 @@ from app.specs.table import Label, Signature, StoredData
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
 MAX_NAMED = 10  # of what is new
+ALIKE = {"roc_auc": "are all of one class", "r2": "have only one value of a target"}  # metrics that tell rows apart
 SPLIT_STREAM = 1  # which of the seed's streams the split draws from
 
 
@@ -123,9 +124,10 @@ def prepare(
         held_out, _ = _usable(spec, signature, other, warnings, targets)
     if held_out is not None:
         features.check_all(held_out)
-        if spec.stop.metric == "roc_auc" and held_out.truth.min() == held_out.truth.max():
+        alike = ALIKE.get(spec.stop.metric)
+        if alike and (held_out.truth.min(0) == held_out.truth.max(0)).any():
             warnings.append(
-                "the validation rows are all of one class: roc_auc cannot be measured on them, and stop.metric sees no "
+                f"the validation rows {alike}: {spec.stop.metric} cannot be measured on them, and stop.metric sees no "
                 "epoch get better"
             )
     return Prepared(
@@ -273,8 +275,13 @@ def _encode(spec: TrainingSpec, features: Features, targets: Targets, part: Part
 def _weights(spec: TrainingSpec, targets: Targets, part: Part) -> Tensor | None:
     assert isinstance(spec.data, StoredData)
     weights = part.weights
-    if weights is not None and (not np.isfinite(weights).all() or (weights < 0).any() or not weights.any()):
-        raise BadData(f"sample weights in {spec.data.sample_weight!r} must be finite, not negative, and not all zero")
+    if weights is not None and (not np.isfinite(weights).all() or (weights < 0).any()):
+        raise BadData(f"sample weights in {spec.data.sample_weight!r} must be finite and not negative")
+    if weights is not None and not weights.any():
+        raise BadData(
+            f"sample weights in {spec.data.sample_weight!r} are 0 in all {len(weights)} rows to learn from, or in all "
+            "that are held out"
+        )
     if getattr(spec.loss, "class_weight", None) is not None:
         by_class = class_weights(spec.loss, part.truth, targets.classes)
         weights = by_class if weights is None else weights * by_class

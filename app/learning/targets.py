@@ -36,7 +36,11 @@ class Targets:
     def fit(
         cls, signature: Signature, spec: TrainingSpec, train: NDArray[Any], classes: tuple[Label, ...] | None
     ) -> "Targets":
-        """Of the training rows' truth; `classes` are those of all rows, None where the task has none."""
+        """Of the training rows' truth; `classes` are those of all rows, None where the task has none.
+
+        Raises:
+            BadData: targets with a deviation beyond float64.
+        """
         names = [column.name for column in signature.targets]
         found = cls(signature, spec.loss.type, np.zeros(len(names)), np.ones(len(names)))
         if classes is not None:
@@ -48,6 +52,8 @@ class Targets:
             for part in parts_of(train):
                 moments.add(part)
             found.mean, found.std = moments.mean, moments.std()
+            if not np.isfinite(found.std).all():
+                raise BadData("the targets are so large that float64 does not hold their squares; scale them down")
         return found
 
     @property

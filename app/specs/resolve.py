@@ -119,5 +119,11 @@ def _check_extras(spec: TrainingSpec) -> None:
         if metric not in METRICS_OF_TASK[spec.task]:
             fits = ", ".join(("loss", *METRICS_OF_TASK[spec.task]))
             raise InvalidInput.at("/stop/metric", f"{metric} does not fit the task {spec.task}; use {fits}")
+    clipped, least = spec.descent.max_grad_norm, spec.stop.min_grad_norm
+    if clipped is not None and least is not None and least >= clipped:
+        raise InvalidInput.at(
+            "/stop/min_grad_norm",
+            f"every gradient is clipped to a norm of {clipped:g}, so the first epoch would be the last",
+        )
     if spec.descent.sampling == "class_balanced" and spec.task not in ("binary", "multiclass"):
         raise InvalidInput.at("/descent/sampling", f"class_balanced needs classes; the task is {spec.task}")

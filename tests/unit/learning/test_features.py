@@ -44,6 +44,12 @@ def test_measures_are_standardized() -> None:
     torch.testing.assert_close(found, expected.float())
 
 
+@pytest.mark.parametrize("unit", [1e-150, 1e-13, 1e30, 1e150])
+def test_the_unit_of_a_measure_makes_no_difference(unit: float) -> None:
+    x = [1.0, 2.0, 3.0, 10.0]
+    assert encode(pl.DataFrame({"x": [value * unit for value in x]})) == encode(pl.DataFrame({"x": x}))
+
+
 def test_large_offsets_keep_their_digits() -> None:
     years = [20260101.0 + i for i in range(5)]
     found = encode(pl.DataFrame({"x": years}))

@@ -39,6 +39,9 @@ def test_regression(num_targets: int) -> None:
 def test_regression_of_equal_targets_has_no_r2() -> None:
     found = measure("regression", torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [3.0]]))
     assert found == pytest.approx({"mae": 1.5, "rmse": 2.5**0.5})
+    assert "r2" not in measure("regression", torch.zeros(7, 1), torch.full((7, 1), 0.1, dtype=torch.float64))
+    small = torch.tensor([[1e-15], [3e-15]])
+    assert measure("regression", small, small)["r2"] == 1.0
 
 
 def test_binary() -> None:

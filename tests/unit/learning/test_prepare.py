@@ -183,6 +183,12 @@ def test_validation_rows_of_one_class_are_told_of_where_roc_auc_is_watched(metri
     assert [bool(fold.warnings) for fold in found] == [alone and is_told for alone in one_class]
 
 
+@pytest.mark.parametrize(("metric", "is_told"), [("r2", True), ("rmse", False)])
+def test_validation_rows_without_variance_are_told_of_where_r2_is_watched(metric: str, is_told: bool) -> None:
+    frame = pl.DataFrame({"x": [0.5, 1.5, 2.5], "y": [1.5, 2.5, 3.5]})
+    assert bool(prepared(resolved(frame, stop={"metric": metric}), frame).warnings) is is_told
+
+
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
@@ -265,7 +271,7 @@ def test_bad_weights_are_refused(bad: float) -> None:
 
 def test_weights_must_not_all_be_zero() -> None:
     spec = resolved(FRAME, data={"features": ["x"], "sample_weight": "w"}, validation=None)
-    with pytest.raises(BadData, match="not all zero"):
+    with pytest.raises(BadData, match=f"0 in all {NUM_ROWS} rows to learn from"):
         prepared(spec, FRAME.with_columns(w=pl.lit(0.0)))
 
 

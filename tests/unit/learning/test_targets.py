@@ -138,6 +138,19 @@ def test_a_constant_target_is_its_own_mean() -> None:
     assert targets.activate(torch.zeros(1, 1)).item() == 3.0
 
 
+@pytest.mark.parametrize("unit", [1e-14, 1e30])
+def test_the_unit_of_a_quantity_makes_no_difference(unit: float) -> None:
+    frame = frame_of([value * unit for value in (1.5, 2.5, 9.0)])
+    torch.testing.assert_close(
+        fit(frame).transform(frame), fit(frame_of([1.5, 2.5, 9.0])).transform(frame_of([1.5, 2.5, 9.0]))
+    )
+
+
+def test_quantities_without_a_deviation_in_float64_are_refused() -> None:
+    with pytest.raises(BadData, match="float64"):
+        fit(frame_of([1e200, -1e200]))
+
+
 def test_rates_are_exponentials() -> None:
     frame = frame_of([0, 3, 5])
     targets = fit(frame, loss={"type": "poisson_nll"})

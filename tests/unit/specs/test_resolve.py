@@ -138,6 +138,13 @@ def test_unknown_columns_come_with_what_was_perhaps_meant(
     assert words in error.detail
 
 
+def test_of_many_unknown_columns_the_first_are_told() -> None:
+    error = fault_at("/data/features", data={"features": [f"x{number}" for number in range(10_000)]})
+    assert [fault.detail.split(";")[0] for fault in error.faults] == [
+        f"there is no column 'x{number}'" for number in range(20)
+    ]
+
+
 @pytest.mark.parametrize(
     ("pointer", "words", "target", "spec"),
     [
