@@ -1,6 +1,5 @@
 """Errors on the wire: RFC 9457 problem details, with a pointer for every fault."""
 
-import difflib
 import errno
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from app import errors
 from app.api.fields import fields_at, fields_below, types_at
 from app.serving.encode import escape
 from app.specs.base import NAME_PATTERN
-from app.specs.resolve_columns import some_of
+from app.specs.resolve_columns import nearest, some_of
 from app.specs.training import DEVICE_PATTERN
 
 MEDIA_TYPE = "application/problem+json"
@@ -176,8 +175,8 @@ def _no_such_field(name: str, known: Sequence[str], below: dict[str, list[str]])
     """`known` are the fields of the object, and `below` where those within them are: what was meant may be there."""
     if name in known:
         return "this does not go with the fields beside it"
-    if name not in below and not difflib.get_close_matches(name, known, n=1):
-        name = next(iter(difflib.get_close_matches(name, below, n=1)), name)
+    if name not in below and nearest(name, known) is None:
+        name = nearest(name, below) or name
     places = " or ".join(map(repr, below.get(name, ())))
     return f"there is no such field; {f'did you mean {places}?' if places else _instead(name, known)}"
 
@@ -188,8 +187,8 @@ def _unknown_type(tag: str, expected_tags: str, **_: Any) -> str:
 
 
 def _instead(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known))}"
+    near = nearest(name, known)
+    return f"there are {', '.join(map(repr, known))}" if near is None else f"did you mean {near!r}?"
 
 
 def _pointer(path: Sequence[str | int], value: Any, *, missing: bool) -> str:

@@ -93,12 +93,13 @@ def _frame_of_lists(signature: Signature, inputs: list[Any], pointer: str) -> pl
         if not isinstance(row, list):
             faults.append(Fault(f"{pointer}/{index}", f"a row must be a list of {width} values, as in [[…], […]]"))
         elif len(row) != width:
-            faults.append(
-                Fault(
-                    f"{pointer}/{index}",
-                    f"this row has {len(row)} values; the model takes {width}: {_names(signature)}",
-                )
+            nested = row and isinstance(row[0], list)
+            detail = (
+                f"this row is a list of lists; a row is one list of {width} values"
+                if nested
+                else f"this row has {len(row)} values; the model takes {width}: {_names(signature)}"
             )
+            faults.append(Fault(f"{pointer}/{index}", detail))
         if len(faults) >= MAX_FAULTS:
             break
     if faults:

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 from app.errors import Fault, InvalidInput, UnknownColumn
@@ -48,7 +48,8 @@ def resolve_columns(data: StoredData, table: Table, warnings: list[str]) -> Stor
                 f"{name!r} is free text, which is no feature yet; leave it out{note_of(column)}",
             )
     if not features:
-        raise InvalidInput.at("/data/features", "no column is left to learn from")
+        why = "".join(f"; {warning}" for warning in warnings[:MAX_NAMED])
+        raise InvalidInput.at("/data/features", f"no column is left to learn from{why}")
     if _named_by_a_row(table):
         warnings.append(
             f"the columns' names ({table.columns[0].name}, {table.columns[1].name}, …) look like a row of values; if "
@@ -125,10 +126,19 @@ def _unknown(pointer: str, names: Iterable[str], table: Table) -> list[Fault]:
 
 
 def unknown_column(name: str, known: list[str]) -> str:
-    """The sentence for a column that is not there, with the nearest spelling, unless there are too many to look at."""
-    near = difflib.get_close_matches(name, known, n=1) if len(known) * len(name) ** 2 <= MAX_COMPARED else []
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {some_of(known)}"
+    """The sentence for a column that is not there, with the nearest spelling."""
+    near = nearest(name, known)
+    hint = f"there are: {some_of(known)}" if near is None else f"did you mean {near!r}?"
     return f"there is no column {name!r}; {hint}"
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The spelling that was perhaps meant, whatever its capitals, unless there are too many to look at."""
+    if len(known) * len(name) ** 2 > MAX_COMPARED:
+        return None
+    spellings = {spelling.lower(): spelling for spelling in known}
+    found = difflib.get_close_matches(name.lower(), spellings, n=1)
+    return spellings[found[0]] if found else None
 
 
 def some_of(names: Sequence[str]) -> str:

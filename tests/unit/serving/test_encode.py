@@ -139,6 +139,7 @@ def test_numbers_beyond_float32_are_infinite() -> None:
         ([{"a": 1}, None], "/inputs/1", "must be one"),
         ([None], "/inputs/0", "list of 2 values"),
         (["ab"], "/inputs/0", "list of 2 values"),
+        ([[[1, 0], [1, 0], [1, 0]]], "/inputs/0", "a list of lists; a row is one list of 2 values"),
     ],
 )
 def test_rows_that_do_not_fit(rows: list[Any], pointer: str, words: str) -> None:
@@ -221,6 +222,7 @@ def test_more_than_enough_faults_are_not_told(rows: list[Any]) -> None:
     ("record", "pointer", "words"),
     [
         ({"aa": 1}, "/inputs/0/aa", "did you mean 'a'?"),
+        ({"A": 1}, "/inputs/0/A", "did you mean 'a'?"),
         ({"qqq": 1}, "/inputs/0/qqq", "there are: a, b"),
         ({"x/y~z": 1}, "/inputs/0/x~1y~0z", "x/y~z"),
         ({"": 1}, "/inputs/0/", "''"),

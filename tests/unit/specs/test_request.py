@@ -123,6 +123,8 @@ def test_unknown_fields_are_refused_where_they_are(body: Any, pointer: str) -> N
         (training(patience=3), "did you mean 'schedule.patience' or 'stop.patience'?"),
         (training(epochs=3), "did you mean 'stop.max_epochs'?"),
         (training(optimiser={"type": "sgd"}), "did you mean 'optimizer'?"),
+        (training(stop={"MAX_EPOCHS": 1}), "did you mean 'max_epochs'?"),
+        (training(MAX_EPOCHS=1), "did you mean 'stop.max_epochs'?"),
     ],
 )
 def test_an_unknown_field_comes_with_those_that_there_are(body: Any, words: str) -> None:

@@ -204,6 +204,12 @@ def test_a_column_alone_is_nothing_to_learn_from() -> None:
         resolve(posted("y"), table_of(pl.DataFrame({"y": [1.0, 2.0]})))
 
 
+def test_where_all_columns_are_left_out_it_is_said_why() -> None:
+    table = pl.DataFrame({"y": range(50), "review": [f"sentence {row}" for row in range(50)]})
+    with pytest.raises(InvalidInput, match="no column is left to learn from; column 'review' is free text"):
+        resolve(posted("y"), table_of(table))
+
+
 # ---- columns
 
 
