@@ -60,17 +60,17 @@ def _evaluate(deps: Services, model: ServedModel, data: StoredData | RecordsData
     stored, table = store_data(deps, data)
     signature, places = model.model.signature, Places(data)
     names = _input_names(signature, stored, table)
-    _check_targets(signature, stored, places)
+    target_names = _target_names(signature, stored, places)
     _check_columns(names, stored, table, places)
     weight = [stored.sample_weight] if stored.sample_weight else []
-    frame = read_table(deps.datasets.path(table.digest), list(dict.fromkeys([*names, *stored.targets, *weight])))
+    frame = read_table(deps.datasets.path(table.digest), list(dict.fromkeys([*names, *target_names, *weight])))
     inputs = pl.DataFrame(
         fit_column(column, frame[name], places.of_cells(index, name))
         for index, (column, name) in enumerate(zip(signature.inputs, names, strict=True))
     )
     targets = pl.DataFrame(
         _fit_target(signature, column, frame[name], places.targets)
-        for column, name in zip(signature.targets, stored.targets, strict=True)
+        for column, name in zip(signature.targets, target_names, strict=True)
     )
     weights = _fit_weights(frame[weight[0]]) if weight else None
     present = targets.select(pl.all_horizontal(pl.all().is_not_null())).to_series()
@@ -113,14 +113,16 @@ def _input_names(signature: Signature, data: StoredData, table: Table) -> list[s
     return given
 
 
-def _check_targets(signature: Signature, data: StoredData, places: Places) -> None:
+def _target_names(signature: Signature, data: StoredData, places: Places) -> list[str]:
+    """The table's columns of targets, in the model's order; those of plain rows go by their place."""
     wanted = [column.name for column in signature.targets]
-    if not data.positional and list(data.targets) != wanted:
+    if not data.positional and sorted(data.targets) != sorted(wanted):
         detail = f"the model's target is {', '.join(wanted)}, not {', '.join(data.targets)}"
         raise InvalidInput.at(places.targets, detail)
     if len(data.targets) != len(wanted):
         detail = f"the model has {len(wanted)} target(s), the rows have {len(data.targets)}"
         raise InvalidInput.at(places.targets, detail)
+    return list(data.targets) if data.positional else wanted
 
 
 def _check_columns(names: list[str], data: StoredData, table: Table, places: Places) -> None:

@@ -237,6 +237,16 @@ def test_records_and_datasets_are_measured_alike(client: httpx.Client) -> None:
     assert by_name["num_rows"] == NUM_ROWS
 
 
+def test_targets_may_be_named_in_any_order(client: httpx.Client) -> None:
+    rows, targets = [[1, 0], [2, 1]], [[1, 20], [3, 40]]
+    names = ("x0", "x1", "y0", "y1")
+    records = [dict(zip(names, (*row, *target), strict=True)) for row, target in zip(rows, targets, strict=True)]
+    expected = evaluate(client, "two", {"inputs": rows, "targets": targets}).json()
+    for target in (["y0", "y1"], ["y1", "y0"]):
+        assert evaluate(client, "two", {"records": records, "target": target}).json() == expected
+    assert pointers(evaluate(client, "two", {"records": records, "target": ["y0", "x0"]})) == ["/data/target"]
+
+
 def test_weights_of_rows_count(client: httpx.Client) -> None:
     data = {"records": RECORDS, "target": "price"}
     plain = evaluate(client, "prices", data).json()
