@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.api.auth import authorize_early
 from app.errors import Unparseable, UnsupportedMedia
+from app.storage.json_types import json_fault
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -67,7 +68,7 @@ def parse_json(body: bytes | bytearray) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Unparseable(
-            f"the body is no JSON: {error}" if body else "the body is empty; it must be a JSON object"
+            f"the body is no JSON: {json_fault(error)}" if body else "the body is empty; it must be a JSON object"
         ) from error
 
 

@@ -1,12 +1,16 @@
 """The type of a column out of the JSON values in it."""
 
+import re
 from collections.abc import Iterable
 from types import NoneType
 
+import orjson
 import polars as pl
 
 from app.errors import TooLarge
 
+_NOT_FINITE = re.compile(r"nan|inf|none", re.IGNORECASE)
+_CHARACTERS = 20
 _FREE_CELLS = 10_000_000
 _MAX_CELLS_PER_VALUE = 20
 _DTYPES: dict[type, type[pl.DataType]] = {
@@ -25,6 +29,13 @@ _WORDS = {
     list: "a list",
     dict: "an object",
 }
+
+
+def json_fault(error: orjson.JSONDecodeError) -> str:
+    """What is no JSON, and what stands there."""
+    there = error.doc[error.pos : error.pos + _CHARACTERS]
+    found = f", where {there!r} stands" if there else ""
+    return f"{error}{found}" + ("; a value that is missing or not finite is null" if _NOT_FINITE.match(there) else "")
 
 
 def common_dtype(types: Iterable[type]) -> type[pl.DataType] | None:
@@ -54,6 +65,7 @@ def word_for(kind: type) -> str:
 def mismatch(kind: type, earlier: Iterable[type]) -> str:
     """Why a value of type `kind` cannot stand below values of the `earlier` types."""
     if kind not in _DTYPES:
-        return f"this is {word_for(kind)}; a value is a number, text, a boolean or null"
+        remedy = "; give each of its values a column" if kind is list else ""
+        return f"this is {word_for(kind)}; a value is a number, text, a boolean or null{remedy}"
     others = " or ".join(sorted({word_for(other) for other in earlier if other is not NoneType}))
     return f"this is {word_for(kind)}, but the column's earlier values are {others}"

@@ -10,7 +10,7 @@ import polars as pl
 from app.errors import InvalidInput, Unparseable
 from app.storage.columns import check_names
 from app.storage.formats import MAX_LINE_BYTES
-from app.storage.json_types import check_density, common_dtype, mismatch, word_for
+from app.storage.json_types import check_density, common_dtype, json_fault, mismatch, word_for
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -51,7 +51,9 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 record = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise Unparseable(f"line {number} is not JSON ({error}); every line is one object") from error
+                raise Unparseable(
+                    f"line {number} is not JSON ({json_fault(error)}); every line is one object"
+                ) from error
             if not isinstance(record, dict):
                 raise Unparseable(f"line {number} is {word_for(type(record))}; every line is one object")
             yield number, record

@@ -450,6 +450,25 @@ def test_what_is_no_json_is_not_parseable(client: httpx.Client, content: bytes) 
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            '{"model": "m", "data": {"inputs": [[NaN]]}}',
+            "where 'NaN]]}}' stands; a value that is missing or not finite",
+        ),
+        ("[-Infinity]", "where 'Infinity]' stands; a value that is missing"),
+        ("[None]", "where 'None]' stands; a value that is missing"),
+        ("{'model': 1}", """where "'model': 1}" stands"""),
+        ('{"model": "m", // its name', "where '// its name' stands"),
+        ('{"model"', "unexpected end of data: line 1 column 9 (char 8)"),
+    ],
+)
+def test_what_is_no_json_is_shown(client: httpx.Client, content: str, said: str) -> None:
+    answer = client.post("/train", content=content, headers={"Content-Type": "application/json"})
+    assert said in problem(answer, 400, "unparseable")["detail"]
+
+
+@pytest.mark.parametrize(
     ("spec", "pointer"),
     [
         ([], ""),

@@ -40,7 +40,8 @@ def test_every_record_out_of_place_is_pointed_at() -> None:
         "/data/records/3/c~0",
     ]
     assert caught.value.faults[0].detail == "this is text, but the column's earlier values are a number"
-    assert caught.value.faults[3].detail == "this is a list; a value is a number, text, a boolean or null"
+    said = "this is a list; a value is a number, text, a boolean or null; give each of its values a column"
+    assert caught.value.faults[3].detail == said
 
 
 @pytest.mark.parametrize(
