@@ -118,9 +118,12 @@ def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, 
     news: list[str] = []
     start = None if spec.warm_start is None else _start(deps, spec.warm_start)
     if start is not None:
-        left_out = {"network", "features"} - spec.model_fields_set
+        goes_on = [column.name for column in start.signature.targets] == list(data.targets)
+        left_out = {"network", "features", *(("task", "loss") if goes_on else ())} - spec.model_fields_set
         data, news = _columns_of(start, data, table)
         spec = spec.model_copy(update={name: getattr(start.spec, name) for name in left_out} | {"data": data})
+        if goes_on and spec.task == start.spec.task in ("binary", "multiclass"):
+            table = _with_all_labels(start, table)
     resolved, warnings = resolve(spec, table)
     if isinstance(resolved.validation, ValidationDataset):
         assert resolved.validation.digest is not None
@@ -227,6 +230,27 @@ def _columns_of(start: Start, data: StoredData, table: Table) -> tuple[StoredDat
     left_out = [column.name for column in table.columns if column.name not in known]
     news = [f"warm_start: columns that are new to the version are left out: {some_of(left_out)}"] if left_out else []
     return data.model_copy(update={"features": tuple(inputs)}), news
+
+
+def _with_all_labels(start: Start, table: Table) -> Table:
+    """The table as if it had a row of each class that the version knows.
+
+    Raises:
+        InvalidInput: it has more labels than that.
+    """
+    (target,), classes = start.signature.targets, start.signature.classes or ()
+    found = table.column(target.name)
+    if found is None or not found.num_unique:
+        return table
+    if found.num_unique > len(classes):
+        known = f"{start} knows {len(classes)}: {some_of([str(label) for label in classes])}"
+        raise InvalidInput.at("/warm_start", f"{target.name!r} has {found.num_unique} labels, and {known}")
+    whole = found.model_copy(update={"num_unique": len(classes)})
+    return Table(
+        digest=table.digest,
+        num_rows=table.num_rows,
+        columns=tuple(whole if column is found else column for column in table.columns),
+    )
 
 
 def _go_on_from(start: Start, spec: TrainingSpec, table: Table) -> TrainingSpec:

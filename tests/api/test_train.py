@@ -377,6 +377,30 @@ def test_a_label_that_a_version_does_not_know_fails_the_run(client: httpx.Client
     assert "the label 'never' is none of the 2 classes" in job["error"]["detail"]
 
 
+@pytest.mark.parametrize("seen", [["a", "b"], ["c"]])
+def test_a_run_that_goes_on_may_lack_classes_of_its_version(client: httpx.Client, seen: list[str]) -> None:
+    def spec(labels: list[str], **more: Any) -> dict[str, Any]:
+        return month("some", [["u", number, 0, label] for number, label in enumerate(labels)], **more)
+
+    loss = {"type": "cross_entropy", "label_smoothing": 0.1}
+    train(client, spec(["a", "b", "c"], loss=loss))
+    after = train(client, spec(seen, warm_start={"model": "some"}))
+    assert (after["spec"]["task"], after["spec"]["loss"]["label_smoothing"]) == ("multiclass", 0.1)
+    assert predicted(client, "some", [["u", 1]])["classes"] == ["a", "b", "c"]
+    answer = client.post("/train", json=spec(["a", "b", "c", "d"], warm_start={"model": "some"}))
+    assert pointers(answer) == ["/warm_start"]
+    assert "'y' has 4 labels, and version" in answer.json()["detail"]
+
+
+def test_a_run_that_goes_on_learns_the_task_of_its_version_by_its_loss(client: httpx.Client) -> None:
+    """Though whole numbers that recur would be classes, in a table of their own."""
+    train(client, month("rates", [["u", 1, 2.5, ""], ["v", 2, 0.5, ""]], "q", loss={"type": "poisson_nll"}))
+    again = train(client, month("rates", [["u", 1, 2, ""], ["v", 2, 1, ""]], "q", warm_start={"model": "rates"}))
+    assert (again["spec"]["task"], again["spec"]["loss"]["type"]) == ("regression", "poisson_nll")
+    other = month("rates", [["u", 1, 2, ""], ["v", 2, 1, ""]], "q", warm_start={"model": "rates"}, loss={"type": "mse"})
+    assert train(client, other)["spec"]["loss"]["type"] == "mse"
+
+
 def test_another_target_has_its_own_scale(client: httpx.Client) -> None:
     train(client, month("of-q", LAST_MONTH, "q"))
     spec = month("of-r", [[x, p, 1000 + q, y] for x, p, q, y in LAST_MONTH], "q", warm_start={"model": "of-q"})
