@@ -216,9 +216,9 @@ def _digest(spec: TrainingSpec) -> str:
 
 
 def _over_all_rows(spec: TrainingSpec, folds: list[dict[str, Any]]) -> TrainingSpec:
-    """The last run of a cross-validation has no validation to stop it: it is as long as the best of the folds."""
+    """The last run of a cross-validation has no validation to stop it: it is as long as what is kept of the folds."""
     update: dict[str, Any] = {"metric": "loss", "patience": None, "restore_best": False}
-    if spec.stop.restore_best:
+    if spec.stop.restore_best or spec.stop.patience is not None:
         update["max_epochs"] = max(1, round(fmean(fold["best_epoch"] for fold in folds)))
     return spec.model_copy(update={"stop": spec.stop.model_copy(update=update), "validation": None})
 
@@ -227,7 +227,7 @@ def summarize(folds: list[dict[str, Any]], metrics: dict[str, Any]) -> dict[str,
     """With cross-validation: mean and deviation of each fold's metrics beside those of the published model."""
     if not folds:
         return metrics
-    names = [name for name in folds[0] if name.startswith("val_")]
+    names = dict.fromkeys(name for fold in folds for name in fold if name.startswith("val_"))
     values = {name: [fold[name] for fold in folds if name in fold] for name in names}
     means = {name: fmean(found) for name, found in values.items()}
     spread = {f"{name}_std": stdev(found) for name, found in values.items() if len(found) > 1}

@@ -36,6 +36,7 @@ def why_not_compiled(spec: TrainingSpec, network: nn.Module) -> str | None:
         "mixup draws rows in every step": spec.mixup is not None,
         "it keeps all activations": spec.activation_checkpointing,
         f"it has no {spec.optimizer.type}": type(spec.optimizer) not in UPDATE_RULES,
+        "nadam keeps a part of its state on the host": spec.optimizer.type == "nadam" and spec.device != "cpu",
         "recurrent layers and attention gain nothing": any(isinstance(module, recurrent) for module in modules),
         "batch norm takes each part of a step by itself": (
             spec.descent.accumulate_steps > 1

@@ -125,6 +125,20 @@ def test_without_a_best_epoch_the_last_one_counts(tmp_path: Path) -> None:
     assert [fold["best_epoch"] for fold in outcome.metrics["folds"]] == [5, 5]
 
 
+def test_patience_of_the_folds_ends_the_last_run(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"validation": {"folds": 2}, "optimizer": {"type": "adamw", "learning_rate": 0.3}}
+    outcome, events = run(tmp_path, stop={"max_epochs": 200, "patience": 2, "restore_best": False}, **spec)
+    lengths = [fold["num_epochs"] for fold in outcome.metrics["folds"]]
+    assert max(lengths) < 200
+    assert len(told(events, "metrics")) == sum(lengths) + round(np.mean(lengths))
+
+
+def test_a_metric_that_some_folds_lack_is_the_mean_of_the_others() -> None:
+    folds = [{"val_loss": 1.0}, {"val_loss": 3.0, "val_roc_auc": 0.5}, {"val_loss": 2.0, "val_roc_auc": 0.7}]
+    found = training.summarize(folds, {"train_loss": 4.0})
+    assert (found["val_loss"], found["val_roc_auc"], found["train_loss"]) == pytest.approx((2.0, 0.6, 4.0))
+
+
 def test_a_cross_validation_has_as_many_epochs_as_it_says_it_is_to_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

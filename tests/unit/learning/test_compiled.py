@@ -267,6 +267,8 @@ def test_a_network_that_can_not_be_traced_stays_eager(folder: Path) -> None:
         ({"precision": "bfloat16"}, mlp(), "float32"),
         ({"mixup": 0.2}, mlp(), "mixup"),
         ({"optimizer": optimizer_specs.Muon()}, mlp(), "muon"),
+        ({"optimizer": optimizer_specs.NAdam()}, mlp(), None),
+        ({"optimizer": optimizer_specs.NAdam(), "device": "cuda:0"}, mlp(), "nadam"),
         ({"num_threads": 2}, everything(), "embeddings"),
         ({"descent": DescentSpec(accumulate_steps=2)}, everything(), "batch norm"),
         ({"descent": DescentSpec(accumulate_steps=2)}, mlp(), None),
