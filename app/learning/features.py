@@ -26,6 +26,9 @@ NUM_RESERVED_CODES = 2
 MAX_VOCABULARY = 100_000
 CALENDAR = ("year", "month", "day", "weekday", "hour", "minute", "second")
 CELLS_AT_ONCE = 2**17  # that many are scaled within the processor's cache
+TOO_LARGE = (
+    "so large that float64 does not hold their squares; scale them down, or leave them empty where they stand for none"
+)
 ROUNDING = 1e-12  # times its mean: less of a deviation is what comes of adding up a constant
 ORDINARY = 1e30  # where constants are smaller, and none is smaller than its inverse, float32 bears what float64 does
 MEASURES_OF_KIND = {"numeric": 1, "boolean": 1, "datetime": len(CALENDAR), "categorical": 0}
@@ -128,7 +131,7 @@ class Features:
         """Learn the constants from the training rows, part by part.
 
         Raises:
-            BadData: where the spec refuses missing values and there are some.
+            BadData: where the spec refuses missing values and there are some, or numbers have no deviation in float64.
         """
         found, moments, missing = cls(tuple(columns), spec), Moments(), set[str]()
         words: dict[str, Counter[str]] = {column.name: Counter() for column in columns if column.kind == "categorical"}
@@ -144,8 +147,10 @@ class Features:
         found.vocabularies = {name: _vocabulary(counts) for name, counts in words.items()}
         found.mean, found.std = np.zeros(len(moments.mean)), np.ones(len(moments.mean))
         if spec is not None:
-            found.mean = moments.mean
-            found.std = moments.std() if spec.standardize is True else found.std
+            found.mean, std = moments.mean, moments.std()
+            if not (finite := np.isfinite(found.mean + std)).all():
+                raise BadData(f"column {_measured(columns)[finite.argmin()]!r} holds numbers {TOO_LARGE}")
+            found.std = std if spec.standardize is True else found.std
         return found
 
     def check(self, frame: pl.DataFrame) -> None:
@@ -251,6 +256,11 @@ class Features:
             flagged=tuple(config["flagged"]),
             vocabularies={name: tuple(words) for name, words in config["vocabularies"].items()},
         )
+
+
+def _measured(columns: Sequence[Column]) -> list[str]:
+    """The column that each of the measures `[K]` is of."""
+    return [column.name for column in columns for _ in range(MEASURES_OF_KIND[column.kind])]
 
 
 def _measures_of(column: Column, frame: pl.DataFrame) -> list[Floats]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.errors import BadData
-from app.learning.features import Moments
+from app.learning.features import TOO_LARGE, Moments
 from app.learning.losses import LINKS
 from app.specs.resolve_columns import some_of
 from app.specs.table import Label, Signature, as_key
@@ -52,8 +52,8 @@ class Targets:
             for part in parts_of(train):
                 moments.add(part)
             found.mean, found.std = moments.mean, moments.std()
-            if not np.isfinite(found.std).all():
-                raise BadData("the targets are so large that float64 does not hold their squares; scale them down")
+            if not np.isfinite(found.mean + found.std).all():
+                raise BadData(f"the targets are {TOO_LARGE}")
         return found
 
     @property

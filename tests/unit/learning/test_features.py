@@ -50,6 +50,13 @@ def test_the_unit_of_a_measure_makes_no_difference(unit: float) -> None:
     assert encode(pl.DataFrame({"x": [value * unit for value in x]})) == encode(pl.DataFrame({"x": x}))
 
 
+@pytest.mark.parametrize("largest", [1e200, 1.7976931348623157e308])
+def test_a_column_without_a_deviation_in_float64_is_refused(largest: float) -> None:
+    frame = pl.DataFrame({"t": [datetime(2026, 1, 1)] * 3, "x": [1.0, 2.0, 3.0], "z": [1.0, largest, largest]})
+    with pytest.raises(BadData, match="column 'z' holds numbers so large"):
+        fit(frame)
+
+
 def test_large_offsets_keep_their_digits() -> None:
     years = [20260101.0 + i for i in range(5)]
     found = encode(pl.DataFrame({"x": years}))

@@ -146,9 +146,10 @@ def test_the_unit_of_a_quantity_makes_no_difference(unit: float) -> None:
     )
 
 
-def test_quantities_without_a_deviation_in_float64_are_refused() -> None:
+@pytest.mark.parametrize("largest", [1e200, 1.7976931348623157e308])
+def test_quantities_without_a_deviation_in_float64_are_refused(largest: float) -> None:
     with pytest.raises(BadData, match="float64"):
-        fit(frame_of([1e200, -1e200]))
+        fit(frame_of([largest, largest, -1.5]))
 
 
 def test_rates_are_exponentials() -> None:
