@@ -241,7 +241,9 @@ class Reconciler:
         try:
             self._models.publish(job.id, job.model, job.version)
         except Conflict:
-            self._queue.reserve(job.id, self._models.next_version(job.model), job.metrics or {}, job.stop_reason)
+            version = self._models.next_version(job.model)
+            if not self._queue.reserve(job.id, version, job.metrics or {}, job.stop_reason):
+                self._finish(job.id, "cancelled")
             self._reconcile_at = 0.0
         except OSError as error:
             self._fail_to_store(job.id, error)

@@ -566,8 +566,9 @@ def test_a_crash_while_publishing_is_completed(
     assert starts(tmp_path, job) == []
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
 def test_a_version_number_that_was_taken_meanwhile_is_replaced(
-    queue: JobQueue, models: ModelStore, start: Start
+    queue: JobQueue, models: ModelStore, start: Start, cancelled: bool
 ) -> None:
     job, other = queue.submit({}, "m"), "someone"
     queue.claim(1)
@@ -575,9 +576,11 @@ def test_a_version_number_that_was_taken_meanwhile_is_replaced(
     for each in (job.id, other):
         (models.staging(each) / "config.json").write_text(f'{{"job_id": "{each}"}}')
     models.publish(other, "m", "1")
+    if cancelled:
+        queue.cancel(job.id)
     start()
     done = ended(queue, job)
-    assert (done.state, done.version) == ("succeeded", "2")
+    assert (done.state, done.version) == (("cancelled", None) if cancelled else ("succeeded", "2"))
 
 
 def test_a_version_that_cannot_be_stored_fails_its_job(queue: JobQueue, models: ModelStore, start: Start) -> None:
