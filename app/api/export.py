@@ -37,7 +37,8 @@ async def export(
     It is sent once onnxruntime has answered as this service does. Needs the extra `onnx`; takes a few seconds.
     """
     found = await to_thread.run_sync(deps.models.get, name, version)
-    content = await to_thread.run_sync(_export, found, limiter=_exporters)
+    with deps.models.reading(name, found.version):
+        content = await to_thread.run_sync(_export, found, limiter=_exporters)
     disposition = f'attachment; filename="{name}-{found.version}.{form}"'
     return Response(content, headers={"Content-Disposition": disposition}, media_type="application/octet-stream")
 

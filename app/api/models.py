@@ -204,7 +204,7 @@ def version_out(deps: Deps, version: Version) -> VersionOut:
         created_at=datetime.fromtimestamp(config["created_at"], UTC),
         job_id=config["job_id"],
         num_parameters=config["num_parameters"],
-        num_bytes=(version.path / "model.safetensors").stat().st_size,
+        num_bytes=version.num_bytes,
         signature=config["signature"],
         metrics=version.metrics,
         aliases=[alias for alias, to in _aliases_of(deps, version.model).items() if to.version == version.version],

@@ -101,8 +101,7 @@ async def statistics(
 def _chosen(deps: Services, name: str | None, version: str | None) -> list[tuple[str, str]]:
     if name is not None and version is not None:
         return [(name, deps.models.resolve(name, version))]
-    names = deps.models.names() if name is None else [name]
-    return [(name, version) for name in names for version in deps.models.versions(name)]
+    return deps.models.all_versions() if name is None else [(name, number) for number in deps.models.versions(name)]
 
 
 @router.get("/models/{name}", summary="A model's tensors", dependencies=read)

@@ -61,11 +61,9 @@ async def repository_index(request: Request, deps: Deps) -> list[IndexEntry]:
 
 def _index(deps: Services) -> list[IndexEntry]:
     entries = []
-    for name in deps.models.names():
+    for name, version in deps.models.all_versions():
         state, reason = ("UNAVAILABLE", "unloaded") if deps.models.is_unloaded(name) else ("READY", "")
-        entries += [
-            IndexEntry(name=name, version=version, state=state, reason=reason) for version in deps.models.versions(name)
-        ]
+        entries.append(IndexEntry(name=name, version=version, state=state, reason=reason))
     return entries
 
 

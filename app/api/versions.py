@@ -71,7 +71,8 @@ async def post_version(name: ModelName, request: Request, response: Response, de
 def get_archive(name: ModelName, version: Selector, deps: Deps) -> Response:
     """A tar of its files, as `POST /models/{name}/versions` takes it."""
     found = deps.models.get(name, version)
-    num_bytes, blocks = pack_version(found)
+    with deps.models.reading(name, found.version):
+        num_bytes, blocks = pack_version(found)
     headers = {
         "Content-Length": str(num_bytes),
         "Content-Disposition": f'attachment; filename="{name}-{found.version}.tar"',

@@ -96,9 +96,9 @@ class ModelCache:
             raise CorruptVersion(fault.detail, code=fault.code)
         stamp = self._stamp(key)
         try:
-            loaded = ServedModel.load(self.store.get(*key), self._device)
+            with self.store.reading(*key):
+                loaded = ServedModel.load(self.store.get(*key), self._device)
         except CorruptVersion as error:
-            self.store.resolve(*key)  # raises where it is not broken, but was deleted under our hands
             self._remember(key, Fault(stamp, time.monotonic() + FAULT_SECONDS, error.code, error.detail))
             raise
         self._faults.pop(key, None)

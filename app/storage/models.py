@@ -113,6 +113,10 @@ class ModelStore:
             entry.name for entry in self.root.iterdir() if NAME.fullmatch(entry.name) and self._versions(entry.name)
         )
 
+    def all_versions(self) -> list[tuple[str, str]]:
+        """Names and versions of all models, sorted."""
+        return [(name, version) for name in self.names() for version in self._versions(name)]
+
     def versions(self, name: str) -> list[str]:
         """Published versions, oldest first.
 
@@ -178,8 +182,22 @@ class ModelStore:
         Raises:
             ModelNotFound, VersionNotFound, CorruptVersion
         """
-        path = self.root / name / self.resolve(name, version)
-        return read_version(path, name, path.name)
+        number = self.resolve(name, version)
+        with self.reading(name, number):
+            return read_version(self.root / name / number, name, number)
+
+    @contextmanager
+    def reading(self, name: str, version: str) -> Iterator[None]:
+        """A version that can't be read in the block because it was deleted meanwhile is not broken, but not there.
+
+        Raises:
+            ModelNotFound, VersionNotFound
+        """
+        try:
+            yield
+        except CorruptVersion:
+            self.resolve(name, version)
+            raise
 
     def newest(self, name: str) -> Version:
         """The newest version that can be read.

@@ -28,6 +28,8 @@ class Version:
     path: Path
     config: dict[str, Any]
     metrics: dict[str, Any]
+    num_bytes: int
+    """Of the weights."""
 
     def load_tensors(self) -> dict[str, Any]:
         """All tensors, mapped from the file rather than read, after the digests of all files were verified.
@@ -41,7 +43,7 @@ class Version:
                     raise self._is_not_what_was_published(file)
             return read_tensors(self.path / "model.safetensors")[0]
         except (OSError, SafetensorError) as error:
-            if isinstance(error, OSError) and not StorageFailed.of(error):
+            if isinstance(error, OSError) and not (isinstance(error, FileNotFoundError) or StorageFailed.of(error)):
                 raise
             raise CorruptVersion(f"version {self.version} of model {self.model!r} can't be read: {error}") from error
 
@@ -84,12 +86,13 @@ def read_version(path: Path, model: str, version: str) -> Version:
         config = orjson.loads((path / "config.json").read_bytes())
         metrics_text = (path / "metrics.json").read_bytes()
         metrics = orjson.loads(metrics_text)
+        num_bytes = (path / "model.safetensors").stat().st_size
     except (OSError, orjson.JSONDecodeError) as error:
         raise CorruptVersion(f"{what} can't be read: {error}") from error
     if not isinstance(config, dict) or not isinstance(metrics, dict) or not _has_digests(config):
         raise CorruptVersion(f"config.json of {what} has no digests of its files")
     check_config(config, metrics, what)
-    found = Version(model, version, path, config, metrics)
+    found = Version(model, version, path, config, metrics, num_bytes)
     found.check_small_files(metrics_text)
     return found
 

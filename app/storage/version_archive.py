@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -36,26 +37,39 @@ _ZIP_END = struct.Struct("<4s4H2LH")
 
 
 def pack_version(version: Version) -> tuple[int, Iterator[bytes]]:
-    """The number of bytes of a tar of a version's files, and the bytes."""
-    return pack_folder(version.path, f"{version.model}-{version.version}", version.config["created_at"])
+    """The number of bytes of a tar of a version's files, and the bytes. Raises CorruptVersion."""
+    try:
+        return pack_folder(version.path, f"{version.model}-{version.version}", version.config["created_at"])
+    except FileNotFoundError as error:
+        what = f"version {version.version} of model {version.model!r}"
+        raise CorruptVersion(f"{Path(error.filename).name} of {what} is not there") from error
 
 
 def pack_folder(folder: Path, name: str, modified_at: float) -> tuple[int, Iterator[bytes]]:
-    """The same for a version's files in any folder, which is called `name` in the tar. Raises FileNotFoundError."""
-    paths = [folder / file for file in FILES]
-    size = sum(_TAR_BLOCK + _padded(path.stat().st_size) for path in paths) + 2 * _TAR_BLOCK
-    return size, _pack(paths, name, modified_at)
+    """The same for a version's files in any folder, which is called `name` in the tar.
+
+    They are open from here on, and whole though they be deleted. Raises FileNotFoundError.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context((folder / file).open("rb")) for file in FILES]
+        entries = [_entry(file, name, modified_at) for file in files]
+        size = sum(_TAR_BLOCK + _padded(entry.size) for entry in entries) + 2 * _TAR_BLOCK
+        return size, _pack(entries, files, stack.pop_all())
 
 
-def _pack(paths: list[Path], name: str, modified_at: float) -> Iterator[bytes]:
-    for path in paths:
-        info = tarfile.TarInfo(f"{name}/{path.name}")
-        info.size, info.mtime = path.stat().st_size, int(modified_at)
-        yield info.tobuf(tarfile.GNU_FORMAT)
-        with path.open("rb") as file:
+def _entry(file: IO[bytes], name: str, modified_at: float) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(f"{name}/{Path(file.name).name}")
+    info.size, info.mtime = os.fstat(file.fileno()).st_size, int(modified_at)
+    return info
+
+
+def _pack(entries: list[tarfile.TarInfo], files: list[IO[bytes]], until_packed: ExitStack) -> Iterator[bytes]:
+    with until_packed:
+        for entry, file in zip(entries, files, strict=True):
+            yield entry.tobuf(tarfile.GNU_FORMAT)
             yield from iter(lambda file=file: file.read(BLOCK_BYTES), b"")  # type: ignore[misc]
-        yield bytes(_padded(info.size) - info.size)
-    yield bytes(2 * _TAR_BLOCK)
+            yield bytes(_padded(entry.size) - entry.size)
+        yield bytes(2 * _TAR_BLOCK)
 
 
 def _padded(num_bytes: int) -> int:
@@ -212,7 +226,7 @@ def read_unpacked(folder: Path, model: str) -> Version:
             code="digest_mismatch",
         )
     sync_folder(folder)
-    return Version(model, "uploaded", folder, config, metrics)
+    return Version(model, "uploaded", folder, config, metrics, (folder / "model.safetensors").stat().st_size)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

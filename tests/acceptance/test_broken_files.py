@@ -62,6 +62,25 @@ def test_a_broken_version_is_refused_and_the_one_before_it_serves(
     assert f'gradserve_load_failures_total{{model="{model}",version="2"}}' in httpx.get(f"{rig.url}/metrics").text
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_a_version_that_lacks_a_file(rig: Service, file: str) -> None:
+    model = f"lacks-{file.partition('.')[0]}"
+    for _ in range(2):
+        publish(rig.root / "models", model, numbers_model(init={"weight": "normal"}))
+    (rig.root / "models" / model / "2" / file).unlink()
+    status, code = (404, "version_not_found") if file == "config.json" else (503, "corrupt_version")
+    for answer in (
+        predict(rig, model, "2"),
+        httpx.get(f"{rig.url}/models/{model}/versions/2/archive"),
+        httpx.get(f"{rig.url}/models/{model}/versions/2/export", timeout=60),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    assert predict(rig, model).json()["version"] == "1"
+    for path in (f"/models/{model}", "/models", f"/models/{model}/versions", f"/v2/models/{model}"):
+        assert httpx.get(f"{rig.url}{path}").status_code == 200, path
+    assert httpx.get(f"{rig.url}/models/{model}/versions/2").status_code in (200, status)
+
+
 def test_what_breaks_while_it_is_served_is_served_on(rig: Service) -> None:
     """From memory; a restart refuses it."""
     publish(rig.root / "models", "served", numbers_model())

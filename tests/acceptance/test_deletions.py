@@ -1,5 +1,7 @@
 """What is deleted while a job that was acknowledged needs it stays for that job, and no longer."""
 
+import io
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,21 @@ def test_a_backup_has_what_a_queued_job_begins_with(service: Service, http: http
     restore(tmp_path / "copy", others)
     with Service(tmp_path / "restored") as restored, httpx.Client(base_url=restored.url) as http:
         assert ended(http, job)["state"] == "succeeded"
+
+
+def test_a_download_that_has_begun_is_whole(service: Service, http: httpx.Client) -> None:
+    config = service.root / "models" / "start" / "1" / "config.json"
+    config.with_name("model.safetensors").write_bytes(bytes(2**26))  # more than is under way to who does not read
+    with http.stream("GET", "/models/start/versions/1/archive") as answer:
+        blocks = answer.iter_bytes()
+        first, said = next(blocks), config.read_bytes()
+        assert http.delete("/models/start").status_code == 204
+        whole = first + b"".join(blocks)
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        opened = archive.extractfile("start-1/config.json")
+        assert opened
+        assert opened.read() == said
+        assert archive.getmember("start-1/model.safetensors").size == 2**26
 
 
 def test_what_no_unfinished_job_begins_with_goes_at_once(service: Service, http: httpx.Client) -> None:

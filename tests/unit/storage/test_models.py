@@ -21,10 +21,11 @@ from app.errors import (
     VersionNotFound,
 )
 from app.specs.alias import Alias, Canary, Shadow
+from app.storage import models as models_module
 from app.storage.files import sync_folder
 from app.storage.models import ModelStore
 from app.storage.tensors import write_tensors
-from app.storage.version import FILES, FORMAT_VERSION, write_version
+from app.storage.version import FILES, FORMAT_VERSION, Version, write_version
 from tests.logs import logged_by
 from tests.waiting import until
 
@@ -184,6 +185,32 @@ def test_a_folder_that_was_copied_in_is_a_version(store: ModelStore, tmp_path: P
 
 
 # ---- reading
+
+
+def test_what_is_deleted_while_it_is_read_is_not_there(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store)
+    publish(store)
+    read = models_module.read_version
+
+    def deleted_first(path: Path, name: str, version: str) -> Version:
+        ModelStore(store.root).delete(name, version)
+        return read(path, name, version)
+
+    monkeypatch.setattr(models_module, "read_version", deleted_first)
+    with pytest.raises(VersionNotFound):
+        store.get("m", "2")
+    monkeypatch.undo()
+    found = store.get("m", "1")
+    store.delete("m", "1")
+    with pytest.raises(ModelNotFound), store.reading("m", "1"):
+        found.load_tensors()
+
+
+def test_a_list_of_all_passes_over_what_goes_meanwhile(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "b"):
+        publish(store, name)
+    monkeypatch.setattr(store, "names", lambda: ["a", "b", "gone"])
+    assert store.all_versions() == [("a", "1"), ("b", "1"), ("b", "2")]
 
 
 def test_what_is_not_there(store: ModelStore) -> None:
