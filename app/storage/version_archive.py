@@ -11,7 +11,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -63,7 +63,7 @@ def _entry(file: IO[bytes], name: str, modified_at: float) -> tarfile.TarInfo:
     return info
 
 
-def _pack(entries: list[tarfile.TarInfo], files: list[IO[bytes]], until_packed: ExitStack) -> Iterator[bytes]:
+def _pack(entries: list[tarfile.TarInfo], files: Sequence[IO[bytes]], until_packed: ExitStack) -> Iterator[bytes]:
     with until_packed:
         for entry, file in zip(entries, files, strict=True):
             yield entry.tobuf(tarfile.GNU_FORMAT)
