@@ -15,9 +15,14 @@ from app.errors import InvalidInput, TooLarge, Unparseable
 from app.storage.blocks import row_blocks
 from app.storage.columns import MISSING, check_names, finite, spelled_values
 from app.storage.dialects import Dialect, not_utf8, sniff_dialect
+from app.storage.formats import MAX_LINE_BYTES
 
 _BLANK = " blank"  # no column's name begins with a space
 _NAMELESS = " nameless"
+_ONE_LINE = (
+    "; all of it is one line: if the file has more, curl -d took its line breaks out, which -T FILE and --data-binary "
+    "@FILE keep"
+)
 _FLAGS = ("quoted", "odd", "odd_outside_of_quotes", "padded")
 
 
@@ -31,13 +36,22 @@ def open_delimited(path: Path, max_columns: int, has_header: bool = True) -> tup
         Unparseable, InvalidInput, TooLarge
     """
     dialect = sniff_dialect(path, has_header)
+    hint = _ONE_LINE if has_header and _is_one_line(path) else ""
     if dialect.width > max_columns:
-        raise TooLarge(f"the table has {dialect.width} columns; at most {max_columns} are allowed")
+        raise TooLarge(f"the table has {dialect.width} columns; at most {max_columns} are allowed{hint}")
+    if hint:
+        raise InvalidInput.at("", f"the table has no rows{hint}")
     check_names(dialect.names or ("",) * dialect.num_nameless, max_columns)
     path, dialect = _readable(path, dialect)
     if dialect.num_nameless:
         _refuse_nameless(path, dialect)
     return path, dialect
+
+
+def _is_one_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline(MAX_LINE_BYTES)
+        return b"\r" not in first.rstrip() and not file.read(1)
 
 
 def scan_delimited(source: Path | io.BytesIO, dialect: Dialect, numeric: Mapping[str, pl.DataType]) -> pl.LazyFrame:

@@ -120,6 +120,12 @@ def test_spaces_around_values_do_not_count() -> None:
         (b",,\n1,2,3\n", InvalidInput, "column 1 has no name"),
         (b"a" + b"," * 100 + b"\n1" + b"," * 100, TooLarge, "101 columns; at most 100"),
         (b"a,b\n", InvalidInput, "no rows"),
+        (b"a,b1,23,4", InvalidInput, "no rows; all of it is one line: if the file has more, curl -d took"),
+        (
+            b",".join(b"%d" % place for place in range(101)),
+            TooLarge,
+            "101 columns; at most 100 are allowed; all of it is one line",
+        ),
         (b"a,b\n,\n", InvalidInput, "no rows"),
         (b"x" * 1001 + b",b\n1,2\n", InvalidInput, "the name of column 1 is longer than 1000"),
         (",".join(map(str, range(101))).encode() + b"\n1\n", TooLarge, "101 columns; at most 100"),
@@ -128,7 +134,7 @@ def test_spaces_around_values_do_not_count() -> None:
         (b"a" * 2**21, Unparseable, "first line is longer"),
         (b"a,b\n1," + b"2" * 2**23 * 5, Unparseable, "a line longer than"),
     ],
-    ids=range(21),
+    ids=range(23),
 )
 def test_what_is_wrong_is_said_with_its_place(content: bytes, error: type[GradserveError], said: str) -> None:
     with pytest.raises(error) as caught:
