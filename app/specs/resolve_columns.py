@@ -84,7 +84,8 @@ def _usable(table: Table, reserved: set[str | None], warnings: list[str]) -> tup
         elif column.num_unique == 0:
             warnings.append(f"column {column.name!r} is empty and is left out")
         elif column.note:
-            warnings.append(f"column {column.name!r} is taken as categories{note_of(column)}")
+            taken = "numbers" if column.kind in NUMBERS else "categories"
+            warnings.append(f"column {column.name!r} is taken as {taken}{note_of(column)}")
         elif len(usable) > 1 and _counts_rows(column, table.num_rows):
             warnings.append(
                 f"column {column.name!r} numbers the rows, from {int(column.min)} to {int(column.max)}, and is learned "

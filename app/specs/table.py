@@ -31,7 +31,7 @@ class ColumnProfile(Column):
     """What a dataset's column holds.
 
     `num_unique` leaves missing values out; `integral`: numbers, all of them whole. `note`: why text may have been meant
-    as something else.
+    as something else, or numbers as times.
     """
 
     num_missing: NonNegativeInt

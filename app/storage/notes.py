@@ -1,4 +1,4 @@
-"""What the owner of a table may want to mend: columns of text that look as if they were meant as something else."""
+"""What the owner of a table may want to mend: columns that look as if they were meant as something else."""
 
 import re
 from collections.abc import Sequence
@@ -14,11 +14,22 @@ _DATE = re.compile(
     r"(?:\d{1,2}([./-])\d{1,2}\1(?:\d{2}|\d{4})|\d{4}([./-])\d{1,2}\2\d{1,2}"
     r"|\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4})(?:[T ].*)?"
 )
+_MILLISECONDS = (946_684_800_000, 2_524_608_000_000)  # of the years from 2000 up to 2050
 _CHARACTERS = 60
 
 
 def as_number(text: pl.Expr) -> pl.Expr:
     return text.cast(pl.Float64, strict=False)
+
+
+def note_on_numbers(low: float | None, high: float | None, *, integral: bool) -> str | None:
+    """A sentence about a column of numbers that may be times."""
+    if low is None or high is None or not (integral and _MILLISECONDS[0] <= low and high < _MILLISECONDS[1]):
+        return None
+    return (
+        f"numbers such as {int(low)} look like milliseconds since 1970, as to_json of pandas writes times without "
+        "date_format='iso'; written as 2026-01-31T12:00:00 they would be taken as times"
+    )
 
 
 def note_on_text(

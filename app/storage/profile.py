@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from app.specs.table import MAX_EXAMPLE_CHARACTERS, ColumnProfile, Kind, Table
-from app.storage.notes import as_number, note_on_text
+from app.storage.notes import as_number, note_on_numbers, note_on_text
 
 MAX_CATEGORIES = 1000
 SURE_CATEGORIES = 20
@@ -80,19 +80,23 @@ def _column(
 ) -> ColumnProfile:
     num_missing = facts["num_missing"]
     num_values = num_rows - num_missing
-    numbers = facts.get("num_numbers")
+    numbers, integral = facts.get("num_numbers"), bool(facts.get("integral", False))
     mean = facts.get("mean")
+    if numbers is not None:
+        note = note_on_text(table, name, num_values, numbers, examples)
+    else:
+        note = note_on_numbers(facts.get("min"), facts.get("max"), integral=integral) if dtype.is_numeric() else None
     return ColumnProfile(
         name=name,
         kind=kind_of(dtype, num_values, num_unique),
         num_missing=num_missing,
         num_unique=min(num_unique, num_values),
-        integral=bool(facts.get("integral", False)),
+        integral=integral,
         min=plain_value(facts.get("min")),
         max=plain_value(facts.get("max")),
         mean=mean if mean is not None and math.isfinite(mean) else None,
         examples=tuple(examples),
-        note=None if numbers is None else note_on_text(table, name, num_values, numbers, examples),
+        note=note,
     )
 
 

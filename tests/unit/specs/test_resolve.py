@@ -296,14 +296,20 @@ def test_names_that_look_like_a_row_of_values_are_told(names: list[str], is_told
 
 
 def test_what_text_may_have_been_meant_as_is_said_where_it_matters() -> None:
-    text = {"x": [1.5, 2.5] * 15, "few": ["1,234", "12"] * 15, "many": [f"{row}%" for row in range(30)]}
+    text = {
+        "x": [1.5, 2.5] * 15,
+        "time": [1704067200000, 1704070800000] * 15,
+        "few": ["1,234", "12"] * 15,
+        "many": [f"{row}%" for row in range(30)],
+    }
     table = table_of(pl.DataFrame(text))
     _, warnings = resolve(posted("x"), table)
     assert [warning.partition(": ")[0] for warning in warnings] == [
+        "column 'time' is taken as numbers",
         "column 'few' is taken as categories",
         "column 'many' is free text (30 distinct values) and is left out",
     ]
-    assert all("look like numbers" in warning for warning in warnings)
+    assert all("look like" in warning for warning in warnings)
     for task in ("regression", "multiclass"):
         with pytest.raises(InvalidInput, match="values such as '0%' look like numbers"):
             resolve(posted("many", task=task), table)

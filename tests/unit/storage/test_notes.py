@@ -37,6 +37,24 @@ def test_what_is_as_it_seems_has_no_note(cells: list[str]) -> None:
     assert column("\n".join(["a,b", *(f"{cell},k" for cell in cells)]).encode(), "a").note is None
 
 
+@pytest.mark.parametrize(
+    ("numbers", "is_told"),
+    [
+        ([1704067200000, None, 1704070800000], True),
+        ([1704067200000.0, 1704070800000.0], True),
+        ([1704067200000.5, 1704070800000.0], False),
+        ([1704067200000, 0], False),
+        ([1704067200, 1704070800], False),
+        ([4006381333931, 4006381333932], False),
+        ([None, None], False),
+    ],
+)
+def test_numbers_that_may_have_been_meant_as_times(numbers: list[float | None], is_told: bool) -> None:
+    note = column(parquet({"a": numbers}), "a").note
+    assert bool(note) is is_told
+    assert not note or "numbers such as 1704067200000 look like milliseconds since 1970" in note
+
+
 def test_of_wide_tables_the_value_is_not_named() -> None:
     table = pl.DataFrame({f"x{place}": ["1", "2", "-"] for place in range(MAX_SEARCHED + 1)})
     found = profile_table(table.lazy(), DIGEST)
