@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from app import __version__
 from app.cli_datasets import datasets
 from app.cli_files import evaluate, predict, train
 from app.cli_jobs import jobs
@@ -22,11 +23,20 @@ app = typer.Typer(
 OF_THIS_MACHINE = {"serve", "health", "backup", "restore", "keys"}
 
 
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"gradserve {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     context: typer.Context,
     url: Annotated[str | None, typer.Option(help="Where the service is; may also stand after the command.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Key, where the service wants one; likewise.")] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     if (url or api_key) and context.invoked_subcommand in OF_THIS_MACHINE:
         raise typer.BadParameter(f"{context.invoked_subcommand} works on this machine: no --url or --api-key")

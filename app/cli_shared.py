@@ -35,7 +35,9 @@ ApiKey = Annotated[
     typer.Option(envvar="GRADSERVE_API_KEY", callback=_or_before, help="Key, where the service wants one."),
 ]
 TABLE = typer.Argument(
-    help="Table: CSV, TSV, NDJSON, Parquet or Arrow, also gzipped; - is standard input.", callback=_standard_input
+    help="Table: CSV, TSV, NDJSON, Parquet or Arrow, also gzipped; - is standard input.",
+    callback=_standard_input,
+    dir_okay=False,
 )
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
 FewRows = Annotated[int, typer.Option(min=1, max=200, help="At most so many.")]

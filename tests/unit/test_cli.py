@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import typer
 
+from app import __version__
 from app.cli import main
 from app.cli_files import _assignment, _put
 from app.cli_service import _is_loopback
@@ -102,6 +103,30 @@ def test_options_that_are_wrong_are_named(
 def test_an_address_that_is_none_is_said_in_a_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("jobs", "list", "--url", url) == 1
     assert capsys.readouterr().err.startswith("Error: ")
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"gradserve {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "rows", "--target", "y"),
+        ("predict", "m", "rows"),
+        ("evaluate", "m", "rows"),
+        ("datasets", "upload", "rows"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_folder_is_no_table(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows").mkdir()
+    assert run(*command) == 2
+    assert "'rows' is a directory" in capsys.readouterr().err
 
 
 def test_predict_wants_a_file_or_a_row(capsys: pytest.CaptureFixture[str]) -> None:
