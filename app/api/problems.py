@@ -164,8 +164,8 @@ def fault_of(item: Any, body: Any, body_type: Any = None) -> errors.Fault:
         message = _no_such_field(str(path[-1]), known, fields_below(body_type) if len(path) == 1 else {})
     if item["type"] == "union_tag_not_found" and (known := types_at(body_type, path)):
         message += f"; there are {some_of(known)}"
-    if item["type"] in OBJECT and "type" in fields_at(body_type, path):
-        message += ' with a "type"'
+    if item["type"] in OBJECT and (known := fields_at(body_type, path)):
+        message += ' with a "type"' if "type" in known else f"; it may have {some_of(list(map(repr, known)))}"
     if where != "body":
         return errors.Fault("?" + "/".join(map(str, path)), message)
     return errors.Fault(_pointer(path, body, missing=item["type"] == "missing"), message)
