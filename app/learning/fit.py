@@ -97,7 +97,7 @@ def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = t
         Diverged: the loss is no finite number any more.
     """
     spec, batching = run.spec, run.batching
-    span = Span(batching.steps_per_epoch, _num_steps(spec, batching))
+    span = Span(batching.steps_per_epoch, last_step(spec, batching))
     started = clock() - state.elapsed_seconds
     chunk, rate, steps_per_epoch = 1, 0.0, batching.steps_per_epoch
     run.network.train()
@@ -128,7 +128,8 @@ def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = t
     return reason
 
 
-def _num_steps(spec: TrainingSpec, batching: Batching) -> int:
+def last_step(spec: TrainingSpec, batching: Batching) -> int:
+    """How many steps a run has if nothing ends it early; 0 where only time does."""
     ends = [spec.stop.max_steps, spec.stop.max_epochs and spec.stop.max_epochs * batching.steps_per_epoch]
     return min((end for end in ends if end is not None), default=0)
 

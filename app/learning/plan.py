@@ -12,7 +12,7 @@ from app.learning.compiled import why_not_compiled
 from app.learning.cost import StepCost
 from app.learning.devices import require_room, resolve_device, usable_cores
 from app.learning.features import input_columns
-from app.learning.fit import CHUNK_SECONDS
+from app.learning.fit import CHUNK_SECONDS, last_step
 from app.learning.memory import Memory, gathered_bytes, network_bytes, rows_bytes, run_memory
 from app.learning.network import build_network, count_parameters, freeze, least_rows
 from app.learning.rehearsal import rehearse
@@ -87,6 +87,11 @@ def plan(
     learning += gathered_bytes(batching, num_inputs, CHUNK_SECONDS / cost.eager_seconds)
     memory = run_memory(device, learning, rows_bytes(spec, table, num_inputs, num_outputs, max_rows_bytes))
     warnings += require_room(memory, device, busy=busy)
+    if 0 < (last := last_step(spec, batching)) < spec.schedule.warmup_steps:
+        warnings.append(
+            f"the run has {last} steps at most, and the rate rises for the first {spec.schedule.warmup_steps}: it never "
+            "gets to optimizer.learning_rate"
+        )
     return spec, Plan(num_parameters, memory, batching.steps_per_epoch * seconds), warnings
 
 

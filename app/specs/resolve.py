@@ -6,6 +6,7 @@ from app.errors import InvalidInput
 from app.specs.resolve_columns import check_features, resolve_columns
 from app.specs.resolve_network import resolve_network, resolve_whole_numbers
 from app.specs.resolve_task import METRICS_OF_TASK, resolve_loss, resolve_task
+from app.specs.schedules import PlateauSchedule
 from app.specs.table import Column, Signature, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
@@ -101,6 +102,11 @@ def _resolve_descent(spec: TrainingSpec, table: Table, warnings: list[str]) -> T
         stop = stop.model_copy(update={"max_epochs": DEFAULT_EPOCHS})
     if stop.restore_best is None:
         stop = stop.model_copy(update={"restore_best": spec.validation is not None or stop.patience is not None})
+    if isinstance(spec.schedule, PlateauSchedule) and stop.patience and stop.patience <= spec.schedule.patience:
+        warnings.append(
+            f"stop.patience ends the run after {stop.patience} epochs that got no better, and schedule.patience would "
+            f"wait for {spec.schedule.patience} before the learning rate falls: it never does"
+        )
     if spec.schedule.type in ("cosine", "linear", "one_cycle") and stop.max_epochs is None and stop.max_steps is None:
         raise InvalidInput.at(
             "/schedule/type", f"{spec.schedule.type} needs to know its end: set stop.max_epochs or stop.max_steps"
@@ -119,6 +125,10 @@ def _check_extras(spec: TrainingSpec) -> None:
         if metric not in METRICS_OF_TASK[spec.task]:
             fits = ", ".join(("loss", *METRICS_OF_TASK[spec.task]))
             raise InvalidInput.at("/stop/metric", f"{metric} does not fit the task {spec.task}; use {fits}")
+    if spec.mixup is not None and (spec.descent.variant == "stochastic" or spec.descent.batch_size == 1):
+        raise InvalidInput.at(
+            "/mixup", "rows of a gradient are mixed with each other, and here a gradient sees one row"
+        )
     clipped, least = spec.descent.max_grad_norm, spec.stop.min_grad_norm
     if clipped is not None and least is not None and least >= clipped:
         raise InvalidInput.at(

@@ -185,6 +185,8 @@ def test_of_many_unknown_columns_the_first_are_told() -> None:
         ("/descent/batch_size", "mini_batch", "amount", {"descent": {"variant": "full_batch", "batch_size": 8}}),
         ("/descent/accumulate_steps", "one gradient", "amount",
          {"descent": {"variant": "full_batch", "accumulate_steps": 2}}),
+        ("/mixup", "one row", "amount", {"mixup": 0.2, "descent": {"variant": "stochastic"}}),
+        ("/mixup", "one row", "amount", {"mixup": 0.2, "descent": {"batch_size": 1, "accumulate_steps": 8}}),
         ("/stop/min_grad_norm", "clipped to a norm of 0.5", "amount",
          {"descent": {"max_grad_norm": 0.5}, "stop": {"min_grad_norm": 0.5}}),
         ("/schedule/type", "max_steps", "amount", {"schedule": {"type": "cosine"}, "stop": {"max_seconds": 1.0}}),
@@ -193,6 +195,30 @@ def test_of_many_unknown_columns_the_first_are_told() -> None:
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(pointer: str, words: str, target: Any, spec: dict[str, Any]) -> None:
     assert words in fault_at(pointer, target, **spec).detail
+
+
+@pytest.mark.parametrize(("patience", "is_told"), [(4, True), (5, True), (6, False), (None, False)])
+def test_a_rate_that_never_falls_is_told_of(patience: int | None, is_told: bool) -> None:
+    _, warnings = settle(schedule={"type": "plateau", "patience": 5}, stop={"patience": patience})
+    assert [warning for warning in warnings if "schedule.patience would wait for 5" in warning] == warnings
+    assert bool(warnings) is is_told
+
+
+@pytest.mark.parametrize(
+    ("warmup_steps", "stop", "is_told"),
+    [
+        (31, {"max_epochs": 10}, True),
+        (30, {"max_epochs": 10}, False),
+        (30, {"max_epochs": 10, "max_steps": 29}, True),
+        (10**6, {"max_seconds": 1.0}, False),
+    ],
+)
+def test_a_warm_up_that_never_ends_is_told_of(warmup_steps: int, stop: dict[str, Any], is_told: bool) -> None:
+    """90 rows are learnt from."""
+    spec, _ = settle(stop=stop, schedule={"type": "constant", "warmup_steps": warmup_steps})
+    _, _, warnings = plan(spec, TABLE, device="cpu", max_parameters=10**6)
+    assert [warning for warning in warnings if f"rises for the first {warmup_steps}" in warning] == warnings
+    assert bool(warnings) is is_told
 
 
 def test_stochastic_descent_sees_one_row() -> None:
