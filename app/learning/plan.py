@@ -89,8 +89,8 @@ def plan(
     warnings += require_room(memory, device, busy=busy)
     if 0 < (last := last_step(spec, batching)) < spec.schedule.warmup_steps:
         warnings.append(
-            f"the run has {last} steps at most, and the rate rises for the first {spec.schedule.warmup_steps}: it never "
-            "gets to optimizer.learning_rate"
+            f"the run has {last} steps at most, and the rate rises for the first {spec.schedule.warmup_steps}: it "
+            "never gets to optimizer.learning_rate"
         )
     return spec, Plan(num_parameters, memory, batching.steps_per_epoch * seconds), warnings
 
