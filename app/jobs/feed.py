@@ -68,14 +68,14 @@ class EventFeed:
         async with self._listening(job_id) as listener:
             after = min(after, await asyncio.to_thread(self._queue.last_event_id)) if after else 0
             while not (self._closed or listener.lost):
-                if listener.behind:
+                quiet = not listener.behind and not await _is_set(listener.wake, KEEP_ALIVE_SECONDS)
+                if listener.behind or quiet:  # the job may have been deleted, with its last events
                     events = await self._catch_up(job_id, listener, after)
                     if events is None:
                         return
                 else:
-                    quiet = not await _is_set(listener.wake, KEEP_ALIVE_SECONDS)
                     events = [event for event in listener.take() if event.id > after]
-                    if not events and not quiet:
+                    if not events:
                         continue
                 after = events[-1].id if events else after
                 yield events

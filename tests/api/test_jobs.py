@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -387,6 +388,19 @@ def test_a_quiet_stream_is_kept_alive(client: httpx.Client, queue: JobQueue, mon
     with client.stream("GET", f"/jobs/{job.id}/events", headers=STREAM) as answer:
         lines = answer.iter_lines()
         until(lambda: next(lines).startswith(": "))
+
+
+def test_a_stream_ends_where_the_job_is_deleted_with_its_last_events(
+    client: httpx.Client, queue: JobQueue, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "KEEP_ALIVE_SECONDS", 0.1)
+    job = queue.submit({}, "m")
+    with client.stream("GET", f"/jobs/{job.id}/events", headers=STREAM) as answer:
+        chunks = answer.iter_text()
+        next(chunks)
+        with database.write() as connection:  # ended and deleted before any reader has looked again
+            rows.delete_job(connection, job.id)
+        assert len(list(islice(chunks, 20))) < 20
 
 
 def test_a_client_that_leaves_is_forgotten(
