@@ -76,8 +76,8 @@ class Corked:
             self._loop.call_soon(self._release)
 
     def _release(self) -> None:
-        if self.held:
-            held, self.held = self.held, b""
+        held, self.held = self.held, b""
+        if held and not self._transport.is_closing():  # the client may have gone in this turn
             self._transport.write(held)
 
     def close(self) -> None:

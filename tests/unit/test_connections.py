@@ -23,8 +23,13 @@ class Recorder(asyncio.Transport):
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.num_copies = 0
+        self.closed = False
+
+    def is_closing(self) -> bool:
+        return self.closed
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.closed, "which the loop's own refuse"
         self.sent.append(bytes(data))
         self.num_copies += 1
 
@@ -36,6 +41,7 @@ class Recorder(asyncio.Transport):
 
     def close(self) -> None:
         self.sent.append(b"closed")
+        self.closed = True
 
 
 def corked(*writes: bytes, turn: bool = False, close: bool = False) -> tuple[Recorder, int]:
@@ -70,6 +76,19 @@ def test_headers_without_a_body_leave_at_the_end_of_the_turn() -> None:
 def test_nothing_is_kept_at_the_end() -> None:
     assert corked(b"headers", close=True)[0].sent == [b"headers", b"closed"]
     assert corked(b"", close=True)[0].sent == [b"closed"]
+
+
+def test_what_waits_for_a_client_that_has_gone_goes_nowhere() -> None:
+    recorder = Recorder()
+
+    async def run() -> None:
+        transport = Corked(recorder, asyncio.get_running_loop())
+        transport.write(b"headers")
+        recorder.close()
+        transport.close()
+
+    asyncio.run(run(), debug=True)
+    assert recorder.sent == [b"closed", b"closed"]
 
 
 def test_a_large_body_is_not_copied() -> None:
