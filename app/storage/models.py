@@ -350,10 +350,13 @@ class ModelStore:
                 shutil.rmtree(path, ignore_errors=True)  # what is left, as where two do so at once, goes the next time
 
     def sweep(self, deadline: float) -> None:
-        """Remove uploads at which nobody has written since."""
+        """Remove uploads at which nobody has written since, and what a crash left of files that were being replaced."""
         for folder in (self.root / ".staging").glob(f"{UPLOAD}*"):
             if changed_at(folder) < deadline:
                 shutil.rmtree(folder, ignore_errors=True)
+        for file in self.root.glob("[!.]*/.*"):
+            if is_file(file) and file.stat().st_mtime < deadline:
+                file.unlink()
 
 
 def deleted_folders(root: Path, name: str, version: str) -> Iterator[Path]:

@@ -630,6 +630,18 @@ def test_uploads_that_a_crash_cut_short_are_swept_and_no_others(store: ModelStor
     assert job.exists()
 
 
+def test_what_a_crash_left_of_a_file_that_was_being_replaced_is_swept(store: ModelStore) -> None:
+    publish(store)
+    old, new = (store.root / "m" / f".aliases.json.{number}" for number in (1, 2))
+    for file in (old, new):
+        file.write_bytes(b"{")
+    os.utime(old, (0, 0))
+    store.sweep(time.time() - 60)
+    assert not old.exists()
+    assert new.exists()
+    assert store.versions("m") == ["1"]
+
+
 def test_deleting_what_is_not_there(store: ModelStore) -> None:
     publish(store)
     with pytest.raises(ModelNotFound):
