@@ -26,6 +26,7 @@ from app.storage.version import CONFIG_DIGEST, FILES, Version, check_config, dig
 MAX_ENTRIES = 16
 MAX_GULP_BYTES = 2**20  # the most that an entry's header may make us read at once
 MAX_GROWTH = 200
+MAX_VALUES = 2**22  # of a JSON file: the least of them takes three bytes of it, and a hundred of memory
 BLOCK_BYTES = 2**20
 SIZES = {"model.safetensors": 2**63, "config.json": 2**28, "metrics.json": 2**24, "history.jsonl": 2**30}
 
@@ -207,6 +208,7 @@ def read_unpacked(folder: Path, model: str) -> Version:
 
     Raises:
         InvalidInput
+        TooLarge: it would take far more memory than it has bytes.
     """
     config, metrics = (_read_object(folder / file) for file in ("config.json", "metrics.json"))
     known = {file for file in FILES if file != "config.json"}
@@ -230,8 +232,11 @@ def read_unpacked(folder: Path, model: str) -> Version:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
+    text = path.read_bytes()
+    if sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise TooLarge(f"{path.name} in the archive holds more than {MAX_VALUES} values")
     try:
-        found = orjson.loads(path.read_bytes())
+        found = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise InvalidInput(f"{path.name} in the archive is no JSON: {error}") from error
     if not isinstance(found, dict):

@@ -17,7 +17,7 @@ from app.errors import GradserveError, InvalidInput, TooLarge, Unparseable
 from app.storage.files import digest_of
 from app.storage.models import ModelStore
 from app.storage.version import FILES, write_version
-from app.storage.version_archive import pack_version, read_unpacked, unpack_version
+from app.storage.version_archive import MAX_VALUES, pack_version, read_unpacked, unpack_version
 
 GOOD = {file: f"content of {file}".encode() for file in FILES}
 LIMIT = 2**20
@@ -210,6 +210,14 @@ def test_what_was_packed_is_unpacked(tmp_path: Path) -> None:
 
 def test_a_version_in_order(folder: Path) -> None:
     assert read_unpacked(folder, "m").metrics == {"loss": 0.5}
+
+
+@pytest.mark.parametrize("file", ["config.json", "metrics.json"])
+@pytest.mark.parametrize("value", [b"[],", b"{},", b"1,"])
+def test_what_would_grow_in_memory_is_not_read(folder: Path, file: str, value: bytes) -> None:
+    (folder / file).write_bytes(b'{"a":[' + value * MAX_VALUES + b"[]]}")
+    with pytest.raises(TooLarge, match=file):
+        read_unpacked(folder, "m")
 
 
 @pytest.mark.parametrize(
