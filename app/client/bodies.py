@@ -1,5 +1,6 @@
 """What requests carry: JSON with arrays and frames in it, files, folders, frames."""
 
+import io
 import os
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
@@ -47,7 +48,7 @@ def body_of(source: Any) -> tuple[bytes | Iterable[bytes], dict[str, str]]:
     """
     if is_frame(source):
         return arrow_stream(source), {"Content-Type": ARROW}
-    if isinstance(source, dict | list) or hasattr(source, "__array__"):
+    if isinstance(source, dict | list | io.TextIOBase) or hasattr(source, "__array__"):
         raise TypeError(f"this takes a frame, the path of a file, or bytes, not a {type(source).__name__}")
     if not isinstance(source, str | Path):
         content: bytes | Iterable[bytes] = source

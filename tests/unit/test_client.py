@@ -1,4 +1,5 @@
 import asyncio
+import io
 import os
 import ssl
 import subprocess
@@ -293,7 +294,7 @@ def test_a_version_without_a_name_is_not_the_whole_model(server: ScriptedServer,
 
 
 def test_tables_that_are_none_are_refused_at_once(client: Any) -> None:
-    for source in ([{"a": 1}], {"a": [1]}, np.ones((2, 2))):
+    for source in ([{"a": 1}], {"a": [1]}, np.ones((2, 2)), io.StringIO("a\n1\n")):
         with pytest.raises(TypeError, match="takes a frame, the path of a file, or bytes, not a "):
             client.upload_dataset("d", source)
 
