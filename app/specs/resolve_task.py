@@ -39,7 +39,10 @@ def resolve_task(spec: TrainingSpec, table: Table, warnings: list[str]) -> Task:
             wanted = "several targets are all numbers, or all 0/1" if len(targets) > 1 else "regression needs numbers"
             raise InvalidInput.at("/data/target", f"{column.name!r} is {column.kind}; {wanted}{note_of(column)}")
         if task == "multilabel" and not _is_flag(column):
-            raise InvalidInput.at("/data/target", f"{column.name!r} must hold only 0/1 or true/false for multilabel")
+            detail = f"{column.name!r} must hold only 0/1 or true/false: multilabel has a column for each label"
+            raise InvalidInput.at("/data/target", detail)
+        if column.num_unique == 1 and table.num_rows > 2:
+            warnings.append(f"target {column.name!r} has the same value in every row, which leaves nothing to learn")
     if task in ("binary", "multiclass"):
         _check_classes(task, targets)
         if targets[0].num_unique == table.num_rows > 2:

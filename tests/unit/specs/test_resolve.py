@@ -100,6 +100,14 @@ def test_a_label_for_every_row_is_warned_of() -> None:
     assert told(["a", "b", "b"]) == told(["a", "b"]) == []
 
 
+def test_a_target_that_never_changes_is_warned_of() -> None:
+    table = table_of(pl.DataFrame({"x": [1.5, 2.5, 3.5], "y": [2.5] * 3, "wet": [1, 0, 1], "cold": [0, 0, 0]}))
+    said = "has the same value in every row, which leaves nothing to learn"
+    assert resolve(posted("y", {"features": ["x"]}), table)[1] == [f"target 'y' {said}"]
+    spec, warnings = resolve(posted(["wet", "cold"], {"features": ["x"]}), table)
+    assert (spec.task, warnings) == ("multilabel", [f"target 'cold' {said}"])
+
+
 def test_whole_numbers_taken_as_classes_are_warned_of() -> None:
     assert "grade" in settle("grade")[1][0]
     assert settle("bit")[1] == []
