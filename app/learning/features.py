@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from app.specs.training import FeaturesSpec
 UNSEEN, MISSING = 0, 1  # the first two codes of every category; the vocabulary follows
 NUM_RESERVED_CODES = 2
 MAX_VOCABULARY = 100_000
+FEW_ROWS = 256  # in which words are looked up one by one; for more of them, polars goes through the vocabulary once
 CALENDAR = ("year", "month", "day", "weekday", "hour", "minute", "second")
 CELLS_AT_ONCE = 2**17  # that many are scaled within the processor's cache
 TOO_LARGE = (
@@ -187,7 +189,7 @@ class Features:
         """Rows of a frame that has all columns, to `[N, F]`. Unseen categories and missing values have their places."""
         measures = self._measures(frame)
         flags = [frame[name].is_null().to_numpy() for name in self.flagged]
-        codes = [_codes(frame[name], words) for name, words in self.vocabularies.items()]
+        codes = [self._codes(frame[name]) for name in self.vocabularies]
         return self._assemble(measures, [*flags, *codes])
 
     def transform_numbers(self, rows_NK: Numbers) -> Tensor:
@@ -223,6 +225,23 @@ class Features:
         if missing.any():
             scaled[missing] = 0.0
         return scaled
+
+    def _codes(self, series: pl.Series) -> NDArray[Any]:
+        text = series.cast(pl.String)
+        if len(text) <= FEW_ROWS:
+            codes = self._places[series.name]
+            return np.array([MISSING if word is None else codes.get(word, UNSEEN) for word in text])
+        words = pl.Enum(self.vocabularies[series.name])
+        known = text.cast(words, strict=False).to_physical().cast(pl.Int64) + NUM_RESERVED_CODES
+        return np.where(text.is_null().to_numpy(), MISSING, known.fill_null(UNSEEN).to_numpy())
+
+    @cached_property
+    def _places(self) -> dict[str, dict[str, int]]:
+        """The code of each word of each category."""
+        return {
+            name: {word: code for code, word in enumerate(words, start=NUM_RESERVED_CODES)}
+            for name, words in self.vocabularies.items()
+        }
 
     def _is_ordinary(self) -> bool:
         return bool((np.abs(self.mean) < ORDINARY).all() and ((self.std > 1 / ORDINARY) & (self.std < ORDINARY)).all())
@@ -280,10 +299,3 @@ def _vocabulary(counts: Counter[str]) -> tuple[str, ...]:
     """The most frequent words, sorted, so that codes don't depend on the rows' order."""
     most = sorted(counts, key=lambda word: (-counts[word], word))[:MAX_VOCABULARY]
     return tuple(sorted(most))
-
-
-def _codes(series: pl.Series, words: tuple[str, ...]) -> NDArray[Any]:
-    text = series.cast(pl.String)
-    known = text.cast(pl.Enum(words), strict=False).to_physical().cast(pl.Int64) + NUM_RESERVED_CODES
-    codes = known.fill_null(UNSEEN).to_numpy()
-    return np.where(text.is_null().to_numpy(), MISSING, codes)

@@ -135,6 +135,16 @@ def test_unseen_and_missing_categories_have_places() -> None:
     assert fit(pl.DataFrame({"c": ["a", "b"]})).transform(later).flatten().tolist() == [3, MISSING, UNSEEN, UNSEEN]
 
 
+def test_words_have_the_same_codes_in_few_rows_as_in_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few, none goes through the vocabulary, which may be large."""
+    words = [None, "new", *(f"word {number % 70}" for number in range(1000))]
+    frame = pl.DataFrame({"c": words})
+    features = fit(frame[2:])
+    many = features.transform(frame)
+    monkeypatch.setattr(pl, "Enum", None)
+    assert torch.equal(torch.cat([features.transform(part) for part in frame.iter_slices(100)]), many)
+
+
 def test_the_most_frequent_categories_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features_module, "MAX_VOCABULARY", 2)
     features = fit(pl.DataFrame({"c": ["z", "z", "m", "b", "b", "a"]}))
