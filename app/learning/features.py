@@ -76,10 +76,14 @@ def embedding_width(num_codes: int) -> int:
     return min(50, max(2, round(1.6 * math.pow(num_codes, 0.56))))
 
 
-def input_columns(columns: Sequence[ColumnProfile], spec: FeaturesSpec | None) -> tuple[InputColumns, int]:
+def input_columns(
+    columns: Sequence[ColumnProfile], spec: FeaturesSpec | None, *, flags: bool = True
+) -> tuple[InputColumns, int]:
     """The front module and F as a table's profile lets expect them, on the meta device; fitting may find fewer."""
     plain = sum(
-        MEASURES_OF_KIND[column.kind] + bool(column.num_missing) for column in columns if column.kind != "categorical"
+        MEASURES_OF_KIND[column.kind] + bool(flags and column.num_missing)
+        for column in columns
+        if column.kind != "categorical"
     )
     sizes = [
         min(column.num_unique, MAX_VOCABULARY) + NUM_RESERVED_CODES
@@ -129,8 +133,18 @@ class Features:
     vocabularies: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
-    def fit(cls, columns: Sequence[Column], frames: Iterable[pl.DataFrame], spec: FeaturesSpec | None) -> "Features":
+    def fit(
+        cls,
+        columns: Sequence[Column],
+        frames: Iterable[pl.DataFrame],
+        spec: FeaturesSpec | None,
+        *,
+        flags: bool = True,
+    ) -> "Features":
         """Learn the constants from the training rows, part by part.
+
+        Args:
+            flags: whether a column with missing values has a flag of them beside it.
 
         Raises:
             BadData: where the spec refuses missing values and there are some, or numbers have no deviation in float64.
@@ -144,7 +158,7 @@ class Features:
             for name, counts in words.items():
                 counts.update(dict(frame[name].drop_nulls().cast(pl.String).value_counts().iter_rows()))
         found.flagged = tuple(
-            column.name for column in columns if column.name in missing and column.kind != "categorical"
+            column.name for column in columns if flags and column.name in missing and column.kind != "categorical"
         )
         found.vocabularies = {name: _vocabulary(counts) for name, counts in words.items()}
         found.mean, found.std = np.zeros(len(moments.mean)), np.ones(len(moments.mean))

@@ -11,15 +11,15 @@ from app.learning.chain import chained
 from app.learning.compiled import why_not_compiled
 from app.learning.cost import StepCost
 from app.learning.devices import require_room, resolve_device, usable_cores
-from app.learning.features import input_columns
+from app.learning.features import InputColumns, input_columns
 from app.learning.fit import CHUNK_SECONDS, last_step
 from app.learning.memory import Memory, gathered_bytes, network_bytes, rows_bytes, run_memory
 from app.learning.network import build_network, count_parameters, freeze, least_rows
 from app.learning.rehearsal import rehearse
 from app.specs.network import LayeredNetwork
 from app.specs.resolve import count_outputs
-from app.specs.resolve_network import num_training_rows
-from app.specs.table import ColumnProfile, StoredData, Table
+from app.specs.resolve_network import is_laid_out, num_training_rows
+from app.specs.table import StoredData, Table
 from app.specs.training import TrainingSpec
 
 FLOPS_FOR_ALL_THREADS = 2e7  # a step below that is over before other threads are awake
@@ -134,15 +134,16 @@ def _engine(spec: TrainingSpec, network: nn.Module, cost: StepCost, batching: Ba
 def expected_network(spec: TrainingSpec, table: Table) -> tuple[nn.Sequential, int]:
     """The network on the meta device, and numbers per encoded row, as the table's profile lets expect them."""
     assert isinstance(spec.network, LayeredNetwork)
-    front, num_inputs = input_columns(_inputs(spec, table), spec.features)
+    front, num_inputs = _input_columns(spec, table)
     return build_network(spec.network, front, num_inputs, count_outputs(spec, table)), num_inputs
 
 
 def encoded_bytes(spec: TrainingSpec, table: Table) -> int:
     """What all encoded rows take, as the table's profile lets expect them."""
-    return 4 * table.num_rows * input_columns(_inputs(spec, table), spec.features)[1]
+    return 4 * table.num_rows * _input_columns(spec, table)[1]
 
 
-def _inputs(spec: TrainingSpec, table: Table) -> list[ColumnProfile]:
+def _input_columns(spec: TrainingSpec, table: Table) -> tuple[InputColumns, int]:
     assert isinstance(spec.data, StoredData)
-    return [column for name in spec.data.features or () if (column := table.column(name))]
+    columns = [column for name in spec.data.features or () if (column := table.column(name))]
+    return input_columns(columns, spec.features, flags=not is_laid_out(spec))

@@ -16,6 +16,7 @@ from app.errors import BadData
 from app.learning.features import Features
 from app.learning.rows import MappedFile, Rows
 from app.learning.targets import Labels, Targets, class_weights, count_classes, joined, parts_of, values_of
+from app.specs.resolve_network import is_laid_out
 from app.specs.table import Label, Signature, StoredData
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
@@ -114,7 +115,7 @@ def prepare(
     warnings += _look_alikes(classes or ())
     train, held_out = _split(spec, train, fold)
     if fitted is None:
-        features = Features.fit(signature.inputs, train, spec.features)
+        features = Features.fit(signature.inputs, train, spec.features, flags=not is_laid_out(spec))
     else:
         features = fitted.features
         features.check_all(train)

@@ -15,7 +15,8 @@ class LayeredNetwork(Spec):
     """Every layer in order. With `head`, the output layer that fits the target is added at the end.
 
     `input_shape`: how a row's numbers are laid out for the first layer, such as `[1, 8, 8]` for an image of one
-    channel or `[20, 3]` for a sequence of twenty places; absent, a row is a flat list.
+    channel or `[20, 3]` for a sequence of twenty places, where a missing number is the mean, without a flag beside it;
+    absent, a row is a flat list.
     """
 
     layers: Annotated[Items[Layer], Field(max_length=MAX_LAYERS)]

@@ -116,6 +116,11 @@ def _activation(name: str) -> Layer:
     return LayeredNetwork.model_validate({"layers": [{"type": name}]}).layers[0]
 
 
+def is_laid_out(spec: TrainingSpec) -> bool:
+    """Whether each number of a row has its place, so that none may come beside them."""
+    return isinstance(spec.network, LayeredNetwork) and spec.network.input_shape is not None
+
+
 def num_training_rows(spec: TrainingSpec, num_rows: int) -> int:
     """How many of a table's rows are learnt from: with folds, in the fit that holds out most."""
     if isinstance(spec.validation, ValidationFraction):

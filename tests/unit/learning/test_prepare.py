@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from app.errors import BadData
 from app.learning import targets
 from app.learning.model import assemble
+from app.learning.network import count_parameters
+from app.learning.plan import expected_network
 from app.learning.prepare import folds_of_rows, held_out_rows, prepare
 from app.specs.resolve import signature_of
 from tests.samples import prepared, resolved, table_of
@@ -206,6 +208,21 @@ def test_a_table_without_targets_is_refused() -> None:
     spec = resolved(FRAME, data={"features": ["x"]})
     with pytest.raises(BadData, match="no row has y"):
         prepared(spec, FRAME.with_columns(y=pl.lit(None, pl.Float64)))
+
+
+@pytest.mark.parametrize("fold", range(4))
+def test_numbers_that_are_laid_out_are_as_many_in_every_fold(fold: int) -> None:
+    """One row has a gap: where it is learnt from, a flag beside the numbers would have no place among them."""
+    gap = pl.when(pl.int_range(20) == 3).then(None)
+    frame = pl.DataFrame({name: [0.5 * row for row in range(20)] for name in "abcy"}).with_columns(
+        gap.otherwise(pl.col("b")).alias("b")
+    )
+    network = {"input_shape": [3, 1], "layers": [{"type": "gru", "hidden_features": 2}]}
+    spec = resolved(frame, network=network, validation={"folds": 4})
+    expected, num_inputs = expected_network(spec, table_of(frame))
+    found = prepared(spec, frame, fold=fold)
+    assert found.features.num_inputs == num_inputs == 3
+    assert count_parameters(assemble(spec, found.features, 1)) == count_parameters(expected)
 
 
 # ---- weights
