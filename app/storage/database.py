@@ -207,9 +207,10 @@ def _to_json(value: Any) -> str:
 
 def _prepare_sqlite(dbapi_connection: Any, _record: Any) -> None:
     dbapi_connection.isolation_level = None  # the driver begins nothing by itself; _begin_sqlite does
+    dbapi_connection.execute("PRAGMA busy_timeout=30000").close()
+    if dbapi_connection.execute("PRAGMA page_count").fetchone() == (0,):
+        dbapi_connection.execute("PRAGMA auto_vacuum=INCREMENTAL").close()  # writes, though it is set already
     for pragma in (
-        "busy_timeout=30000",
-        "auto_vacuum=INCREMENTAL",  # of a new file, before anything is in it
         "journal_mode=WAL",
         f"journal_size_limit={MAX_JOURNAL_BYTES}",  # to which the journal is cut when all of it is in the database
         "foreign_keys=ON",

@@ -118,6 +118,15 @@ def test_a_reader_sees_one_state_while_others_write(database: Database) -> None:
         assert len(reader.execute(select(datasets)).all()) == 1
 
 
+def test_a_new_connection_waits_for_nobody_and_writes_nothing(database: Database) -> None:
+    watch, other = ChangeWatch(database), Database(str(database.engine.url))
+    watch.changed()
+    with closing(watch), closing(other):
+        with database.write(), other.read() as connection:
+            assert connection.execute(select(datasets)).all() == []
+        assert not watch.changed()
+
+
 def test_what_json_cannot_say_is_null(database: Database) -> None:
     with database.write() as connection:
         connection.execute(insert(datasets).values(ROW | {"columns": [float("nan"), float("inf"), 1.5]}))
