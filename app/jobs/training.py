@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-import numpy.ma  # noqa: F401 (polars imports it on first use, which takes some of a short run: here, before the fork)
+import numpy as np
+import numpy.ma
 import torch
 import torch._dynamo  # as do torch.optim and meta tensors, where it takes a second
 from torch import Tensor
@@ -230,7 +231,8 @@ def summarize(folds: list[dict[str, Any]], metrics: dict[str, Any]) -> dict[str,
     names = dict.fromkeys(name for fold in folds for name in fold if name.startswith("val_"))
     values = {name: [fold[name] for fold in folds if name in fold] for name in names}
     means = {name: fmean(found) for name, found in values.items()}
-    spread = {f"{name}_std": stdev(found) for name, found in values.items() if len(found) > 1}
+    with np.errstate(invalid="ignore"):  # a loss beyond float32 has no deviation
+        spread = {f"{name}_std": float(np.std(found, ddof=1)) for name, found in values.items() if len(found) > 1}
     return means | spread | {name: value for name, value in metrics.items() if name not in means} | {"folds": folds}
 
 

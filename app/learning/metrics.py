@@ -102,15 +102,17 @@ class LabelMetrics:
         self.said_L, self.true_L = self.said_L + said_NL.sum(0), self.true_L + true_NL.sum(0)
 
     def values(self) -> dict[str, float]:
-        return {
+        found = {
             "accuracy": self.num_right / (self.num_rows * len(self.true_L)),
             "exact_match": self.num_exact / self.num_rows,
-            "f1_macro": macro_f1(self.right_L, self.said_L, self.true_L),
         }
+        if bool((self.said_L + self.true_L).any()):
+            found["f1_macro"] = macro_f1(self.right_L, self.said_L, self.true_L)
+        return found
 
 
 def macro_f1(right_L: Tensor, said_L: Tensor, true_L: Tensor) -> float:
-    """The mean F1 over the classes that occur or are predicted."""
+    """The mean F1 over the classes that occur or are predicted, of which there must be one."""
     either = said_L + true_L
     occurs = either > 0
     return (2 * right_L[occurs].double() / either[occurs]).mean().item()

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -36,14 +37,20 @@ FRAME = FRAME.with_columns(
 
 
 def run(
-    folder: Path, *, order: dict[str, Any] | None = None, job: str = "job", pause_at: int | None = None, **spec: Any
+    folder: Path,
+    frame: pl.DataFrame = FRAME,
+    *,
+    order: dict[str, Any] | None = None,
+    job: str = "job",
+    pause_at: int | None = None,
+    **spec: Any,
 ) -> tuple[Outcome, list[Any]]:
     table = folder / "datasets" / DIGEST.removeprefix("sha256:")
     if not table.exists():
         table.mkdir(parents=True)
-        FRAME.write_parquet(table / "table.parquet")
-        (table / "profile.json").write_text(profile_table(FRAME.lazy(), DIGEST).model_dump_json())
-    settled, _, _ = plan(resolved(FRAME, **spec), table_of(FRAME), device="cpu", max_parameters=10**6)
+        frame.write_parquet(table / "table.parquet")
+        (table / "profile.json").write_text(profile_table(frame.lazy(), DIGEST).model_dump_json())
+    settled, _, _ = plan(resolved(frame, **spec), table_of(frame), device="cpu", max_parameters=10**6)
     body = settled.model_dump(mode="json")
     more: dict[str, Any] = {"checkpoint_interval_seconds": 1000.0, **(order or {})}
     work = WorkOrder(job, body, str(folder), str(folder / "models"), **more)
@@ -137,6 +144,20 @@ def test_a_metric_that_some_folds_lack_is_the_mean_of_the_others() -> None:
     folds = [{"val_loss": 1.0}, {"val_loss": 3.0, "val_roc_auc": 0.5}, {"val_loss": 2.0, "val_roc_auc": 0.7}]
     found = training.summarize(folds, {"train_loss": 4.0})
     assert (found["val_loss"], found["val_roc_auc"], found["train_loss"]) == pytest.approx((2.0, 0.6, 4.0))
+
+
+def test_folds_may_be_without_any_label(tmp_path: Path) -> None:
+    one = pl.int_range(400) == 7
+    frame = FRAME.with_columns(one.cast(pl.Int64).alias("y"), one.alias("z"))
+    outcome, _ = run(tmp_path, frame, target=["y", "z"], validation={"folds": 3}, stop={"max_epochs": 2})
+    assert sum("val_f1_macro" in fold for fold in outcome.metrics["folds"]) < 3
+    assert outcome.metrics["val_exact_match_std"] > 0
+
+
+def test_a_fold_may_have_a_loss_beyond_all_numbers() -> None:
+    found = training.summarize([{"val_loss": 1.0}, {"val_loss": math.inf}], {})
+    assert found["val_loss"] == math.inf
+    assert math.isnan(found["val_loss_std"])
 
 
 def test_a_cross_validation_has_as_many_epochs_as_it_says_it_is_to_have(

@@ -84,6 +84,12 @@ def test_multilabel() -> None:
     )
 
 
+def test_of_no_labels_at_all_there_is_no_f1() -> None:
+    nothing, something = torch.zeros(4, 2), torch.tensor([[0.6, 0.0]] * 4)
+    assert measure("multilabel", nothing, nothing) == {"accuracy": 1.0, "exact_match": 1.0}
+    assert measure("multilabel", something, nothing)["f1_macro"] == 0.0
+
+
 @pytest.mark.parametrize("task", get_args(Task))
 def test_parts_measure_as_the_whole(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """However rows come in parts, also where the first ones have one class or one value."""
