@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import numpy.ma
+import numpy.ma  # polars imports it on first use, which takes some of a short run: here, before the fork
 import torch
 import torch._dynamo  # as do torch.optim and meta tensors, where it takes a second
 from torch import Tensor
