@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 from app.api.auth import require
-from app.api.examples import EVALUATE
 from app.api.json_route import JsonRoute
 from app.api.services import Deps, Services
 from app.api.train import store_data
@@ -48,7 +47,6 @@ class Evaluation(BaseModel):
     "/evaluate",
     summary="Measure a model on test data",
     response_model=Evaluation,
-    openapi_extra={"requestBody": {"content": {"application/json": {"examples": EVALUATE}}}},
 )
 async def evaluate(body: EvaluateRequest, deps: Deps) -> Any:
     """The loss and the metrics that fit the task, over all rows whose target is there."""

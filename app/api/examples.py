@@ -31,9 +31,47 @@ RECORDS: dict[str, Any] = {
     "stop": {"max_epochs": 50},
 }
 
+IMAGES: dict[str, Any] = {
+    "model": "bars",
+    "data": {
+        "inputs": [
+            [1, 1, 1, 0, 0, 0, 0, 0, 0],
+            [0, 0, 0, 1, 1, 1, 0, 0, 0],
+            [0, 0, 0, 0, 0, 0, 1, 1, 1],
+            [1, 0, 0, 1, 0, 0, 1, 0, 0],
+            [0, 1, 0, 0, 1, 0, 0, 1, 0],
+            [0, 0, 1, 0, 0, 1, 0, 0, 1],
+        ],
+        "targets": ["across", "across", "across", "down", "down", "down"],
+    },
+    "network": {
+        "input_shape": [1, 3, 3],
+        "layers": [{"type": "conv2d", "out_channels": 16}, {"type": "relu"}, {"type": "global_max_pool"}],
+    },
+    "optimizer": {"type": "adamw", "learning_rate": 0.01},
+    "validation": None,
+}
+SEQUENCES: dict[str, Any] = {
+    "model": "reviews",
+    "data": {
+        "inputs": [[4, 7, 2, 0], [7, 6, 0, 0], [2, 7, 3, 5], [4, 8, 2, 0], [8, 6, 0, 0], [2, 8, 3, 5]],
+        "targets": ["good", "good", "good", "bad", "bad", "bad"],
+    },
+    "network": {
+        "layers": [
+            {"type": "embedding", "num_embeddings": 10, "embedding_features": 8},
+            {"type": "mean_over_sequence"},
+        ]
+    },
+    "optimizer": {"type": "adamw", "learning_rate": 0.1},
+    "validation": None,
+}
+
 TRAIN: dict[str, Any] = {
     "line": {"summary": "Ten points and a straight line", "value": SEED},
     "records": {"summary": "Rows as objects, with a gap", "value": RECORDS},
+    "images": {"summary": "Images of 3 × 3, in rows of 9 numbers", "value": IMAGES},
+    "sequences": {"summary": "Words by their numbers; 0 fills up what is shorter", "value": SEQUENCES},
 }
 PREDICT: dict[str, Any] = {
     "rows": {"summary": "Rows of numbers", "value": {"model": "line", "inputs": [[4], [11]]}},

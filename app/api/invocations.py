@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel
 
 from app.api.auth import require
-from app.api.examples import INVOCATIONS
 from app.api.json_route import JsonRoute
 from app.api.services import Deps, RoutingKey, Services
 from app.api.tabular import meant_model, parameters, version_header
@@ -62,7 +61,7 @@ async def ping() -> Response:
     response_model=Predictions,
     openapi_extra={
         "parameters": parameters("line", "may be left out where there is only one"),
-        "requestBody": {"content": {"application/json": {"examples": INVOCATIONS}, "text/csv": _CSV}},
+        "requestBody": {"content": {"text/csv": _CSV}},
     },
 )
 async def invoke(

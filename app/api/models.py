@@ -9,7 +9,6 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from app.api.auth import require
-from app.api.examples import ALIAS
 from app.api.json_route import JsonRoute
 from app.api.paging import Limit, Page, page_of
 from app.api.services import Deps
@@ -135,7 +134,6 @@ def get_alias(name: ModelName, alias: AliasName, deps: Deps) -> AliasOut:
     "/{name}/aliases/{alias}",
     summary="Point an alias at a version",
     dependencies=write,
-    openapi_extra={"requestBody": {"content": {"application/json": {"examples": ALIAS}}}},
 )
 def put_alias(name: ModelName, alias: AliasName, body: Alias, deps: Deps) -> AliasOut:
     """The whole of it: a canary or a shadow that the body does not have ends.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 
+from app.api.examples import ALIAS, EVALUATE, INFER, INVOCATIONS, PREDICT, TRAIN
 from app.api.problems import MEDIA_TYPE, Problem
 
 Document = dict[str, Any]
@@ -95,6 +96,18 @@ LINKS: dict[tuple[str, str], dict[str, Link]] = {
 }
 
 
+EXAMPLES: dict[tuple[str, str], Document] = {
+    ("POST", "/train"): TRAIN,
+    ("POST", "/predict"): PREDICT,
+    ("POST", "/evaluate"): EVALUATE,
+    ("POST", "/invocations"): INVOCATIONS,
+    ("PUT", "/models/{name}/aliases/{alias}"): ALIAS,
+    ("POST", "/v2/models/{name}/infer"): INFER,
+    ("POST", "/v2/models/{name}/versions/{version}/infer"): INFER,
+}
+"""Bodies in JSON. They are put in here, as FastAPI would take out their nulls."""
+
+
 def install(app: FastAPI) -> None:
     """Let `app.openapi`, which FastAPI calls once, give the whole document."""
     derive = app.openapi
@@ -137,6 +150,8 @@ def _problem_response(status: int) -> Document:
 
 
 def _complete_operation(document: Document, method: str, path: str, operation: Document) -> None:
+    if (method, path) in EXAMPLES:
+        operation["requestBody"]["content"]["application/json"]["examples"] = EXAMPLES[method, path]
     responses = operation["responses"]
     declared = {int(status) for status in responses if int(status) >= 400}
     for status in sorted(declared | set(_problems_of(path, operation))):

@@ -9,7 +9,6 @@ from starlette.types import Receive
 
 from app.api import tabular
 from app.api.auth import require
-from app.api.examples import PREDICT
 from app.api.json_route import JsonRoute
 from app.api.patience import unless_gone
 from app.api.services import Deps, RoutingKey, Services
@@ -54,8 +53,7 @@ class Prediction(BaseModel):
     "/predict",
     summary="Predict rows",
     response_model=Prediction,
-    openapi_extra=tabular.DESCRIBED
-    | {"requestBody": {"content": {"application/json": {"examples": PREDICT}, **tabular.BODIES}}},
+    openapi_extra=tabular.DESCRIBED | {"requestBody": {"content": tabular.BODIES}},
 )
 async def predict(body: PredictRequest, request: Request, deps: Deps, key: RoutingKey = None) -> Response:
     """Rows are treated exactly as in training; missing and unseen values have their places.

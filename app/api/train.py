@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
 from app.api.auth import caller_of, require
-from app.api.examples import TRAIN
 from app.api.jobs import Job, job_response
 from app.api.json_route import JsonRoute
 from app.api.services import Deps, Services
@@ -44,7 +43,6 @@ class DryRun(BaseModel):
     responses={
         200: {"model": Job | DryRun, "description": "The finished job (`Prefer: wait=N`), or what a dry run says"}
     },
-    openapi_extra={"requestBody": {"content": {"application/json": {"examples": TRAIN}}}},
 )
 async def train(
     spec: TrainingSpec,

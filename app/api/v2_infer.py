@@ -13,7 +13,6 @@ from starlette.types import Receive
 from app.api.ahead import SMALL_BYTES, Body, Post, Shortcut
 from app.api.auth import require
 from app.api.encodings import accepted_encoding, compress, decompress
-from app.api.examples import INFER
 from app.api.json_route import parse_json, validated
 from app.api.patience import unless_gone
 from app.api.services import Deps, RoutingKey, Services
@@ -58,7 +57,7 @@ _BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": _inlined(InferRequest.model_json_schema()), "examples": INFER},
+            "application/json": {"schema": _inlined(InferRequest.model_json_schema())},
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
     }

@@ -8,7 +8,8 @@ import pytest
 from fastapi.routing import iter_route_contexts
 
 from app.api.auth import SCOPES
-from app.api.openapi import LINKS, PROBLEMS
+from app.api.examples import IMAGES, SEQUENCES
+from app.api.openapi import EXAMPLES, LINKS, PROBLEMS
 from app.api.problems import MEDIA_TYPE, STATUS
 from app.main import create_app
 from app.settings import Settings
@@ -102,6 +103,18 @@ def test_the_examples_predict_what_they_should(client: httpx.Client) -> None:
     rows = [[number] for number in range(1, 11)]
     found = client.post("/predict", json={"model": "line", "inputs": rows}).json()["predictions"]
     assert found == pytest.approx(list(range(1, 11)), abs=0.05)
+    for example in (IMAGES, SEQUENCES):
+        found = client.post("/predict", json={"model": example["model"], "inputs": example["data"]["inputs"]}).json()
+        assert found["predictions"] == example["data"]["targets"]
+
+
+def test_examples_keep_their_nulls() -> None:
+    shown = {
+        place: DOCUMENT["paths"][place[1]][place[0].lower()]["requestBody"]["content"]["application/json"]["examples"]
+        for place in EXAMPLES
+    }
+    assert shown == EXAMPLES
+    assert shown["POST", "/train"]["line"]["value"]["features"] is None
 
 
 # ---- the document

@@ -1,14 +1,18 @@
 """What the documentation says about the code is what the code says."""
 
 import json
+import math
 import re
 import tomllib
 from pathlib import Path
 
+import polars as pl
 import pytest
+import torch
 
 from app.settings import Settings
 from scripts import bench, docs
+from tests.samples import untrained
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +40,16 @@ def test_json_in_the_pages_is_json() -> None:
     for page in docs.DOCS.glob("*.md"):
         for text in re.findall(r"`(\{\".*?\})`", page.read_text(), re.DOTALL):
             json.loads(text.replace(", …", "").replace("…", ""))
+
+
+def test_networks_in_the_pages_fit_together() -> None:
+    found = re.findall(r"`(\{[^`]*\"layers\"[^`]*\})`", (docs.DOCS / "training.md").read_text())
+    networks = list(map(json.loads, found))
+    assert len(networks) >= 4
+    for network in networks:
+        width = math.prod(network.get("input_shape", [20]))
+        table = pl.DataFrame({f"x{place}": range(4) for place in range(width)} | {"y": [0.5, 1.5, 2.5, 3.5]})
+        assert untrained(table, network=network).network(torch.ones(2, width)).shape == (2, 1)
 
 
 def test_tests_that_the_pages_name_are_there() -> None:
