@@ -270,8 +270,7 @@ def _history(deps: Services, job_id: str) -> list[dict[str, Any]]:
     """From the job's events, or, where the first of these are not kept any more, from the version that it published."""
     history, job = deps.jobs.history(job_id), deps.jobs.get(job_id)
     if job.state == "succeeded" and job.version and (not history or history[0]["epoch"] > 1):
-        with suppress(NotFound, FileNotFoundError):  # it was deleted
-            lines = deps.models.file(job.model, job.version, "history.jsonl").read_bytes().splitlines()
+        with suppress(NotFound), deps.models.open(job.model, job.version, "history.jsonl") as lines:
             return [orjson.loads(line) for line in lines]
     return history
 

@@ -1,12 +1,16 @@
 """Models, their versions, aliases and files."""
 
+import os
 from contextlib import suppress
 from datetime import UTC, datetime
+from io import BufferedReader
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
+from starlette.types import Receive, Scope, Send
 
 from app.api.auth import require
 from app.api.json_route import JsonRoute
@@ -97,6 +101,25 @@ def get_version(name: ModelName, version: Selector, deps: Deps) -> VersionOut:
 
 
 MEDIA_TYPES = {"safetensors": "application/octet-stream", "json": "application/json", "jsonl": "application/x-ndjson"}
+
+
+class OpenFileResponse(FileResponse):
+    """An answer that has begun is whole, though the file be deleted meanwhile."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        self._file, name = file, FilePath(file.name).name
+        super().__init__(
+            f"/dev/fd/{file.fileno()}",
+            filename=name,
+            media_type=MEDIA_TYPES[name.rpartition(".")[2]],
+            stat_result=os.fstat(file.fileno()),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
+
+
 _FILES: dict[str, Any] = {
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     "application/json": {"schema": {"type": "object"}},
@@ -113,8 +136,7 @@ _FILES: dict[str, Any] = {
 )
 def get_file(name: ModelName, version: Selector, file: str, deps: Deps) -> FileResponse:
     """`model.safetensors`, `config.json`, `metrics.json` or `history.jsonl`."""
-    path = deps.models.file(name, version, file)
-    return FileResponse(path, filename=file, media_type=MEDIA_TYPES[file.rpartition(".")[2]])
+    return OpenFileResponse(deps.models.open(name, version, file))
 
 
 @router.get("/{name}/aliases", summary="List aliases", dependencies=read)

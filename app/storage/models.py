@@ -11,7 +11,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
 import orjson
@@ -221,16 +222,17 @@ class ModelStore:
             except VersionNotFound:
                 continue  # it was just deleted
 
-    def file(self, name: str, version: str, file: str) -> Path:
-        """One of a version's files.
+    def open(self, name: str, version: str, file: str) -> BufferedReader:
+        """One of a version's files, which may be deleted while it is read.
 
         Raises:
             ModelNotFound, VersionNotFound, FileNotInVersion
         """
         path = self.root / name / self.resolve(name, version) / file
-        if file not in FILES or not is_file(path):
-            raise FileNotInVersion(f"a version has the files {', '.join(FILES)}; there is no {file!r}")
-        return path
+        if file in FILES and is_file(path):
+            with suppress(FileNotFoundError):
+                return path.open("rb")
+        raise FileNotInVersion(f"a version has the files {', '.join(FILES)}; there is no {file!r}")
 
     # ---- what is wanted out of memory
 

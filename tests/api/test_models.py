@@ -1,5 +1,6 @@
 """`/models`: versions, aliases and files of what was trained."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import polars as pl
 import pytest
 from safetensors.torch import load
 
+from app.api.models import OpenFileResponse
 from app.storage.models import ModelStore
 from tests.api.service import pointers, problem, service
 from tests.samples import publish, untrained
@@ -125,6 +127,28 @@ def test_what_is_no_name(client: httpx.Client, name: str) -> None:
 
 
 # ---- files
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "content"), [({}, 200, b"0123456789"), ({"Range": "bytes=5-7"}, 206, b"567")]
+)
+def test_a_file_that_is_deleted_before_it_is_sent_is_whole(
+    tmp_path: Path, headers: dict[str, str], status: int, content: bytes
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(b"0123456789")
+    file = path.open("rb")
+    answer = OpenFileResponse(file)
+    path.unlink()
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(answer), base_url="http://test") as asking:
+            return await asking.get("/", headers=headers)
+
+    got = asyncio.run(ask())
+    assert (got.status_code, got.content) == (status, content)
+    assert got.headers["content-disposition"] == 'attachment; filename="config.json"'
+    assert file.closed
 
 
 def test_files_are_those_that_were_published(client: httpx.Client) -> None:

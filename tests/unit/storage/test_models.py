@@ -414,14 +414,20 @@ def test_no_format_at_all_is_corrupt(store: ModelStore) -> None:
 def test_files_of_a_version(store: ModelStore, file: str) -> None:
     publish(store)
     store.set_alias("m", "champion", Alias(version="1"))
-    assert store.file("m", "champion", file) == store.root / "m" / "1" / file
+    with store.open("m", "champion", file) as opened:
+        store.delete_alias("m", "champion")
+        store.delete("m")
+        store.empty_trash(set)
+        assert opened.read()
+    with pytest.raises(ModelNotFound):
+        store.open("m", "1", file)
 
 
 @pytest.mark.parametrize("file", ["other", "", ".", "..", "../../m/1/config.json", "/etc/passwd", "config.json\0"])
 def test_no_other_file_is_ever_given(store: ModelStore, file: str) -> None:
     publish(store)
     with pytest.raises(FileNotInVersion, match=r"config\.json"):
-        store.file("m", "1", file)
+        store.open("m", "1", file)
 
 
 # ---- aliases
@@ -710,7 +716,7 @@ def test_a_version_s_files_are_plain_files(store: ModelStore, tmp_path: Path, fi
     with pytest.raises(CorruptVersion if file != "config.json" else ModelNotFound):
         store.get("m", "1").load_tensors()
     with pytest.raises(FileNotInVersion if file != "config.json" else ModelNotFound):
-        store.file("m", "1", file)
+        store.open("m", "1", file)
 
 
 def test_a_config_that_tells_of_other_files_is_corrupt(store: ModelStore, tmp_path: Path) -> None:
