@@ -192,6 +192,8 @@ class Training:
 
     def _stage(self, model: Model, metrics: dict[str, Any], reason: str) -> Outcome:
         metrics = summarize(self.journal.folds, metrics)
+        if beyond := [name for name, value in metrics.items() if name != "folds" and not math.isfinite(value)]:
+            self.journal.warn(f"{', '.join(beyond)}: no number, as outputs for some of the rows are beyond float32")
         folder = self.models.staging(self.order.job_id)
         tensors, config = model.export()
         write_tensors(folder / "model.safetensors", tensors)

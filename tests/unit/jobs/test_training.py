@@ -154,6 +154,14 @@ def test_folds_may_be_without_any_label(tmp_path: Path) -> None:
     assert outcome.metrics["val_exact_match_std"] > 0
 
 
+def test_metrics_that_are_no_numbers_are_told_of(tmp_path: Path) -> None:
+    """A row that is far from all that are learnt from is the first of them, which is held out."""
+    frame = pl.DataFrame({"a": [1e30, *(0.5 * row for row in range(1, 20))], "y": [0.5 * row for row in range(20)]})
+    outcome, events = run(tmp_path, frame, stop={"max_epochs": 1}, init={"weight": "normal"})
+    assert outcome.metrics["val_loss"] == math.inf
+    assert told(events, "warning")[-1]["detail"].startswith("val_loss: no number")
+
+
 def test_a_fold_may_have_a_loss_beyond_all_numbers() -> None:
     found = training.summarize([{"val_loss": 1.0}, {"val_loss": math.inf}], {})
     assert found["val_loss"] == math.inf
