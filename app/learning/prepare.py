@@ -15,7 +15,7 @@ from torch import Tensor
 from app.errors import BadData
 from app.learning.features import Features
 from app.learning.rows import MappedFile, Rows
-from app.learning.targets import Labels, Targets, class_weights, count_classes, joined, parts_of, values_of
+from app.learning.targets import Labels, Targets, count_classes, joined, parts_of, row_weights, values_of
 from app.specs.resolve_network import is_laid_out
 from app.specs.table import Label, Signature, StoredData
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
@@ -283,9 +283,4 @@ def _weights(spec: TrainingSpec, targets: Targets, part: Part) -> Tensor | None:
             f"sample weights in {spec.data.sample_weight!r} are 0 in all {len(weights)} rows to learn from, or in all "
             "that are held out"
         )
-    if getattr(spec.loss, "class_weight", None) is not None:
-        by_class = class_weights(spec.loss, part.truth, targets.classes)
-        weights = by_class if weights is None else weights * by_class
-    if weights is None:
-        return None
-    return torch.from_numpy(np.divide(weights, weights.mean(dtype=np.float64), dtype=np.float32))
+    return row_weights(spec.loss, targets, part.truth, weights)

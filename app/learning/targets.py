@@ -175,6 +175,16 @@ def joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
     return rows
 
 
+def row_weights(loss: Any, targets: Targets, truth: NDArray[Any], weights: NDArray[np.float32] | None) -> Tensor | None:
+    """Weights `[N]` of which the mean is 1: those of rows times those of their classes."""
+    if getattr(loss, "class_weight", None) is not None:
+        by_class = class_weights(loss, truth, targets.classes)
+        weights = by_class if weights is None else weights * by_class
+    if weights is None:
+        return None
+    return torch.from_numpy(np.divide(weights, weights.mean(dtype=np.float64), dtype=np.float32))
+
+
 def class_weights(spec: Any, codes: NDArray[Any], classes: tuple[Label, ...]) -> NDArray[np.float32]:
     """A weight per row `[N]` from `loss.class_weight`.
 

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 import polars as pl
 import structlog
-import torch
 from anyio import CapacityLimiter, to_thread
 from torch import Tensor
 
 from app.errors import CorruptVersion, Overloaded
 from app.learning.devices import usable_cores
 from app.learning.rows import Rows
+from app.learning.targets import row_weights
 from app.serving.batcher import Batcher, Limits
 from app.serving.cache import ModelCache
 from app.serving.encode import encode_rows
@@ -144,10 +144,12 @@ class Predictor:
         Raises:
             BadData: labels that the model does not know, or rates below zero.
         """
-        known = model.model.targets
-        weights_N = None if weights is None else torch.from_numpy((weights / weights.mean()).to_numpy().copy()).float()
+        known, spec = model.model.targets, model.model.spec
+        truth = known.truth(targets)
+        own_N = None if weights is None else weights.cast(pl.Float32).to_numpy()
+        weights_N = row_weights(spec.loss, known, truth.numpy(), own_N)
         rows = Rows(model.model.features.transform(inputs), known.transform(targets), weights_N)
-        return model.evaluate(rows, known.truth(targets))
+        return model.evaluate(rows, truth)
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)

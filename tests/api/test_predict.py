@@ -256,6 +256,17 @@ def test_weights_of_rows_count(client: httpx.Client) -> None:
     assert also_a_feature.status_code == 200, also_a_feature.text
 
 
+def test_the_loss_is_that_of_the_validation(client: httpx.Client) -> None:
+    """With all that weighs in it."""
+    client.put("/datasets/held", content="\n".join(map(json.dumps, RECORDS[:13]))).raise_for_status()
+    data = {"target": "kind", "features": FEATURES, "sample_weight": "weight"}
+    loss = {"type": "cross_entropy", "class_weight": {"low": 5.0}, "label_smoothing": 0.1}
+    spec = {"model": "weighted", "data": {"records": RECORDS, **data}, "validation": {"dataset": "held"}, "loss": loss}
+    job = train(client, {**spec, **QUICK})
+    found = evaluate(client, "weighted", {"dataset": "held", **data}).json()
+    assert found["loss"] == pytest.approx(job["metrics"]["val_loss"], rel=1e-5)
+
+
 def test_weights_are_relative_to_each_other(client: httpx.Client) -> None:
     losses = []
     for factor in (1, 1000):
