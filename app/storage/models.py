@@ -357,8 +357,9 @@ class ModelStore:
             if changed_at(folder) < deadline:
                 shutil.rmtree(folder, ignore_errors=True)
         for file in self.root.glob("[!.]*/.*"):
-            if is_file(file) and file.stat().st_mtime < deadline:
-                file.unlink()
+            with suppress(FileNotFoundError):  # it is in its place by now
+                if is_file(file) and file.stat().st_mtime < deadline:
+                    file.unlink()
 
 
 def deleted_folders(root: Path, name: str, version: str) -> Iterator[Path]:

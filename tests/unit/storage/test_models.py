@@ -648,6 +648,22 @@ def test_what_a_crash_left_of_a_file_that_was_being_replaced_is_swept(store: Mod
     assert store.versions("m") == ["1"]
 
 
+def test_a_file_that_is_just_being_replaced_holds_up_no_sweep(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(store)
+    temporary = store.root / "m" / ".aliases.json.1"
+    temporary.write_bytes(b"{}")
+
+    def then_it_is_in_its_place(path: Path) -> bool:
+        path.rename(store.root / "m" / "aliases.json")
+        return True
+
+    monkeypatch.setattr(models_module, "is_file", then_it_is_in_its_place)
+    store.sweep(time.time() + 60)
+    assert (store.root / "m" / "aliases.json").exists()
+
+
 def test_deleting_what_is_not_there(store: ModelStore) -> None:
     publish(store)
     with pytest.raises(ModelNotFound):
