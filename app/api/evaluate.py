@@ -13,12 +13,12 @@ from app.api.auth import require
 from app.api.json_route import JsonRoute
 from app.api.services import Deps, Services
 from app.api.train import store_data
-from app.errors import BadData, InvalidInput, UnknownColumn
+from app.errors import BadData, Fault, InvalidInput, UnknownColumn
 from app.serving.columns import fit_column
 from app.serving.encode import escape
 from app.serving.served_model import ServedModel
 from app.specs.base import Name, Spec
-from app.specs.resolve_columns import unknown_column
+from app.specs.resolve_columns import note_of, unknown_column
 from app.specs.table import Column, DataSpec, InputsData, RecordsData, Signature, StoredData, Table
 from app.storage.tables import read_table
 
@@ -63,11 +63,11 @@ def _evaluate(deps: Services, model: ServedModel, data: StoredData | RecordsData
     weight = [stored.sample_weight] if stored.sample_weight else []
     frame = read_table(deps.datasets.path(table.digest), list(dict.fromkeys([*names, *target_names, *weight])))
     inputs = pl.DataFrame(
-        fit_column(column, frame[name], places.of_cells(index, name))
+        _fit(column, frame[name], places.of_cells(index, name), table)
         for index, (column, name) in enumerate(zip(signature.inputs, names, strict=True))
     )
     targets = pl.DataFrame(
-        _fit_target(signature, column, frame[name], places.targets)
+        _fit_target(signature, column, frame[name], places.targets, table)
         for column, name in zip(signature.targets, target_names, strict=True)
     )
     weights = _fit_weights(frame[weight[0]]) if weight else None
@@ -132,12 +132,22 @@ def _check_columns(names: list[str], data: StoredData, table: Table, places: Pla
             raise UnknownColumn.at(pointer, unknown_column(name, [column.name for column in table.columns]))
 
 
-def _fit_target(signature: Signature, column: Column, cells: pl.Series, pointer: str) -> pl.Series:
+def _fit(column: Column, cells: pl.Series, at: Callable[[int], str], table: Table) -> pl.Series:
+    try:
+        return fit_column(column, cells, at)
+    except InvalidInput as error:
+        found = table.column(cells.name)
+        note = note_of(found) if found else ""
+        faults = [Fault(fault.pointer, fault.detail + note) for fault in error.faults]
+        raise InvalidInput(error.detail + note, faults) from error
+
+
+def _fit_target(signature: Signature, column: Column, cells: pl.Series, pointer: str, table: Table) -> pl.Series:
     """Numbers, or flags, or labels as they are: the model knows which there are."""
     if signature.task in ("binary", "multiclass"):
         return cells.alias(column.name)
     wanted = column.model_copy(update={"kind": "boolean" if signature.task == "multilabel" else "numeric"})
-    return fit_column(wanted, cells, lambda _row: pointer)
+    return _fit(wanted, cells, lambda _row: pointer, table)
 
 
 def _fit_weights(cells: pl.Series) -> pl.Series:

@@ -336,6 +336,15 @@ def test_data_that_do_not_fit_the_model(client: httpx.Client, name: str, data: A
     assert [fault["pointer"] for fault in found["errors"]] == [pointer], found
 
 
+def test_a_cell_that_makes_text_of_numbers_is_shown(client: httpx.Client) -> None:
+    table = "size,color,sold,day,price\n" + "1.5,red,true,2026-01-31,7\n" * 3 + "?!,red,true,2026-01-31,7\n"
+    assert client.put("/datasets/odd", content=table).status_code == 201
+    found = problem(evaluate(client, "prices", {"dataset": "odd", **PRICE}), 422, "invalid_input")
+    assert found["detail"].startswith(
+        "'size' takes numbers, not text: of 4 values, all but 1 are numbers, and in row 4"
+    )
+
+
 @pytest.mark.parametrize(
     ("missing", "pointer"), [("size", "/data/records"), ("price", "/data/target"), ("weight", "/data/sample_weight")]
 )
