@@ -102,7 +102,8 @@ class Targets:
         found = [known.get(as_key(label), -1) for label in given]
         if -1 in found:
             unseen = given[found.index(-1)]
-            raise BadData(f"the label {unseen!r} is none of the {len(known)} classes that the model knows")
+            classes = some_of([repr(label) for label in self.classes])
+            raise BadData(f"the label {unseen!r} is none of the {len(known)} classes that the model knows: {classes}")
         codes = labels.replace_strict(given, pl.Series(found, dtype=pl.Int64)).cast(pl.Int64)
         return torch.from_numpy(codes.to_numpy().copy())
 
