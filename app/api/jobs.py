@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.auth import require
 from app.api.paging import Limit, Page, page_of
+from app.api.parameters import known_parameters
 from app.api.services import Deps, Services
 from app.errors import InvalidInput, NotFound
 from app.jobs.feed import EventFeed
@@ -142,7 +143,7 @@ def _time(seconds: float) -> datetime:
 # ---- jobs
 
 
-@router.get("", summary="List jobs", dependencies=read)
+@router.get("", summary="List jobs", dependencies=[*read, Depends(known_parameters)])
 def list_jobs(
     deps: Deps,
     state: State | None = None,

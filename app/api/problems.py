@@ -178,15 +178,16 @@ def _no_such_field(name: str, known: Sequence[str], below: dict[str, list[str]])
     if name not in below and nearest(name, known) is None:
         name = nearest(name, below) or name
     places = " or ".join(map(repr, below.get(name, ())))
-    return f"there is no such field; {f'did you mean {places}?' if places else _instead(name, known)}"
+    return f"there is no such field; {f'did you mean {places}?' if places else instead(name, known)}"
 
 
 def _unknown_type(tag: str, expected_tags: str, **_: Any) -> str:
     known = expected_tags.replace("'", "").split(", ")
-    return f"there is no type {tag!r}; {_instead(tag, known)}"
+    return f"there is no type {tag!r}; {instead(tag, known)}"
 
 
-def _instead(name: str, known: Sequence[str]) -> str:
+def instead(name: str, known: Sequence[str]) -> str:
+    """What was perhaps meant, or all that there is."""
     near = nearest(name, known)
     return f"there are {', '.join(map(repr, known))}" if near is None else f"did you mean {near!r}?"
 

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.auth import require
 from app.api.datasets import check_length, receive
+from app.api.parameters import known_parameters
 from app.api.services import Deps, RoutingKey, Services
 from app.errors import GradserveError, InvalidInput, ModelNotFound
 from app.serving.served_model import ServedModel
@@ -83,7 +84,7 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
             path,
             endpoint,
             methods=["POST"],
-            dependencies=[Depends(require("predict"))],
+            dependencies=[Depends(require("predict")), Depends(known_parameters)],
             include_in_schema=False,
             max_body_size=max_body_bytes,
             route_class_override=TableRoute,

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from app.api.auth import caller_of, require
 from app.api.jobs import Job, job_response
 from app.api.json_route import JsonRoute
+from app.api.parameters import known_parameters
 from app.api.services import Deps, Services
 from app.errors import InvalidInput, TooLarge, UnknownColumn
 from app.learning.plan import Plan, plan
@@ -22,7 +23,9 @@ from app.storage import jobs as rows
 from app.storage.tables import frame_from_inputs, frame_from_records
 from app.storage.version import Version
 
-router = APIRouter(tags=["train"], route_class=JsonRoute, dependencies=[Depends(require("train"))])
+router = APIRouter(
+    tags=["train"], route_class=JsonRoute, dependencies=[Depends(require("train")), Depends(known_parameters)]
+)
 
 
 class DryRun(BaseModel):
