@@ -32,7 +32,9 @@ _WORDS = {
 
 
 def json_fault(error: orjson.JSONDecodeError) -> str:
-    """What is no JSON, and what stands there."""
+    """What is no JSON, and what stands there; of bytes that are no text, the error has no document."""
+    if not error.doc:
+        return "it is not UTF-8, which JSON must be"
     there = error.doc[error.pos : error.pos + _CHARACTERS]
     found = f", where {there!r} stands" if there else ""
     return f"{error}{found}" + ("; a value that is missing or not finite is null" if _NOT_FINITE.match(there) else "")

@@ -485,9 +485,10 @@ def test_what_is_no_json_is_not_parseable(client: httpx.Client, content: bytes) 
         ("{'model': 1}", """where "'model': 1}" stands"""),
         ('{"model": "m", // its name', "where '// its name' stands"),
         ('{"model"', "unexpected end of data: line 1 column 9 (char 8)"),
+        ('{"model": "m"}'.encode("utf-16"), "the body is no JSON: it is not UTF-8, which JSON must be"),
     ],
 )
-def test_what_is_no_json_is_shown(client: httpx.Client, content: str, said: str) -> None:
+def test_what_is_no_json_is_shown(client: httpx.Client, content: str | bytes, said: str) -> None:
     answer = client.post("/train", content=content, headers={"Content-Type": "application/json"})
     assert said in problem(answer, 400, "unparseable")["detail"]
 

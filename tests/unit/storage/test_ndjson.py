@@ -45,7 +45,7 @@ def test_a_column_of_nulls_is_a_numeric_one() -> None:
         (b'{"a": 1}\n{"a": \n1}', Unparseable, "line 2 is not JSON"),
         (b'{"a": 1}\n[1]', Unparseable, "line 2 is a list; every line is one object"),
         (b'{"a": 1}\n{"a": NaN}', Unparseable, "where 'NaN}' stands; a value that is missing or not finite is null"),
-        (b'{"a": 1}\n{"a": "\xe9"}', Unparseable, "line 2 is not JSON"),
+        (b'{"a": 1}\n{"a": "\xe9"}', Unparseable, "line 2 is not JSON (it is not UTF-8, which JSON must be)"),
         (b'{"a": 1} {"a": 2}', Unparseable, "line 1 is not JSON"),
         (b"{}\n{}", InvalidInput, "no columns"),
         (b'{"": 1}', InvalidInput, "column 1 has no name"),
