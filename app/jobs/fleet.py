@@ -118,8 +118,10 @@ class Fleet:
                 self.ready, self._pause_seconds = True, 1.0
             elif "started" in message:
                 self._workers[message["started"]].pid = message["pid"]
+            elif "unforked" in message:
+                yield from self._end(message["unforked"], {"type": "unforked", "reason": message["reason"]})
             else:
-                yield from self._end(message["exited"], message["signal"], message["code"])
+                yield from self._end(message["exited"], _exited(message["signal"], message["code"]))
 
     def _lose_server(self) -> Iterator[tuple[Run, dict[str, Any]]]:
         """It has died, and its workers with it; the next one starts after a pause that grows while none gets ready."""
@@ -128,7 +130,7 @@ class Fleet:
         self._pause_seconds = min(2 * self._pause_seconds, MAX_RESTART_SECONDS)
         self._stop_server()
         for number in list(self._workers):
-            yield from self._end(number, None, None)
+            yield from self._end(number, _exited(None, None))
 
     def _kill_server(self) -> None:
         if self._process is not None:
@@ -230,7 +232,8 @@ class Fleet:
     def poll(self, timeout: float) -> Iterator[tuple[Run, dict[str, Any]]]:
         """What the workers say, after at most `timeout` seconds.
 
-        The last message of each is {"type": "exited", "signal", "code"}, with neither where the fork server died.
+        The last message of each is {"type": "exited", "signal", "code"}, with neither where the fork server died, or
+        {"type": "unforked", "reason"} where the system started no process.
         """
         if self._process is None and time.monotonic() >= self._start_at:
             self._start_server()
@@ -255,7 +258,7 @@ class Fleet:
                 run.last_sign = time.monotonic()
                 yield run, orjson.loads(line)
 
-    def _end(self, number: int, by_signal: int | None, code: int | None) -> Iterator[tuple[Run, dict[str, Any]]]:
+    def _end(self, number: int, last: dict[str, Any]) -> Iterator[tuple[Run, dict[str, Any]]]:
         """What was said before the end is heard first."""
         worker = self._workers.pop(number)
         if run := self.runs.get(number):
@@ -263,7 +266,7 @@ class Fleet:
                 for line in _lines(worker.lines, data):
                     yield run, orjson.loads(line)
             del self.runs[number]
-            yield run, {"type": "exited", "signal": by_signal, "code": code}
+            yield run, last
         for waiting in (self._idle, self._leaving):
             if worker in waiting:
                 waiting.remove(worker)
@@ -280,6 +283,10 @@ class Fleet:
         for known in (self.runs, self._workers, self._idle, self._leaving):
             known.clear()
         self._selector.close()
+
+
+def _exited(by_signal: int | None, code: int | None) -> dict[str, Any]:
+    return {"type": "exited", "signal": by_signal, "code": code}
 
 
 def _receive(connection: socket.socket) -> bytes | None:

@@ -5,7 +5,7 @@ which lines of JSON go both ways:
 
     <- {"ready": true}                               the imports are done
     -> {"start": WORKER, "order": {…}}  + one fd     fork; the fd is the worker's end of its channel
-    <- {"started": WORKER, "pid": PID}
+    <- {"started": WORKER, "pid": PID} or {"unforked": WORKER, "reason": "…"}
     -> {"kill": WORKER}
     <- {"exited": WORKER, "signal": N|null, "code": N|null}
 
@@ -86,9 +86,9 @@ class ForkServer:
         parent = os.getpid()
         try:
             pid = os.fork()
-        except OSError as error:  # too many processes, or no memory: this job's misfortune, not its siblings'
+        except OSError as error:  # too many processes, or no memory
             os.close(channel)
-            self._say({"exited": number, "signal": None, "code": error.errno})
+            self._say({"unforked": number, "reason": error.strerror})
             return
         if pid == 0:
             self._become_worker(parent, channel, order)

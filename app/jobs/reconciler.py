@@ -30,6 +30,7 @@ SWEEP_SECONDS = 30.0  # for what is left of jobs that were cancelled while they 
 CANCEL_SECONDS = 5.0  # from asking a worker to stop to ending it
 EXIT_SECONDS = 10.0  # from a worker's last word to ending it
 DEAF_SECONDS = 1.0  # a turn that took longer, as where the machine slept or the disk hung, is not the workers' silence
+FORK_SECONDS = 5.0  # after the system started no process, before it is asked again
 MAX_DEATHS = 3
 REQUESTS = {"pausing": "pause", "cancelling": "cancel"}
 
@@ -75,7 +76,7 @@ class Reconciler:
         self._recorder = Recorder(queue, times)
         self._logs: dict[str, Any] = {}
         self._heard: deque[tuple[Run, dict[str, Any]]] = deque()
-        self._reconcile_at = 0.0
+        self._reconcile_at = self._fork_at = 0.0
         self._listened_at = time.monotonic()
         self._ending = False
         self._holds = False  # a job that runs, but has lost its worker, waits for room before all that are queued
@@ -157,7 +158,9 @@ class Reconciler:
     @property
     def _num_free(self) -> int:
         """Room for so many more. A worker that has said how it ended has let go of its memory, and only exits."""
-        return self._rules.max_running_jobs - len(self._working()) if self._fleet.ready and not self._ending else 0
+        if not self._fleet.ready or self._ending or time.monotonic() < self._fork_at:
+            return 0
+        return self._rules.max_running_jobs - len(self._working())
 
     def _go_on(self, job: Job) -> None:
         """What to do with an active job that has no worker."""
@@ -212,6 +215,10 @@ class Reconciler:
                 self._conclude(run.job_id, message)
             else:
                 self._finish(run.job_id, "failed", {"code": message["code"], "detail": message["detail"]})
+        elif kind == "unforked":
+            self._fork_at = time.monotonic() + FORK_SECONDS
+            why = f"this machine starts no process for it ({message['reason']}), which is tried again"
+            self._queue.hold(self._queue.get(run.job_id), why)
         elif kind == "exited":
             self._reconcile_at = 0.0  # there is room for another
             if not run.done and not self._ending:

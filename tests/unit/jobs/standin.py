@@ -2,6 +2,7 @@
 
 spec: {"epochs": N, "gate": path, "die_at": epoch, "die_times": N, "hang_at": epoch, "deaf": bool, "fail_with": "…",
 "keeps": bytes, of memory, "forks": bool, a process that ends at once and is not waited for}
+Where the environment names a file as NO_FORKS, the system starts no process while that is there.
 `gate`: an epoch above the number in that file waits, so that a test decides how far a run gets. Each start of a job
 adds a line to `starts-<job id>`: process id, time, and the epoch to go on from.
 """
@@ -19,6 +20,17 @@ from app.jobs.order import Control, Emit, Outcome, WorkOrder
 from app.storage.models import ModelStore
 
 _kept: list[bytes] = []
+_fork = os.fork
+
+
+def _fork_if_allowed() -> int:
+    if Path(os.environ["NO_FORKS"]).exists():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return _fork()
+
+
+if "NO_FORKS" in os.environ:
+    os.fork = _fork_if_allowed
 
 
 def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:

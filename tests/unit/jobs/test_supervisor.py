@@ -308,6 +308,29 @@ def test_a_killed_fork_server_takes_its_workers_along_and_the_jobs_go_on(
     assert {queue.get(job.id).attempts for job in jobs} == {0}  # not the jobs' fault
 
 
+def test_jobs_for_which_no_process_can_be_started_wait_until_one_can(
+    queue: JobQueue, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler_module, "FORK_SECONDS", 0.05)
+    monkeypatch.setenv("NO_FORKS", str(tmp_path / "no-forks"))
+    (tmp_path / "no-forks").touch()
+    start(max_running_jobs=2)
+    jobs = [queue.submit({}, "m") for _ in range(5)]
+
+    def num_tries() -> int:
+        return sum("wait_reason" in event.data for event in queue.events(jobs[0].id))
+
+    until(lambda: num_tries() > 5)
+    assert {queue.get(job.id).state for job in jobs} == {"running", "queued"}
+    assert "Resource temporarily unavailable" in str(queue.events(jobs[0].id)[-1].data)
+    queue.cancel(jobs[1].id)
+    in_state(queue, jobs[1], "cancelled")
+    (tmp_path / "no-forks").unlink()
+    done = [ended(queue, job) for job in jobs]
+    assert [job.state for job in done] == ["succeeded", "cancelled", "succeeded", "succeeded", "succeeded"]
+    assert {(job.attempts, job.wait_reason) for job in done} == {(0, None)}
+
+
 def test_a_hung_worker_is_noticed_and_ended(queue: JobQueue, start: Start, tmp_path: Path) -> None:
     start(worker_timeout_seconds=1.5)
     job = ended(queue, queue.submit({"epochs": 3, "hang_at": 2}, "m"))
