@@ -432,6 +432,14 @@ def test_a_rate_is_found_that_learns_and_nothing_is_left_of_the_trial() -> None:
     assert watcher.history[-1]["val_loss"] < 0.8 * watcher.history[0]["val_loss"]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_luck_of_single_rows_finds_no_rate(seed: int) -> None:
+    """A first row that happens to cost next to nothing makes all that follow look as if the rate had blown them up."""
+    optimizer = {"type": "sgd", "learning_rate": "auto"}
+    found = session(optimizer=optimizer, descent={"variant": "stochastic"}, seed=seed)
+    assert 1e-3 < found.spec.optimizer.learning_rate < 0.1
+
+
 def test_the_least_loss_is_kept_where_it_is_no_gain() -> None:
     """`min_delta` is for patience; what is kept is the best."""
     stop = StopSpec(min_delta=0.5, patience=5, restore_best=True)
