@@ -4,7 +4,7 @@ import secrets
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
@@ -26,6 +26,8 @@ read, write = [Depends(require("read"))], [Depends(require("train"))]
 ModelName = Annotated[Name, Path(examples=["line"])]
 Selector = Annotated[str, Field(min_length=1, max_length=64, description="a version's number or an alias")]
 
+MAX_READERS = 2  # more archives than these arrive together, but wait to be read, each with its memory
+_readers = CapacityLimiter(MAX_READERS)
 MEDIA_TYPES = ("application/x-tar", "application/gzip", "application/zip", "application/octet-stream")
 _ARCHIVE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
@@ -53,7 +55,7 @@ async def post_version(name: ModelName, request: Request, response: Response, de
         folder = await to_thread.run_sync(deps.models.staging, f"{upload_id}-archive")
         with (folder / "archive").open("wb") as file:
             await receive(request, file.write)
-        published = await to_thread.run_sync(_publish, deps, name, upload_id, folder / "archive")
+        published = await to_thread.run_sync(_publish, deps, name, upload_id, folder / "archive", limiter=_readers)
     finally:
         for part in (upload_id, f"{upload_id}-archive"):
             await to_thread.run_sync(deps.models.discard, part)

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Semaphore
 from typing import Any
 
 import httpx
@@ -11,8 +13,10 @@ import polars as pl
 import pytest
 from safetensors.torch import load
 
+from app.api import versions
 from app.api.models import OpenFileResponse
 from app.storage.models import ModelStore
+from app.storage.version_archive import unpack_version
 from tests.api.service import pointers, problem, service
 from tests.samples import publish, untrained
 
@@ -168,6 +172,26 @@ def test_a_part_of_a_file(client: httpx.Client) -> None:
     whole = client.get(path).content
     part = client.get(path, headers={"Range": "bytes=8-15"})
     assert (part.status_code, part.content) == (206, whole[8:16])
+
+
+# ---- uploads
+
+
+def test_few_archives_are_read_at_once(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = client.get("/models/line/versions/1/archive").content
+    turns, readers = Barrier(versions.MAX_READERS), Semaphore(versions.MAX_READERS)
+
+    def read(*arguments: Any) -> None:
+        assert readers.acquire(blocking=False)
+        turns.wait(20)
+        unpack_version(*arguments)
+        readers.release()
+
+    monkeypatch.setattr(versions, "unpack_version", read)
+    with ThreadPoolExecutor() as threads:
+        answers = threads.map(lambda _: client.post("/models/uploaded/versions", content=archive), range(6))
+    assert {answer.status_code for answer in answers} == {201}
+    assert client.delete("/models/uploaded").status_code == 204
 
 
 # ---- aliases
