@@ -1,5 +1,6 @@
 """What a run will take, told before anything is allocated: parameters, memory, time, threads, engine, device."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -104,11 +105,8 @@ def step_cost(network: nn.Module, flops: float, num_threads: int, optimizer: str
 
 def num_steps(spec: TrainingSpec, batching: Batching, step_seconds: float) -> int:
     """How many steps of so many seconds a fit takes at most, by the nearest of its ends."""
-    stop = spec.stop
-    ends = [stop.max_steps, stop.max_epochs and stop.max_epochs * batching.steps_per_epoch]
-    if stop.max_seconds is not None:
-        ends.append(int(stop.max_seconds / step_seconds))
-    return min(end for end in ends if end is not None)
+    in_time = math.inf if spec.stop.max_seconds is None else int(spec.stop.max_seconds / step_seconds)
+    return int(min(last_step(spec, batching) or math.inf, in_time))
 
 
 def num_steps_of_job(spec: TrainingSpec, batching: Batching, step_seconds: float) -> int:
