@@ -13,6 +13,13 @@ def fields_at(body_type: Any, path: Sequence[str | int]) -> list[str]:
     return list(dict.fromkeys(name for model in _models_at(body_type, path) for name in model.model_fields))
 
 
+def fields_beside(body_type: Any, path: Sequence[str | int]) -> list[str]:
+    """Names of the fields that may stand beside one, which the location leads to, in any form of their object."""
+    *places, name = path
+    forms = [model.model_fields for model in _models_at(body_type, places) if name in model.model_fields]
+    return list(dict.fromkeys(other for fields in forms for other in fields if other != name))
+
+
 def types_at(body_type: Any, path: Sequence[str | int]) -> list[str]:
     """What may be the `type` of an object there."""
     fields = [model.model_fields["type"] for model in _models_at(body_type, path) if "type" in model.model_fields]

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from app import errors
-from app.api.fields import fields_at, fields_below, types_at
+from app.api.fields import fields_at, fields_below, fields_beside, types_at
 from app.serving.encode import escape
 from app.specs.base import NAME_PATTERN
 from app.specs.resolve_columns import nearest, some_of
@@ -162,19 +162,28 @@ def fault_of(item: Any, body: Any, body_type: Any = None) -> errors.Fault:
         path, message = [*path, "type"], _unknown_type(**item["ctx"])
     if item["type"] == "extra_forbidden" and (known := fields_at(body_type, path[:-1])):
         message = _no_such_field(str(path[-1]), known, fields_below(body_type) if len(path) == 1 else {})
+        if path[-1] in known:
+            message = _out_of_place(fields_beside(body_type, path))
     if item["type"] == "union_tag_not_found" and (known := types_at(body_type, path)):
         message += f"; there are {some_of(known)}"
     if item["type"] in OBJECT and (known := fields_at(body_type, path)):
-        message += ' with a "type"' if "type" in known else f"; it may have {some_of(list(map(repr, known)))}"
+        message += ' with a "type"' if "type" in known else f"; it may have {_quoted(known)}"
     if where != "body":
         return errors.Fault("?" + "/".join(map(str, path)), message)
     return errors.Fault(_pointer(path, body, missing=item["type"] == "missing"), message)
 
 
+def _out_of_place(beside: Sequence[str]) -> str:
+    """Of a field of another form of the object, where `beside` are that form's others."""
+    return "this does not go with the fields beside it" + (f", but with {_quoted(beside)}" if beside else "")
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return some_of(list(map(repr, names)))
+
+
 def _no_such_field(name: str, known: Sequence[str], below: dict[str, list[str]]) -> str:
     """`known` are the fields of the object, and `below` where those within them are: what was meant may be there."""
-    if name in known:
-        return "this does not go with the fields beside it"
     if name not in below and nearest(name, known) is None:
         name = nearest(name, below) or name
     places = " or ".join(map(repr, below.get(name, ())))

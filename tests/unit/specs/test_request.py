@@ -132,15 +132,28 @@ def test_an_unknown_field_comes_with_those_that_there_are(body: Any, words: str)
 
 
 @pytest.mark.parametrize(
-    ("body", "pointer"),
+    ("body", "pointer", "words"),
     [
-        (training(validation={"folds": 5, "fraction": 0.1}), "/validation/fraction"),
-        (training(data={"records": [{}], "target": "y", "dataset": "d"}), "/data/dataset"),
-        (training(network={"layers": [], "hidden_features": [8]}), "/network/hidden_features"),
+        (training(validation={"folds": 5, "fraction": 0.1}), "/validation/fraction", ""),
+        (
+            training(data={"records": [{}], "target": "y", "dataset": "d"}),
+            "/data/dataset",
+            ", but with 'digest', 'target', 'features', 'ignored_columns', 'sample_weight', 'positional'",
+        ),
+        (
+            training(network={"layers": [], "hidden_features": [8]}),
+            "/network/hidden_features",
+            ", but with 'activation', 'dropout', 'normalization'",
+        ),
+        (
+            training(network={"hidden_features": [8], "input_shape": [1, 8, 8]}),
+            "/network/input_shape",
+            ", but with 'layers', 'head'",
+        ),
     ],
 )
-def test_a_field_of_another_form_is_said_to_be_out_of_place(body: Any, pointer: str) -> None:
-    assert faults(body) == [Fault(pointer, "this does not go with the fields beside it")]
+def test_a_field_of_another_form_is_said_to_be_out_of_place(body: Any, pointer: str, words: str) -> None:
+    assert faults(body) == [Fault(pointer, f"this does not go with the fields beside it{words}")]
 
 
 @pytest.mark.parametrize(
