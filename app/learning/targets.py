@@ -25,7 +25,10 @@ ROWS_AT_ONCE = 2**18
 
 @dataclass
 class Targets:
-    """Fitted targets: `mean`/`std` `[T]` of a standardised regression, or the `classes` in the order of the outputs."""
+    """Fitted targets: `mean`/`std` `[T]` of a standardised regression, or the `classes` in the order of the outputs.
+
+    Of rates, which have no place below zero, `std` is what stands for one: the mean rate.
+    """
 
     signature: Signature
     loss: str
@@ -47,11 +50,14 @@ class Targets:
             found.signature = signature.model_copy(update={"classes": classes})
         elif signature.task == "multilabel":
             found.signature = signature.model_copy(update={"classes": tuple(names)})
-        elif spec.features and spec.features.standardize and spec.loss.type != "poisson_nll":
+        elif spec.features and spec.features.standardize:
             moments = Moments()
             for part in parts_of(train):
                 moments.add(part)
-            found.mean, found.std = moments.mean, moments.std()
+            if found.loss == "poisson_nll":
+                found.std = np.where(moments.mean > 0, moments.mean, 1.0)
+            else:
+                found.mean, found.std = moments.mean, moments.std()
             if not np.isfinite(found.mean + found.std).all():
                 raise BadData(f"the targets are {TOO_LARGE}")
         return found

@@ -18,7 +18,9 @@ class AutoLoss(Spec):
 
 
 class PlainLoss(Spec):
-    """`mse`, `mae` and `log_cosh` of the difference; `poisson_nll` of a predicted log rate."""
+    """`mse`, `mae` and `log_cosh` of the difference; `poisson_nll` of a predicted log rate (of rates in
+    multiples of their mean where the target is standardised).
+    """
 
     type: Literal["mse", "mae", "log_cosh", "poisson_nll"]
 

@@ -155,8 +155,12 @@ def test_quantities_without_a_deviation_in_float64_are_refused(largest: float) -
 def test_rates_are_exponentials() -> None:
     frame = frame_of([0, 3, 5])
     targets = fit(frame, loss={"type": "poisson_nll"})
-    assert targets.transform(frame).flatten().tolist() == [0.0, 3.0, 5.0]
-    assert targets.activate(torch.tensor([[2.0]])).item() == pytest.approx(np.exp(2.0))
+    mean = 8 / 3
+    assert targets.transform(frame).flatten().tolist() == pytest.approx([0.0, 3 / mean, 5 / mean])
+    assert targets.activate(torch.tensor([[2.0]])).item() == pytest.approx(np.exp(2.0) * mean)
+    as_they_are = fit(frame, loss={"type": "poisson_nll"}, features=None)
+    assert as_they_are.transform(frame).flatten().tolist() == [0.0, 3.0, 5.0]
+    assert fit(frame_of([0, 0]), loss={"type": "poisson_nll"}).activate(torch.zeros(1, 1)).item() == 1.0
     with pytest.raises(BadData, match="negative"):
         targets.transform(frame_of([0, -1, 2]))
 
