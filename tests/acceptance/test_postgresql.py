@@ -62,6 +62,13 @@ def test_jobs_of_two_processes_outlive_a_kill(url: str, start_service: Callable[
         assert ids == sorted(set(ids))
         assert len(ids) > 60
         assert http.get("/models/line").json()["versions"][-1] == job["version"]
+        going_on = http.post("/train", json=LONG | {"warm_start": {"model": "line"}}).json()["links"]["self"]
+        http.post(f"{going_on}/pause").raise_for_status()
+        assert http.delete("/models/line").status_code == 204
+        until(lambda: http.get(going_on).json()["state"] == "paused")
+        http.post(f"{going_on}/resume").raise_for_status()
+        until(lambda: http.get(going_on).json()["terminal"])
+        assert http.get(going_on).json()["state"] == "succeeded"
         assert http.delete(path).status_code == 204
         assert http.get(path).status_code == 404
         assert http.get("/jobs/%00").status_code == http.post("/jobs/%00/cancel").status_code == 404
