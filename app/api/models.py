@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
-from starlette.types import Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.auth import require
 from app.api.json_route import JsonRoute
@@ -116,8 +117,16 @@ class OpenFileResponse(FileResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_unless_refused(message: Message) -> None:
+            if message.get("status") in (400, 416):  # in plain text
+                size = self.headers["Content-Length"]
+                raise HTTPException(
+                    416, f"there is no such range; the file has {size} bytes", {"Content-Range": f"bytes */{size}"}
+                )
+            await send(message)
+
         with self._file:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_unless_refused)
 
 
 _FILES: dict[str, Any] = {
@@ -132,7 +141,11 @@ _FILES: dict[str, Any] = {
     summary="Download a file",
     dependencies=read,
     response_class=FileResponse,
-    responses={200: {"content": _FILES}},
+    responses={
+        200: {"content": _FILES},
+        206: {"content": _FILES, "description": "The `Range` that was asked for"},
+        416: {},
+    },
 )
 def get_file(name: ModelName, version: Selector, file: str, deps: Deps) -> FileResponse:
     """`model.safetensors`, `config.json`, `metrics.json` or `history.jsonl`."""

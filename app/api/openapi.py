@@ -23,6 +23,7 @@ PROBLEMS = {
     409: "The state of the thing does not allow it",
     413: "The body is larger than the settings allow",
     415: "The body is in a format that is not spoken here",
+    416: "The file has no such `Range`",
     422: "Well-formed, but wrong; `errors` says where",
     429: "Full for now: try again later",
     503: "A part of the service is not there yet, or any more",

@@ -40,7 +40,13 @@ STATUS: dict[type[errors.GradserveError], int] = {
     errors.Unavailable: 503,
     errors.CorruptVersion: 503,
 }
-CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 400: "unparseable"}
+CODE_OF_STATUS = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    400: "unparseable",
+    416: "no_such_range",
+}
 OBJECT = ("model_type", "model_attributes_type", "dict_type")
 WORDS = {
     **dict.fromkeys(OBJECT, "this must be an object"),

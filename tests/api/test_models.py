@@ -172,6 +172,10 @@ def test_a_part_of_a_file(client: httpx.Client) -> None:
     whole = client.get(path).content
     part = client.get(path, headers={"Range": "bytes=8-15"})
     assert (part.status_code, part.content) == (206, whole[8:16])
+    for wrong in ("bytes=99999999-", "bytes=9-8", "lines=1-2"):
+        answer = client.get(path, headers={"Range": wrong})
+        assert f"{len(whole)} bytes" in problem(answer, 416, "no_such_range")["detail"]
+        assert answer.headers["content-range"] == f"bytes */{len(whole)}"
 
 
 # ---- uploads
