@@ -81,6 +81,7 @@ class Session:
         self.loss = build_loss(spec.loss)
         self.train = prepared.train.to(self.device)
         self.validation = prepared.validation and prepared.validation.to(self.device)
+        self._weigh_draws()
         self._build_engine()
 
     def _build_engine(self) -> None:
@@ -170,7 +171,17 @@ class Session:
     def _shares(self) -> Tensor | None:
         if self.spec.descent.sampling != "class_balanced":
             return None
-        return add_up(class_chances(self.prepared.train.targets.flatten().long()))
+        return add_up(self._chances())
+
+    def _chances(self) -> Tensor:
+        return class_chances(self.prepared.train.targets.flatten().long())
+
+    def _weigh_draws(self) -> None:
+        """Weights are relative to the mean one of the rows that are seen, of which some may come more often."""
+        weights = self.train.weights
+        if weights is not None and self.spec.descent.sampling == "class_balanced":
+            chances = self._chances().to(weights.device)
+            weights /= (weights * chances).sum() / chances.sum()
 
     def run(self) -> Run:
         return Run(

@@ -401,6 +401,16 @@ def test_a_weighted_mean_is_learnt_in_batches_of_any_size(batch_size: int) -> No
     assert weights(started)["layers.0.bias"].item() == pytest.approx(3.5, abs=0.05)
 
 
+def test_weights_are_relative_to_those_of_the_rows_that_are_drawn() -> None:
+    """Else a class that is rare, and so both drawn and weighed more, would make all gradients longer."""
+    frame = FRAME.with_columns(k=pl.Series(["rare"] * 3 + ["common"] * 27))
+    loss = {"type": "auto", "class_weight": "balanced"}
+    started = session(frame, "k", loss=loss, descent={"sampling": "class_balanced", "batch_size": 8}, validation=None)
+    of_common, of_rare = started.train.weights.unique().tolist()
+    assert of_rare == pytest.approx(9 * of_common)
+    assert (of_rare + of_common) / 2 == pytest.approx(1)
+
+
 @pytest.mark.parametrize("sample_weight", [None, "w"])
 def test_accumulation_is_a_larger_batch(sample_weight: str | None) -> None:
     data = {"features": ["a", "b"], "sample_weight": sample_weight}
