@@ -20,7 +20,7 @@ from app.learning.library import Libraries
 from app.learning.losses import build_loss
 from app.learning.memory import MAX_KEPT_BYTES
 from app.learning.model import Model, assemble
-from app.learning.network import freeze, initialize, least_rows
+from app.learning.network import freeze, initialize, least_rows, set_to_learn
 from app.learning.optimizers import build_optimizers, export_state, load_state
 from app.learning.plan import num_steps, num_steps_of_job, step_cost
 from app.learning.prepare import Prepared
@@ -159,7 +159,7 @@ class Session:
 
     def _try_out(self, take_steps: Callable[[Tensor | None], float]) -> float:
         """What eager steps in the first epoch's order tell; they are taken back, all but the optimizer's state."""
-        self.network.train()
+        set_to_learn(self.network)
         order = epoch_order(self.batching, self.spec.seed, 0, self.train.inputs.device, self._shares())
         with taken_back(changed_by_steps(self.network), self.device):
             return take_steps(order)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from app.learning.cuda_graph import CapturedSteps
+from app.learning.layers import BATCH_NORMS
 from app.learning.library import Compilation, CompilationFailed, Libraries, compiler_missing, digest_of
 from app.learning.rows import Rows
 from app.learning.run_tensors import Loop, RunTensors
@@ -39,8 +40,7 @@ def why_not_compiled(spec: TrainingSpec, network: nn.Module) -> str | None:
         "nadam keeps a part of its state on the host": spec.optimizer.type == "nadam" and spec.device != "cpu",
         "recurrent layers and attention gain nothing": any(isinstance(module, recurrent) for module in modules),
         "batch norm takes each part of a step by itself": (
-            spec.descent.accumulate_steps > 1
-            and any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in modules)
+            spec.descent.accumulate_steps > 1 and any(isinstance(module, BATCH_NORMS) for module in modules)
         ),
         "large networks gain nothing": sum(value.numel() for value in network.parameters()) > MAX_PARAMETERS,
         "several threads would add up embeddings' gradients in any order": (

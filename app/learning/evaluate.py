@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from app.learning.losses import LossFunction
 from app.learning.metrics import METRICS
+from app.learning.network import set_to_learn
 from app.learning.rows import Rows
 from app.learning.targets import Targets
 
@@ -91,7 +92,8 @@ def mean_loss(network: nn.Module, loss: LossFunction, rows: Rows, judgement: Jud
         mean += (loss(outputs, targets, weights).item() - mean) * (len(outputs) / total)  # exact of one part
         if judgement is not None:
             judgement.add(outputs)
-    network.train(training)
+    if training:
+        set_to_learn(network)
     return mean
 
 

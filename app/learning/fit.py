@@ -15,6 +15,7 @@ from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching, epoch_order
 from app.learning.evaluate import Judgement, mean_loss
 from app.learning.losses import LossFunction
+from app.learning.network import set_to_learn
 from app.learning.rows import Rows
 from app.learning.schedules import Span, learning_rate_at
 from app.learning.steps import Engine
@@ -100,7 +101,7 @@ def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = t
     span = Span(batching.steps_per_epoch, last_step(spec, batching))
     started = clock() - state.elapsed_seconds
     chunk, rate, steps_per_epoch = 1, 0.0, batching.steps_per_epoch
-    run.network.train()
+    set_to_learn(run.network)
     reason = _over(spec, state) or _out_of_epochs(spec, state)
     while reason is None:
         order = epoch_order(batching, spec.seed, state.epoch, run.train.inputs.device, run.shares)

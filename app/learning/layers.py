@@ -19,6 +19,7 @@ MAX_NUMBERS_A_ROW = 2**28  # a gibibyte in float32
 Shape = tuple[int, ...]
 """The shape of one row, without the batch."""
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,

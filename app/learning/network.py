@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import InvalidInput, ShapeMismatch
-from app.learning.layers import build_sequence, reshape, shape_after
+from app.learning.layers import BATCH_NORMS, build_sequence, reshape, shape_after
 from app.specs import network as specs
+
+FROZEN = "frozen"  # an attribute of batch norms
 
 
 def build_network(spec: specs.LayeredNetwork, front: nn.Module, num_inputs: int, num_outputs: int) -> nn.Sequential:
@@ -48,7 +50,7 @@ def count_parameters(network: nn.Module) -> int:
 
 def least_rows(network: nn.Module, num_inputs: int) -> int:
     """How many rows a gradient needs, of a network on the meta device: batch norm has no variance of one number."""
-    if not any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in network.modules()):
+    if not any(isinstance(module, BATCH_NORMS) for module in network.modules()):
         return 1
     try:
         with torch.no_grad():
@@ -59,7 +61,7 @@ def least_rows(network: nn.Module, num_inputs: int) -> int:
 
 
 def freeze(network: nn.Module, parts: Sequence[str]) -> None:
-    """Let the parameters of these parts (`layers.0`, `input`) keep their values.
+    """Let the parameters of these parts (`layers.0`, `input`) keep their values, and batch norms their statistics.
 
     Raises:
         InvalidInput: a part that has no parameters, or all of them frozen; a network without any.
@@ -76,8 +78,19 @@ def freeze(network: nn.Module, parts: Sequence[str]) -> None:
             )
         for name in found:
             network.get_parameter(name).requires_grad_(False)
+        for name, module in network.named_modules():
+            if isinstance(module, BATCH_NORMS) and (name == part or name.startswith(part + ".")):
+                vars(module)[FROZEN] = True
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise InvalidInput.at("/freeze", "all weights are frozen; nothing is left to train")
+
+
+def set_to_learn(network: nn.Module) -> None:
+    """Training mode, but for batch norms that are frozen: they go by the statistics that they have, and keep them."""
+    network.train()
+    for module in network.modules():
+        if FROZEN in vars(module):
+            module.eval()
 
 
 # ---- initial weights

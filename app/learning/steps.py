@@ -13,6 +13,7 @@ from app.learning.allocator import trim_heap
 from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching
 from app.learning.chain import Chain, chained
+from app.learning.layers import BATCH_NORMS
 from app.learning.losses import LossFunction
 from app.learning.optimizers import Optimizers, set_learning_rate
 from app.learning.rows import Rows
@@ -203,7 +204,7 @@ def _recomputed(segment: nn.Module, x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    norms = [module for module in network.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

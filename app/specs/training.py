@@ -79,10 +79,10 @@ class TrainingSpec(Spec):
     where it repays itself, which a long run measures at its start. Runs of one spec on one machine are given the same
     engine, and the spec of the published version names it.
 
-    `freeze`: parts of the network that keep their weights, such as `layers.0` or `input`. `mixup`: each batch is mixed
-    with itself in another order, by shares from Beta(mixup, mixup) (Zhang et al. 2018). `ema_decay`: validated and
-    published is the exponential moving average of the weights. `activation_checkpointing`: activations are computed
-    again in the backward pass instead of being kept, in √n segments of n layers (Chen et al. 2016).
+    `freeze`: parts of the network that keep their weights and statistics, such as `layers.0` or `input`. `mixup`: each
+    batch is mixed with itself in another order, by shares from Beta(mixup, mixup) (Zhang et al. 2018). `ema_decay`:
+    validated and published is the exponential moving average of the weights. `activation_checkpointing`: activations
+    are computed again in the backward pass instead of being kept, in √n segments of n layers (Chen et al. 2016).
     """
 
     model: Name

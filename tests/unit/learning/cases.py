@@ -11,6 +11,7 @@ from app.learning.batches import Batching, epoch_order
 from app.learning.compiled import CompiledSteps
 from app.learning.features import InputColumns
 from app.learning.losses import LossFunction, build_loss
+from app.learning.network import freeze, set_to_learn
 from app.learning.optimizers import build_optimizers, export_state, load_state
 from app.learning.rows import Rows
 from app.learning.run_tensors import Loop, RunTensors
@@ -35,6 +36,12 @@ def everything() -> nn.Sequential:
     width = 4 + sum(table.embedding_dim for table in front.embeddings)
     front.embeddings[1].weight.requires_grad = False
     return nn.Sequential(front, nn.Linear(width, 8), nn.GELU(), nn.BatchNorm1d(8), nn.LayerNorm(8), nn.Linear(8, 3))
+
+
+def with_frozen_norm() -> nn.Sequential:
+    network = mlp(nn.BatchNorm1d(8))
+    freeze(network, ["1"])
+    return network
 
 
 def with_dropout() -> nn.Sequential:
@@ -110,7 +117,9 @@ class Case:
 
 def build(make: Any, **options: Any) -> Case:
     torch.manual_seed(0)
-    return Case(make().train(), **options)
+    network = make()
+    set_to_learn(network)
+    return Case(network, **options)
 
 
 def assert_close(found: Case, expected: Case) -> None:

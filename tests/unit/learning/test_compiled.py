@@ -36,6 +36,7 @@ from tests.unit.learning.cases import (
     resume,
     some_rows,
     with_dropout,
+    with_frozen_norm,
 )
 
 
@@ -129,6 +130,13 @@ def test_graph_clips(max_grad_norm: float) -> None:
     found, expected = (build(lambda: mlp(nn.ReLU()), max_grad_norm=max_grad_norm) for _ in range(2))
     torch.testing.assert_close(train_with(interpreted, found, 8), expected.train(expected.eager, 8))
     assert_close(found, expected)
+
+
+def test_graph_leaves_frozen_statistics_alone() -> None:
+    found, expected = build(with_frozen_norm), build(with_frozen_norm)
+    torch.testing.assert_close(train_with(interpreted, found, 8), expected.train(expected.eager, 8))
+    assert_close(found, expected)
+    assert found.network[1].running_mean.tolist() == [0.0] * 8
 
 
 # ---- the library

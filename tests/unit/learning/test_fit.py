@@ -379,6 +379,19 @@ def test_stochastic_is_a_mini_batch_of_one() -> None:
     assert_equal(weights(one), weights(other))
 
 
+def test_a_frozen_batch_norm_goes_by_the_statistics_that_it_keeps() -> None:
+    layers = [{"type": "linear", "out_features": 4}, {"type": "batch_norm"}, {"type": "relu"}]
+    started = session(network={"layers": layers}, freeze=["layers.1"])
+    before = {name: value.clone() for name, value in weights(started).items()}
+    run(started)  # which is validated after each epoch
+    after = weights(started)
+    assert [name for name in after if torch.equal(after[name], before[name])] == [
+        f"layers.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    ]
+    learning = started.network(started.train.inputs)
+    assert torch.equal(learning, started.network.eval()(started.train.inputs))
+
+
 @pytest.mark.parametrize("batch_size", [1, 30])
 def test_a_weighted_mean_is_learnt_in_batches_of_any_size(batch_size: int) -> None:
     """Of rows without features, by a bias alone."""
