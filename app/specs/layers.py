@@ -189,7 +189,9 @@ class PositionalEmbedding(Spec):
 
 
 class Recurrent(Spec):
-    """`[length, features] -> [length, hidden_features]` (twice that both ways), or only the last state of it."""
+    """`[length, features] -> [length, hidden_features]` (twice that both ways), or only the last state of it. `dropout`
+    is between the layers: one alone has none.
+    """
 
     type: Literal["gru", "lstm"]
     hidden_features: Width
