@@ -24,7 +24,7 @@ def train(
     file: Annotated[Path, TABLE],
     target: Annotated[list[str], typer.Option(help="Column to predict; repeat it for several.")],
     model: Annotated[str | None, typer.Option(help="Name of the model (default: the file's)")] = None,
-    ignore: Annotated[list[str], typer.Option(help="Column to leave out; repeat it for several.")] = [],  # noqa: B006
+    ignore: Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat it for several.")] = None,
     task: Annotated[str | None, typer.Option(help="regression, binary, multiclass or multilabel")] = None,
     hidden: Annotated[str | None, typer.Option(help="Widths of the hidden layers: 64,64")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw, …")] = None,
@@ -33,7 +33,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Most passes over the rows.")] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without a gain after which to stop.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is drawn at random.")] = None,
-    set_: Annotated[list[str], typer.Option("--set", metavar="KEY.PATH=JSON", help="Any field of POST /train.")] = [],  # noqa: B006
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY.PATH=JSON", help="Any field of POST /train.")
+    ] = None,
     no_header: NoHeader = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the job is queued.")] = False,
     url: Url = URL,
@@ -57,7 +59,7 @@ def train(
         "seed": seed,
     }
     given = [(path, value) for path, value in options.items() if value is not None]
-    for path, value in [*given, *map(_assignment, set_)]:
+    for path, value in [*given, *map(_assignment, set_ or ())]:
         _put(body, path, value)
     with connect(url, api_key) as client:
         client.upload_dataset(name, file, has_header=not no_header)
@@ -197,7 +199,7 @@ def _write_rows(parts: "Iterator[DataFrame]", target: BinaryIO) -> int:
 def evaluate(
     model: str,
     file: Annotated[Path, TABLE],
-    target: Annotated[list[str], typer.Option(help="Column of the answers (default: the model's)")] = [],  # noqa: B006
+    target: Annotated[list[str] | None, typer.Option(help="Column of the answers (default: the model's)")] = None,
     version: Annotated[str | None, typer.Option(help="Version or alias (default: the newest)")] = None,
     no_header: NoHeader = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, with all digits.")] = False,
