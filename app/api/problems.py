@@ -167,9 +167,10 @@ def fault_of(item: Any, body: Any, body_type: Any = None) -> errors.Fault:
     if item["type"] == "union_tag_invalid":
         path, message = [*path, "type"], _unknown_type(**item["ctx"])
     if item["type"] == "extra_forbidden" and (known := fields_at(body_type, path[:-1])):
-        message = _no_such_field(str(path[-1]), known, fields_below(body_type) if len(path) == 1 else {})
         if path[-1] in known:
             message = _out_of_place(fields_beside(body_type, path))
+        else:
+            message = _no_such_field(str(path[-1]), known, fields_below(body_type) if len(path) == 1 else {})
     if item["type"] == "union_tag_not_found" and (known := types_at(body_type, path)):
         message += f"; there are {some_of(known)}"
     if item["type"] in OBJECT and (known := fields_at(body_type, path)):
