@@ -1,8 +1,8 @@
 """Gradients by hand for the last layers of a network, as far back as they are linear layers and activations.
 
-The kernels are those that autograd would call, on the same numbers, so the gradients are its own, bit for bit. What is
-saved is its graph, which takes longer to build and to walk than a small network's arithmetic. What comes before these
-layers is left to autograd.
+The arithmetic is that of autograd's kernels, in their order, so the gradients are its own, bit for bit. What is saved is its
+graph, which takes longer to build and to walk than a small network's arithmetic. What comes before these layers is left
+to autograd.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +15,9 @@ from torch.autograd import Variable
 
 from app.learning.losses import LossFunction, mean_squared_error
 from app.learning.rows import Rows
-from app.learning.shortcuts import in_a_row
+from app.learning.shortcuts import NO_GRADIENTS, in_a_row
 
 aten = torch.ops.aten
-MEAN = 1  # how torch's kernels name that reduction
 
 Slope = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 """`(module, gradient, x, y)` to the gradient of `x`, where `y = module(x)`."""
@@ -83,27 +82,35 @@ class Chain:
 
     def backward(self, rows: Rows) -> Tensor:
         """The loss of rows `[B, F]`; the parameters, which had no gradients, have those of it."""
-        with torch.set_grad_enabled(self.front_learns):
-            x = rows.inputs
-            for forward in self.front:
-                x = forward(x)
-        with torch.no_grad():
-            passed = [x.detach()]
-            for layer in self.layers:
-                passed.append(layer.forward(passed[-1]))
-            loss, gradient = self._loss(passed[-1], rows)
-            for index in range(len(self.layers) - 1, -1, -1):
-                y = passed.pop()
-                gradient = self.layers[index].backward(gradient, passed[-1], y, wanted=index > 0 or self.front_learns)
-        if self.front_learns:
-            _walk(x, gradient)
+        x = rows.inputs
+        if not self.front_learns:
+            with NO_GRADIENTS:
+                for forward in self.front:
+                    x = forward(x)
+                return self._tail(x, rows)[0]
+        for forward in self.front:
+            x = forward(x)
+        with NO_GRADIENTS:
+            loss, gradient = self._tail(x.detach(), rows)
+        _walk(x, gradient)
         return loss
+
+    def _tail(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The loss, and its gradient of what comes into the chained layers, where that is wanted."""
+        passed = [x]
+        for layer in self.layers:
+            passed.append(layer.forward(passed[-1]))
+        loss, gradient = self._loss(passed[-1], rows)
+        for index in range(len(self.layers) - 1, -1, -1):
+            y = passed.pop()
+            gradient = self.layers[index].backward(gradient, passed[-1], y, wanted=index > 0 or self.front_learns)
+        return loss, gradient
 
     def _loss(self, outputs: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """And its gradient of the outputs."""
         if self.loss is mean_squared_error and rows.weights is None:
-            slope = aten.mse_loss_backward.default(self.one, outputs, rows.targets, MEAN)
-            return self.loss(outputs, rows.targets, None), slope
+            differences = outputs - rows.targets
+            return (differences * differences).mean(), differences * (2 / outputs.numel())
         leaf = outputs.detach().requires_grad_()
         with torch.enable_grad():
             loss = self.loss(leaf, rows.targets, rows.weights)

@@ -25,6 +25,19 @@ class Backward:
         )
 
 
+class NoGradients:
+    """As `torch.no_grad()`, for code around which gradients are on."""
+
+    def __enter__(self) -> None:
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *_error: object) -> None:
+        torch._C._set_grad_enabled(True)
+
+
+NO_GRADIENTS = NoGradients()
+
+
 def forward_of(network: nn.Sequential) -> Callable[[Tensor], Tensor]:
     """As calling the network, without looking for hooks at its modules, which have none in training."""
     layers = [module.forward for module in in_a_row(network)]
@@ -51,12 +64,9 @@ def step_of(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
     on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
 
     def update() -> None:
-        torch._C._set_grad_enabled(False)
-        try:
+        with NO_GRADIENTS:
             if fused is None or not on_cpu or not fused(optimizer.param_groups[0], optimizer.state):
                 step(optimizer)
-        finally:
-            torch._C._set_grad_enabled(True)
 
     return update
 
