@@ -1,8 +1,8 @@
 """Gradients by hand for the last layers of a network, as far back as they are linear layers and activations.
 
-The arithmetic is that of autograd's kernels, in their order, so the gradients are its own, bit for bit. What is saved is its
-graph, which takes longer to build and to walk than a small network's arithmetic. What comes before these layers is left
-to autograd.
+The arithmetic is that of autograd's kernels, in their order, so gradients are its own, bit for bit. What is saved is
+its graph, which takes longer to build and to walk than a small network's arithmetic. What comes before these layers is
+left to autograd.
 """
 
 from collections.abc import Callable, Sequence
