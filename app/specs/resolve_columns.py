@@ -161,28 +161,3 @@ def check_features(spec: TrainingSpec, table: Table) -> None:
             raise InvalidInput.at(
                 "/features", f"{name!r} has {column.num_missing} missing values; impute them with features.missing"
             )
-
-
-def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
-    """Whether a resolved spec's validation dataset, `other`, has what the run reads of `table`.
-
-    Raises:
-        UnknownColumn, InvalidInput: a column is not there, is an empty target, or holds what is no number or no time.
-    """
-    data = spec.data
-    assert isinstance(data, StoredData)
-    for name in (*(data.features or ()), *data.targets, *([data.sample_weight] if data.sample_weight else ())):
-        learnt, found = table.column(name), other.column(name)
-        assert learnt is not None
-        if found is None:
-            known = [column.name for column in other.columns]
-            raise UnknownColumn.at("/validation", f"in the validation dataset {unknown_column(name, known)}")
-        if name in data.targets and not found.num_unique:
-            raise InvalidInput.at("/validation", f"{name!r} is empty in the validation dataset")
-        fitting = {"numeric": NUMBERS, "boolean": NUMBERS, "datetime": ("datetime",)}.get(learnt.kind, (found.kind,))
-        if found.kind not in fitting and found.num_unique:
-            raise InvalidInput.at(
-                "/validation",
-                f"{name!r} is {found.kind} in the validation dataset, and {learnt.kind} in the table that is learnt "
-                f"from{note_of(found)}",
-            )

@@ -38,7 +38,7 @@ def resolve_task(spec: TrainingSpec, table: Table, warnings: list[str]) -> Task:
         if task == "regression" and column.kind not in ("numeric", "boolean"):
             wanted = "several targets are all numbers, or all 0/1" if len(targets) > 1 else "regression needs numbers"
             raise InvalidInput.at("/data/target", f"{column.name!r} is {column.kind}; {wanted}{note_of(column)}")
-        if task == "multilabel" and not _is_flag(column):
+        if task == "multilabel" and not is_flag(column):
             detail = f"{column.name!r} must hold only 0/1 or true/false: multilabel has a column for each label"
             raise InvalidInput.at("/data/target", detail)
         if column.num_unique == 1 and table.num_rows > 2:
@@ -74,19 +74,19 @@ def _check_classes(task: Task, targets: list[ColumnProfile]) -> None:
         )
 
 
-def _is_flag(column: ColumnProfile) -> bool:
+def is_flag(column: ColumnProfile) -> bool:
     return column.kind == "boolean" or (column.integral and column.min in (0, 1) and column.max in (0, 1))
 
 
 def _task_of(spec: TrainingSpec, targets: list[ColumnProfile], num_rows: int, warnings: list[str]) -> Task:
     by_loss = TASKS_OF_LOSS.get(spec.loss.type)
     if len(targets) > 1:
-        return "multilabel" if all(map(_is_flag, targets)) and by_loss != ("regression",) else "regression"
+        return "multilabel" if all(map(is_flag, targets)) and by_loss != ("regression",) else "regression"
     column = targets[0]
     if by_loss == ("regression",):
         return "regression"
     if column.kind != "numeric" or by_loss or _looks_like_classes(column, num_rows):
-        if column.kind == "numeric" and not by_loss and not _is_flag(column):
+        if column.kind == "numeric" and not by_loss and not is_flag(column):
             warnings.append(
                 f"target {column.name!r} holds {column.num_unique} distinct whole numbers and was taken as classes; "
                 "set task to regression if it is a quantity"
@@ -99,7 +99,7 @@ def _looks_like_classes(column: ColumnProfile, num_rows: int) -> bool:
     if not column.integral:
         return False
     enough = column.num_unique * MIN_ROWS_PER_AUTO_CLASS <= num_rows - column.num_missing
-    return _is_flag(column) or (column.num_unique <= MAX_AUTO_CLASSES and enough)
+    return is_flag(column) or (column.num_unique <= MAX_AUTO_CLASSES and enough)
 
 
 def resolve_loss(spec: TrainingSpec, task: Task, table: Table) -> LossSpec:

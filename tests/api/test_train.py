@@ -248,6 +248,49 @@ def test_a_dataset_to_judge_by_has_columns_that_fit(
     assert answer.json()["errors"] == [{"pointer": "/validation", "detail": detail}]
 
 
+@pytest.mark.parametrize(
+    ("learnt", "judged", "detail"),
+    [
+        (["1", "0"], ["true", "false"], "the label true in the validation dataset, and in the table that is learnt "
+         "from only 1, 0: write labels alike in both, and leave out rows of any other"),
+        (["true", "false"], ["1", "0"], "the label 1 in the validation dataset, and in the table"),
+        (["yes", "no"], ["yes", "maybe"], "the label maybe in the validation dataset, and in the table"),
+        (["yes", "no"], ["1", "0"], "the label 1 in the validation dataset, and in the table"),
+    ],
+)  # fmt: skip
+def test_a_dataset_to_judge_by_has_labels_that_are_learnt(
+    client: httpx.Client, learnt: list[str], judged: list[str], detail: str
+) -> None:
+    for name, labels in (("learnt", learnt), ("judged", judged)):
+        rows = [f"{number},{label}" for number, label in enumerate(labels * 10)]
+        client.put(f"/datasets/{name}", content="\n".join(["x,y", *rows])).raise_for_status()
+    spec = body("flags", data={"dataset": "learnt", "target": "y"}, validation={"dataset": "judged"})
+    answer = client.post("/train", json=spec)
+    assert pointers(answer) == ["/validation"]
+    assert detail in answer.json()["detail"]
+
+
+def test_a_dataset_to_judge_by_has_flags_for_labels_of_which_each_row_has_any_number(client: httpx.Client) -> None:
+    for name, flag in (("learnt", 1), ("judged", 3)):
+        client.put(f"/datasets/{name}", content=f"x,p,q\n1,{flag},0\n2,0,1\n3,{flag},1\n").raise_for_status()
+    spec = body("flags", data={"dataset": "learnt", "target": ["p", "q"]}, validation={"dataset": "judged"})
+    answer = client.post("/train", json=spec)
+    assert pointers(answer) == ["/validation"]
+    assert "'p' must hold only 0/1 or true/false" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("judged", [["2", "2.0"], ["a", "b"]])
+def test_labels_that_are_written_otherwise_or_are_too_many_to_list_are_not_refused(
+    client: httpx.Client, judged: list[str]
+) -> None:
+    learnt = ["1", "2", "3"] if judged[0] == "2" else list("cdefghab")
+    for name, labels in (("many", learnt), ("some", judged)):
+        rows = [f"{number},{label}" for number, label in enumerate(labels * 10)]
+        client.put(f"/datasets/{name}", content="\n".join(["x,y", *rows])).raise_for_status()
+    data = {"dataset": "many", "target": "y"}
+    train(client, body("many", data=data, validation={"dataset": "some"}, stop={"max_epochs": 1}))
+
+
 def test_a_dataset_to_judge_by_may_have_other_words_flags_and_empty_columns(client: httpx.Client) -> None:
     cars = pl.DataFrame({"size": [1, 2], "color": ["red", "blue"], "new": [True, False], "price": [3, 4]})
     other = pl.DataFrame({"new": [7], "color": [5], "size": [None], "price": [2.5]})

@@ -1,0 +1,53 @@
+"""Whether the dataset that a run is to be judged by has what is read of it."""
+
+from app.errors import InvalidInput, UnknownColumn
+from app.specs.resolve_columns import NUMBERS, note_of, some_of, unknown_column
+from app.specs.resolve_task import is_flag
+from app.specs.table import MAX_EXAMPLE_CHARACTERS, StoredData, Table, as_key
+from app.specs.training import TrainingSpec
+
+
+def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
+    """Whether a resolved spec's validation dataset, `other`, has what the run reads of `table`.
+
+    Raises:
+        UnknownColumn, InvalidInput: a column is not there, is an empty target, or holds no numbers, times or labels.
+    """
+    data = spec.data
+    assert isinstance(data, StoredData)
+    for name in (*(data.features or ()), *data.targets, *([data.sample_weight] if data.sample_weight else ())):
+        learnt, found = table.column(name), other.column(name)
+        assert learnt is not None
+        if found is None:
+            known = [column.name for column in other.columns]
+            raise UnknownColumn.at("/validation", f"in the validation dataset {unknown_column(name, known)}")
+        if name in data.targets and not found.num_unique:
+            raise InvalidInput.at("/validation", f"{name!r} is empty in the validation dataset")
+        if name in data.targets and spec.task == "multilabel" and not is_flag(found):
+            raise InvalidInput.at(
+                "/validation", f"{name!r} must hold only 0/1 or true/false, also in the validation dataset"
+            )
+        fitting = {"numeric": NUMBERS, "boolean": NUMBERS, "datetime": ("datetime",)}.get(learnt.kind, (found.kind,))
+        if found.kind not in fitting and found.num_unique:
+            raise InvalidInput.at(
+                "/validation",
+                f"{name!r} is {found.kind} in the validation dataset, and {learnt.kind} in the table that is learnt "
+                f"from{note_of(found)}",
+            )
+    if spec.task in ("binary", "multiclass"):
+        _check_labels(data.targets[0], table, other)
+
+
+def _check_labels(target: str, table: Table, other: Table) -> None:
+    """Where the profile's examples are all labels that are learnt; of others the run sees it."""
+    learnt, found = table.column(target), other.column(target)
+    assert learnt is not None
+    assert found is not None
+    known, given = ([as_key(label) for label in column.examples] for column in (learnt, found))
+    unknown = [label for label in given if label not in known and len(label) < MAX_EXAMPLE_CHARACTERS]
+    if unknown and len(known) == learnt.num_unique:
+        raise InvalidInput.at(
+            "/validation",
+            f"{target!r} has the label {unknown[0]} in the validation dataset, and in the table that is learnt from "
+            f"only {some_of(known)}: write labels alike in both, and leave out rows of any other",
+        )
