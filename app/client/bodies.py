@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from app.client.errors import Json
+from app.client.errors import ClientError, Json
 from app.client.frames import ARROW, arrow_stream, is_frame, polars_frame
 
 BLOCK_BYTES = 2**20
@@ -56,13 +56,32 @@ def body_of(source: Any) -> tuple[bytes | Iterable[bytes], dict[str, str]]:
     path = Path(source)
     if not (path.is_dir() or path.is_file()):  # a pipe says no size
         return _blocks(path), {}
-    num_bytes, blocks = _packed(path) if path.is_dir() else (path.stat().st_size, _blocks(path))
+    size = path.stat().st_size
+    num_bytes, blocks = _packed(path) if path.is_dir() else (size, _whole(path, size))
     return blocks, {"Content-Length": str(num_bytes)}
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         yield from iter(lambda: file.read(BLOCK_BYTES), b"")
+
+
+def _whole(path: Path, num_bytes: int) -> Iterator[bytes]:
+    """A file's blocks; the last one only where the file still ends with it.
+
+    Raises:
+        ClientError
+    """
+    left = num_bytes
+    with path.open("rb") as file:
+        while left:
+            block = file.read(min(left, BLOCK_BYTES))
+            left -= len(block)
+            if not block or (not left and file.read(1)):
+                raise ClientError(
+                    f"{path} had {num_bytes} bytes, and was changed while they were sent; send it once it is whole"
+                )
+            yield block
 
 
 def _packed(folder: Path) -> tuple[int, Iterator[bytes]]:

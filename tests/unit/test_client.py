@@ -32,7 +32,7 @@ from app.client import (
     Unauthorized,
     Unreachable,
 )
-from app.client.bodies import json_body
+from app.client.bodies import BLOCK_BYTES, json_body
 from app.client.calls import MAX_RECONNECTS
 from app.client.events import EventParser
 from app.client.transport import AsyncTransport, BlockingTransport
@@ -297,6 +297,25 @@ def test_tables_that_are_none_are_refused_at_once(client: Any) -> None:
     for source in ([{"a": 1}], {"a": [1]}, np.ones((2, 2)), io.StringIO("a\n1\n")):
         with pytest.raises(TypeError, match="takes a frame, the path of a file, or bytes, not a "):
             client.upload_dataset("d", source)
+
+
+@pytest.mark.parametrize("num_bytes", [BLOCK_BYTES + 1, 3 * BLOCK_BYTES])
+def test_a_file_that_changes_while_it_is_sent_is_not_taken_for_whole(
+    server: ScriptedServer, client: Any, tmp_path: Path, num_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, before = tmp_path / "rows.csv", b"1" * (2 * BLOCK_BYTES)
+    path.write_bytes(before)
+    open_file = Path.open
+
+    def change_and_open(self: Path, *arguments: Any) -> Any:
+        os.truncate(self, num_bytes)
+        return open_file(self, *arguments)
+
+    monkeypatch.setattr(Path, "open", change_and_open)
+    server.answers = [answers.json({})]
+    with pytest.raises(ClientError, match=rf"rows.csv had {len(before)} bytes, and was changed while they were sent"):
+        client.upload_dataset("d", path)
+    assert all(len(request.body) < len(before) for request in server.requests)
 
 
 def test_a_column_of_what_no_table_holds_is_named(client: Any) -> None:
