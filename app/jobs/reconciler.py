@@ -253,9 +253,16 @@ class Reconciler:
                 self._finish(job.id, "cancelled")
             self._reconcile_at = 0.0
         except OSError as error:
-            self._fail_to_store(job.id, error)
+            self._store_later(job, error)
         else:
             self._finish(job.id, "succeeded")
+
+    def _store_later(self, job: Job, error: OSError) -> None:
+        """Where the disk is to blame, the next turns try again, until somebody cancels the job."""
+        if (known := StorageFailed.of(error)) is None or job.state == "cancelling":
+            self._fail_to_store(job.id, error)
+        else:
+            self._queue.hold(job, f"its version can't be stored yet, which is tried again: {known.detail}")
 
     def _fail_to_store(self, job_id: str, error: OSError) -> None:
         code = (StorageFailed.of(error) or StorageFailed).code

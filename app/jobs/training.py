@@ -21,7 +21,7 @@ import torch._dynamo  # as do torch.optim and meta tensors, where it takes a sec
 from torch import Tensor
 
 from app import __version__
-from app.errors import CorruptVersion, Diverged, NotFound, OutOfMemory
+from app.errors import CorruptVersion, Diverged, NotFound, OutOfMemory, StorageFailed
 from app.jobs.journal import Journal
 from app.jobs.order import Control, Emit, Outcome, WorkOrder
 from app.jobs.session import Session, Workplace
@@ -40,6 +40,9 @@ from app.storage.models import ModelStore
 from app.storage.tables import TableParts, read_table
 from app.storage.tensors import write_tensors
 from app.storage.version import Version, write_version
+
+STORE_SECONDS = 5.0  # between two attempts to store a model for which the disk has no room
+LOOK_SECONDS = 0.1  # for a request, meanwhile
 
 torch.manual_seed(0)  # what torch looks up at its first use is looked up before the fork, too
 torch.nn.Linear(1, 1, device="meta")(torch.empty(1, 1, device="meta"))
@@ -191,9 +194,29 @@ class Training:
     # ---- after
 
     def _stage(self, model: Model, metrics: dict[str, Any], reason: str) -> Outcome:
+        """Where the disk takes nothing, wait until it does: what is learnt is not lost for that."""
         metrics = summarize(self.journal.folds, metrics)
         if beyond := [name for name, value in metrics.items() if name != "folds" and not math.isfinite(value)]:
             self.journal.warn(f"{', '.join(beyond)}: no number, as outputs for some of the rows are beyond float32")
+        while (error := self._try_to_write(model, metrics)) is not None:
+            self.journal.warn(f"the trained model can't be stored yet, which is tried again until it can be: {error}")
+            if asked := self._asked_within(STORE_SECONDS):
+                return Outcome("cancelled" if asked == "cancel" else "paused")
+        self.journal.emit("progress", self.journal.progress() | {"fraction": 1.0, "eta_seconds": 0.0})
+        return Outcome("succeeded", metrics, reason)
+
+    def _try_to_write(self, model: Model, metrics: dict[str, Any]) -> StorageFailed | None:
+        """What the disk is to blame for; nothing is left of a version that did not find room."""
+        try:
+            self._write(model, metrics)
+        except OSError as error:
+            self.models.discard(self.order.job_id)
+            if (known := StorageFailed.of(error)) is None:
+                raise
+            return known
+        return None
+
+    def _write(self, model: Model, metrics: dict[str, Any]) -> None:
         folder = self.models.staging(self.order.job_id)
         tensors, config = model.export()
         write_tensors(folder / "model.safetensors", tensors)
@@ -204,8 +227,13 @@ class Training:
             "versions": {"gradserve": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
         write_version(folder, origin | config, metrics)
-        self.journal.emit("progress", self.journal.progress() | {"fraction": 1.0, "eta_seconds": 0.0})
-        return Outcome("succeeded", metrics, reason)
+
+    def _asked_within(self, seconds: float) -> str | None:
+        """What is asked of the run meanwhile. One that is paused now goes on from its last checkpoint."""
+        end = time.monotonic() + seconds
+        while (asked := self.journal.control.request) is None and time.monotonic() < end:
+            time.sleep(LOOK_SECONDS)
+        return asked
 
 
 def _load(version: Version) -> Model:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -615,6 +616,33 @@ def test_a_version_that_cannot_be_stored_fails_its_job(queue: JobQueue, models: 
     assert failed.error is not None
     assert failed.error["code"] == "storage_failed"
     assert failed.version is None, "the number that was meant for it"
+
+
+def test_a_version_for_which_the_disk_has_no_room_waits_for_it(
+    queue: JobQueue, models: ModelStore, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And holds up no other; a job that is cancelled meanwhile waits no more."""
+    publish, full = models.publish, ["held", "cancelled"]
+
+    def publish_where_there_is_room(job_id: str, name: str, version: str) -> None:
+        if name in full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        publish(job_id, name, version)
+
+    monkeypatch.setattr(models, "publish", publish_where_there_is_room)
+    monkeypatch.setattr(reconciler_module, "RECONCILE_SECONDS", 0.05)
+    start()
+    held, cancelled, other = (queue.submit({}, name) for name in ("held", "cancelled", "other"))
+    waiting = until(lambda: (found := queue.get(held.id)).wait_reason and found)
+    assert waiting.state == "running"
+    assert re.match(r"its version can't be stored yet, .*\(No space left on device\)", waiting.wait_reason)
+    until(lambda: queue.get(cancelled.id).wait_reason)
+    queue.cancel(cancelled.id)
+    assert (ended(queue, cancelled).state, ended(queue, other).state) == ("cancelled", "succeeded")
+    full.clear()
+    done = ended(queue, held)
+    assert (done.state, done.version, done.wait_reason) == ("succeeded", "1", None)
+    assert len(starts(tmp_path, held)) == 1
 
 
 def test_a_model_whose_folder_cannot_be_read_fails_its_job_once(

@@ -4,7 +4,9 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +26,7 @@ from app.storage.checkpoints import Checkpoints
 from app.storage.models import ModelStore
 from app.storage.profile import profile_table
 from app.storage.tensors import write_tensors
+from app.storage.version import write_version
 from tests.samples import DIGEST, publish, resolved, table_of, untrained
 
 RNG = np.random.default_rng(3)
@@ -43,6 +46,7 @@ def run(
     order: dict[str, Any] | None = None,
     job: str = "job",
     pause_at: int | None = None,
+    control: Any = None,
     **spec: Any,
 ) -> tuple[Outcome, list[Any]]:
     table = folder / "datasets" / DIGEST.removeprefix("sha256:")
@@ -55,7 +59,7 @@ def run(
     more: dict[str, Any] = {"checkpoint_interval_seconds": 1000.0, **(order or {})}
     work = WorkOrder(job, body, str(folder), str(folder / "models"), **more)
     events: list[Any] = []
-    control = SimpleNamespace(request=None)
+    control = control or SimpleNamespace(request=None)
 
     def emit(kind: str, data: dict[str, Any]) -> None:
         events.append((kind, data))
@@ -71,6 +75,19 @@ def told(events: list[Any], kind: str) -> list[dict[str, Any]]:
 
 def weights(folder: Path, job: str) -> dict[str, Any]:
     return dict(load_file(folder / "models" / ".staging" / job / "model.safetensors"))
+
+
+def failing(write: Callable[..., None], *, times: int, fault: int) -> Callable[..., None]:
+    """As `write`, but for the first times."""
+    faults = [fault] * times
+
+    def fails_at_first(*arguments: Any) -> None:
+        if faults:
+            number = faults.pop()
+            raise OSError(number, os.strerror(number))
+        write(*arguments)
+
+    return fails_at_first
 
 
 @pytest.mark.parametrize("windowed_bytes", [windows.WINDOWED_BYTES, 0])
@@ -341,13 +358,47 @@ def test_a_run_that_goes_on_keeps_its_engine(
     assert config["spec"]["engine"] == engine
 
 
-def test_a_fault_that_is_not_the_disks_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", [(Checkpoints, "save"), (training, "write_version")])
+def test_a_fault_that_is_not_the_disks_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str]
+) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    monkeypatch.setattr(Checkpoints, "save", fail)
+    monkeypatch.setattr(*place, fail)
     with pytest.raises(OSError, match="Bad file descriptor"):
         run(tmp_path, stop={"max_epochs": 3}, order={"checkpoint_interval_seconds": 0.0})
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EROFS])
+def test_a_model_for_which_the_disk_has_no_room_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    monkeypatch.setattr(training, "STORE_SECONDS", 0.01)
+    undisturbed, _ = run(tmp_path, job="undisturbed", stop={"max_epochs": 3})
+    monkeypatch.setattr(training, "write_version", failing(write_version, times=2, fault=fault))
+    disturbed, events = run(tmp_path, job="disturbed", stop={"max_epochs": 3})
+    assert disturbed.metrics == undisturbed.metrics
+    one, other = weights(tmp_path, "disturbed"), weights(tmp_path, "undisturbed")
+    assert all(np.array_equal(one[name], other[name]) for name in other)
+    warning = f"the trained model can't be stored yet, which is tried again until it can be: .*{os.strerror(fault)}"
+    assert sum(bool(re.match(warning, data["detail"])) for data in told(events, "warning")) == 2
+
+
+@pytest.mark.parametrize(("asked", "state"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_a_run_that_waits_for_the_disk_does_as_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, state: str
+) -> None:
+    control = SimpleNamespace(request=None)
+
+    def full(*_: object) -> None:
+        control.request = asked
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(training, "write_version", full)
+    outcome, _ = run(tmp_path, control=control, stop={"max_epochs": 3})
+    assert outcome.state == state
+    assert not list((tmp_path / "models" / ".staging").iterdir()), "what would take room that others need"
 
 
 @pytest.mark.parametrize(
