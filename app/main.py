@@ -96,6 +96,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_tags=[{"name": name, "description": text} for name, text in ROOMS.items()],
         docs_url=None,  # they are among our own pages
         redoc_url=None,
+        redirect_slashes=False,  # curl shows nothing of a redirection; a problem names the path
         telemetry=dict.fromkeys(("tracing", "metrics", "logs"), False),  # app.api.tracing has it, off costs nothing
     )
     app.state.settings = settings

@@ -22,6 +22,7 @@ def install(app: FastAPI) -> None:
 
 
 @router.get("/")
+@router.get("/docs/")
 def root() -> RedirectResponse:
     return RedirectResponse("/docs")
 

@@ -226,11 +226,21 @@ async def _http(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         headers["Allow"] = _allowed(request)
     detail = {
-        404: f"there is nothing at {request.url.path}; see /docs",
+        404: f"there is nothing at {request.url.path}; {_without_slash(request) or 'see /docs'}",
         405: f"{request.url.path} takes no {request.method}; it takes {headers.get('Allow')}",
         413: "the body is larger than this service allows",
     }.get(error.status_code, str(error.detail))
     return problem_response(request, error.status_code, code, detail, headers=headers)
+
+
+def _without_slash(request: Request) -> str | None:
+    """The path that was meant, where a slash too many is at its end."""
+    path = request.scope["path"].removesuffix("/")
+    meant = {**request.scope, "path": path}
+    is_route = path != request.scope["path"] and any(
+        route.matches(meant)[0] != Match.NONE for route in request.app.routes
+    )
+    return f"did you mean {path}?" if is_route else None
 
 
 def _allowed(request: Request) -> str:

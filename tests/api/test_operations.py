@@ -188,6 +188,29 @@ def test_the_root_leads_to_the_docs(client: httpx.Client) -> None:
     assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/predict"),
+        ("POST", "/train"),
+        ("GET", "/jobs"),
+        ("PUT", "/datasets/d"),
+        ("POST", "/v2/models/m/infer"),
+    ],
+)
+def test_a_slash_too_many_is_answered_with_the_path_that_was_meant(
+    client: httpx.Client, method: str, path: str
+) -> None:
+    found = problem(client.request(method, f"{path}/", json={}), 404, "not_found")
+    assert found["detail"] == f"there is nothing at {path}/; did you mean {path}?"
+
+
+def test_an_address_that_nothing_is_like_is_answered_with_where_all_are(client: httpx.Client) -> None:
+    for path in ("/nowhere", "/nowhere/", "/jobs//"):
+        assert problem(client.get(path), 404, "not_found")["detail"] == f"there is nothing at {path}; see /docs"
+    assert client.get("/docs/").headers["location"] == "/docs"
+
+
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])
 def test_pages_need_no_other_machine(client: httpx.Client, page: str) -> None:
     answer = client.get(page)
