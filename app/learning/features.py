@@ -7,7 +7,7 @@ embeddings or one-hot vectors. Shape suffixes: N rows, K measures, I flags, C ca
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -131,6 +131,8 @@ class Features:
     std: Floats = field(default_factory=lambda: np.ones(0))
     flagged: tuple[str, ...] = ()
     vocabularies: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    num_places: int | None = None
+    """Where the network begins with an embedding: it takes whole numbers below that."""
 
     @classmethod
     def fit(
@@ -154,7 +156,7 @@ class Features:
         for frame in frames:
             found.check(frame)
             missing |= {column.name for column in columns if frame[column.name].null_count()}
-            moments.add(found._measures(frame))
+            moments.add(found.measures(frame))
             for name, counts in words.items():
                 counts.update(dict(frame[name].drop_nulls().cast(pl.String).value_counts().iter_rows()))
         found.flagged = tuple(
@@ -170,17 +172,30 @@ class Features:
         return found
 
     def check(self, frame: pl.DataFrame) -> None:
-        """Raise BadData where the spec refuses missing values and there are some."""
+        """Raise BadData where the spec refuses missing values and there are some, or a number has no place."""
         if self.spec is None or self.spec.missing == "error":
             for column in self.columns:
                 if frame[column.name].null_count():
                     raise BadData(f"column {column.name!r} has missing values, and the features spec allows none")
+        if self.num_places is not None:
+            for _, _, detail in self.misplaced(self.measures(frame)):
+                raise BadData(detail)
 
     def check_all(self, frames: Iterable[pl.DataFrame]) -> None:
         """As `check`, of a table in parts, which is not gone through where the spec refuses nothing."""
         if self.spec is None or self.spec.missing == "error":
             for frame in frames:
                 self.check(frame)
+
+    def misplaced(self, rows_NK: Numbers) -> Iterator[tuple[int, int, str]]:
+        """Row, column and a sentence for each number that the network's embedding has no place for."""
+        assert self.num_places is not None
+        last = self.num_places - 1
+        fits_NK = (rows_NK >= 0) & (rows_NK <= last) & (rows_NK == np.floor(rows_NK))
+        for row, column in np.argwhere(~fits_NK).tolist():
+            name, number = self.columns[column].name, rows_NK[row, column]
+            given = "missing" if np.isnan(number) else f"{number:.15g}"
+            yield row, column, f"{name!r} is {given}; the network's embedding takes whole numbers from 0 to {last}"
 
     @property
     def num_inputs(self) -> int:
@@ -199,9 +214,16 @@ class Features:
                 len(self.mean) + len(self.flagged), sizes, self.spec.categorical if self.spec else "embedding"
             )
 
+    def measures(self, frame: pl.DataFrame) -> Floats:
+        """Columns that are no categories as numbers `[N, K]`, NaN where missing."""
+        parts = [
+            part for column in self.columns if column.kind != "categorical" for part in _measures_of(column, frame)
+        ]
+        return np.column_stack(parts) if parts else np.zeros((frame.height, 0))
+
     def transform(self, frame: pl.DataFrame) -> Tensor:
         """Rows of a frame that has all columns, to `[N, F]`. Unseen categories and missing values have their places."""
-        measures = self._measures(frame)
+        measures = self.measures(frame)
         flags = [frame[name].is_null().to_numpy() for name in self.flagged]
         codes = [self._codes(frame[name]) for name in self.vocabularies]
         return self._assemble(measures, [*flags, *codes])
@@ -259,12 +281,6 @@ class Features:
 
     def _is_ordinary(self) -> bool:
         return bool((np.abs(self.mean) < ORDINARY).all() and ((self.std > 1 / ORDINARY) & (self.std < ORDINARY)).all())
-
-    def _measures(self, frame: pl.DataFrame) -> Floats:
-        parts = [
-            part for column in self.columns if column.kind != "categorical" for part in _measures_of(column, frame)
-        ]
-        return np.column_stack(parts) if parts else np.zeros((frame.height, 0))
 
     # ---- on disk
 

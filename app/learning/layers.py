@@ -88,7 +88,9 @@ class Function(nn.Module):
 
 
 class WholeNumbers(nn.Embedding):
-    """An embedding of floats that are whole numbers; those out of range are taken to the nearest in range."""
+    """An embedding of floats that are whole numbers; those out of range, which only an ONNX file is given, are taken
+    to the nearest in range.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.long().clamp(0, self.num_embeddings - 1))

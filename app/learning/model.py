@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from app.learning.evaluate import forward_all
 from app.learning.features import Features
+from app.learning.layers import WholeNumbers
 from app.learning.network import build_network
 from app.learning.targets import Targets
 from app.specs.network import LayeredNetwork
@@ -23,6 +24,10 @@ class Model:
     features: Features
     targets: Targets
     network: nn.Module
+
+    def __post_init__(self) -> None:
+        embeddings = (module for module in self.network.modules() if isinstance(module, WholeNumbers))
+        self.features.num_places = min((module.num_embeddings for module in embeddings), default=None)
 
     @property
     def signature(self) -> Signature:

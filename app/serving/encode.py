@@ -29,6 +29,10 @@ DTYPES: dict[str, pl.DataType] = {
 }
 
 
+At = Callable[[int, int], str]
+"""From the numbers of a row and a column, from 0, to the pointer of their cell."""
+
+
 def encode_rows(features: Features, signature: Signature, inputs: list[Any], pointer: str = "/inputs") -> Tensor:
     """Rows as lists in the order of the columns, or as objects by column name, to `[N, F]`.
 
@@ -38,32 +42,62 @@ def encode_rows(features: Features, signature: Signature, inputs: list[Any], poi
     if not inputs:
         raise ShapeMismatch.at(pointer, "there are no rows; give at least one")
     if isinstance(inputs[0], dict):
-        return encode_frame(features, frame_of_records(signature, inputs, pointer), pointer, by_name=True)
+        names = [escape(column.name) for column in signature.inputs]
+        frame = frame_of_records(signature, inputs, pointer)
+        return encode_frame(features, frame, lambda row, column: f"{pointer}/{row}/{names[column]}")
+
+    def at(row: int, column: int) -> str:
+        return f"{pointer}/{row}/{column}"
+
     if features.all_measures and (numbers := _matrix(signature, inputs)) is not None:
-        refuse_missing(features, np.isnan(numbers), pointer)
-        return features.transform_numbers(numbers)
-    return encode_frame(features, _frame_of_lists(signature, inputs, pointer), pointer)
+        refuse_missing(features, np.isnan(numbers), at)
+        return encode_numbers(features, numbers, at)
+    return encode_frame(features, _frame_of_lists(signature, inputs, pointer), at)
 
 
-def encode_frame(features: Features, frame: pl.DataFrame, pointer: str = "/inputs", *, by_name: bool = False) -> Tensor:
-    """A frame with a column of the right type for each input, to `[N, F]`."""
+def encode_frame(features: Features, frame: pl.DataFrame, at: At) -> Tensor:
+    """A frame with a column of the right type for each input, to `[N, F]`.
+
+    Raises:
+        InvalidInput
+    """
     if features.spec is None or features.spec.missing == "error":
         nulls = np.column_stack([frame[column.name].is_null().to_numpy() for column in features.columns])
-        refuse_missing(features, nulls, pointer, by_name=by_name)
+        refuse_missing(features, nulls, at)
+    if features.num_places is not None:
+        _refuse_misplaced(features, features.measures(frame), at)
     return features.transform(frame)
 
 
-def refuse_missing(features: Features, missing_NK: NDArray[np.bool_], pointer: str, *, by_name: bool = False) -> None:
-    """Raise where the model was trained with no place for missing values. `by_name`: rows are objects."""
+def encode_numbers(features: Features, rows_NK: NDArray[np.floating[Any]], at: At) -> Tensor:
+    """Rows of numbers in the order of the columns, NaN where missing, to `[N, F]`.
+
+    Raises:
+        InvalidInput
+    """
+    if features.num_places is not None:
+        _refuse_misplaced(features, rows_NK, at)
+    return features.transform_numbers(rows_NK)
+
+
+def refuse_missing(features: Features, missing_NK: NDArray[np.bool_], at: At) -> None:
+    """Raise where the model was trained with no place for missing values."""
     if (features.spec is None or features.spec.missing == "error") and missing_NK.any():
-        names = [column.name for column in features.columns]
         faults = [
             Fault(
-                f"{pointer}/{row}/{escape(names[column]) if by_name else column}",
-                f"{names[column]!r} is missing, and this model takes no missing values",
+                at(row, column),
+                f"{features.columns[column].name!r} is missing, and this model takes no missing values",
             )
-            for row, column in np.argwhere(missing_NK)[:MAX_FAULTS]
+            for row, column in np.argwhere(missing_NK)[:MAX_FAULTS].tolist()
         ]
+        raise InvalidInput(faults[0].detail, faults)
+
+
+def _refuse_misplaced(features: Features, rows_NK: NDArray[np.floating[Any]], at: At) -> None:
+    """Raise where the network's embedding has no place for a number."""
+    if faults := [
+        Fault(at(row, column), detail) for row, column, detail in islice(features.misplaced(rows_NK), MAX_FAULTS)
+    ]:
         raise InvalidInput(faults[0].detail, faults)
 
 
@@ -139,7 +173,7 @@ def escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
-def _frame(signature: Signature, columns: Sequence[Sequence[Any]], at: Callable[[int, int], str]) -> pl.DataFrame:
+def _frame(signature: Signature, columns: Sequence[Sequence[Any]], at: At) -> pl.DataFrame:
     faults: list[Fault] = []
     series = []
     for index, (column, cells) in enumerate(zip(signature.inputs, columns, strict=True)):

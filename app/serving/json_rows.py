@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.errors import InvalidInput, TooLarge, Unparseable
-from app.serving.encode import encode_rows
+from app.serving.encode import encode_numbers, encode_rows
 from app.serving.served_model import ServedModel
 
 PART_BYTES = 2**19  # parsed in a few milliseconds
@@ -82,7 +82,8 @@ def encode_parts(model: ServedModel, rows: memoryview, max_rows: int) -> Tensor:
     for part in parts(rows):
         numbers_NK = _numbers(part, len(signature.inputs)) if plain else None
         if numbers_NK is not None:
-            encoded.append(features.transform_numbers(numbers_NK))
+            with _counted_from(num_rows):
+                encoded.append(encode_numbers(features, numbers_NK, "/inputs/{}/{}".format))
         elif values := _values(part):
             with _counted_from(num_rows):
                 encoded.append(encode_rows(features, signature, values))

@@ -15,7 +15,7 @@ from app.errors import InvalidInput
 from app.learning.features import MEASURES_OF_KIND, Features
 from app.learning.model import Model
 from app.serving.calendar import MISSING_TIME
-from app.serving.encode import DTYPES, encode_frame
+from app.serving.encode import DTYPES
 from app.serving.signature import MATRIX, labels_of
 
 NUM_CHECKED_ROWS = 64
@@ -36,7 +36,7 @@ def check_predictions(model: Model, content: bytes) -> None:
     options.log_severity_level = 4
     for num_rows in (NUM_CHECKED_ROWS, 1):
         frame = sample_rows(model, num_rows)
-        values = model.predict(encode_frame(model.features, frame))
+        values = model.predict(model.features.transform(frame))
         try:
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             found = session.run(None, feed_of(model, frame))
@@ -61,7 +61,7 @@ def _compare(model: Model, values: Tensor, found: list[NDArray[Any]]) -> None:
 
 
 def sample_rows(model: Model, num_rows: int) -> pl.DataFrame:
-    """Rows as `encode_frame` takes them, with gaps where the model takes gaps, and words that it never saw."""
+    """Rows as `Features.transform` takes them, with gaps where the model takes gaps, and words that it never saw."""
     features, chance = model.features, random.Random(0)  # noqa: S311
     places = first_measures(features)
     impute = features.spec is not None and features.spec.missing == "impute"

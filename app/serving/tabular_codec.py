@@ -77,8 +77,10 @@ class RowReader:
             if self.decimal_comma and column.kind == "numeric":
                 cells = cells.str.replace(",", ".", literal=True)
             columns.append(fit_column(column, cells, partial(self._at, source), untyped=self.untyped))
+        names = [source or column.name for column, source in zip(self.signature.inputs, self.sources, strict=True)]
+        encoded = encode_frame(self.features, pl.DataFrame(columns), lambda row, column: self._at(names[column], row))
         self.num_rows += part.height
-        return encode_frame(self.features, pl.DataFrame(columns), "")
+        return encoded
 
     def _at(self, name: str, row: int) -> str:
         return f"/{self.num_rows + row}/{escape(name)}"

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, Strict
 from app.errors import InvalidInput, ShapeMismatch, TooLarge, UnknownColumn
 from app.learning.features import Features
 from app.serving.columns import fit_column
-from app.serving.encode import encode_frame, refuse_missing
+from app.serving.encode import At, encode_frame, encode_numbers, refuse_missing
 from app.serving.served_model import ServedModel
 from app.serving.signature import (
     MATRIX,
@@ -161,13 +161,19 @@ def encode_tensors(features: Features, signature: Signature, tensors: Sequence[T
     _check_names(signature, tensors)
     places = {tensor.name: index for index, tensor in enumerate(tensors)}
     if MATRIX in places and takes_matrix(signature):
-        return features.transform_numbers(_matrix(features, signature, tensors[places[MATRIX]], places[MATRIX]))
+        index = places[MATRIX]
+
+        def at(row: int, column: int) -> str:
+            return f"/inputs/{index}/data/{row}/{column}"
+
+        return encode_numbers(features, _matrix(features, signature, tensors[index], index, at), at)
     num_rows = tensors[0].shape[0]
     columns = []
     for column in signature.inputs:
         index = places[column.name]
         columns.append(_column(features, column, tensors[index], index, num_rows))
-    return encode_frame(features, pl.DataFrame(columns), "/inputs")
+    indices = [places[column.name] for column in signature.inputs]
+    return encode_frame(features, pl.DataFrame(columns), lambda row, column: f"/inputs/{indices[column]}/data/{row}")
 
 
 def _check_names(signature: Signature, tensors: Sequence[Tensor]) -> None:
@@ -185,7 +191,7 @@ def _check_names(signature: Signature, tensors: Sequence[Tensor]) -> None:
         raise InvalidInput.at("/inputs", f"the model takes {some_of(missing)} too")
 
 
-def _matrix(features: Features, signature: Signature, tensor: Tensor, index: int) -> NDArray[np.floating[Any]]:
+def _matrix(features: Features, signature: Signature, tensor: Tensor, index: int, at: At) -> NDArray[np.floating[Any]]:
     width = len(signature.inputs)
     if isinstance(tensor.values, pl.Series):
         raise InvalidInput.at(
@@ -201,7 +207,7 @@ def _matrix(features: Features, signature: Signature, tensor: Tensor, index: int
         numbers_NK = tensor.values.astype(np.float64)
     present_NK = np.isfinite(numbers_NK)
     if not present_NK.all():
-        refuse_missing(features, ~present_NK, f"/inputs/{index}/data")
+        refuse_missing(features, ~present_NK, at)
         numbers_NK = np.where(present_NK, numbers_NK, np.nan)
     return numbers_NK
 

@@ -37,7 +37,7 @@ def resolve_network(spec: TrainingSpec, num_outputs: int) -> LayeredNetwork:
 def resolve_whole_numbers(spec: TrainingSpec, table: Table) -> TrainingSpec:
     """A network that begins with an embedding takes its inputs as they are: whole numbers that have a place in it."""
     assert isinstance(spec.network, LayeredNetwork)
-    embeddings = list(_embeddings(spec.network.layers, "/network/layers"))
+    embeddings = list(embeddings_of(spec.network.layers, "/network/layers"))
     if not embeddings:
         return spec
     for pointer, embedding, is_first in embeddings:
@@ -46,7 +46,7 @@ def resolve_whole_numbers(spec: TrainingSpec, table: Table) -> TrainingSpec:
                 pointer,
                 "embedding takes the rows' own whole numbers; before it, there may only be layers that move them",
             )
-        _check_places(spec, table, embedding, pointer)
+        check_places(spec, table, embedding, pointer)
     if spec.mixup is not None:
         raise InvalidInput.at("/mixup", "whole numbers for an embedding can't be mixed")
     features = spec.features
@@ -59,7 +59,7 @@ def resolve_whole_numbers(spec: TrainingSpec, table: Table) -> TrainingSpec:
     return spec.model_copy(update={"features": features.model_copy(update={"standardize": "target"})})
 
 
-def _embeddings(
+def embeddings_of(
     layers: Iterable[Layer], pointer: str, is_first: bool = True
 ) -> Iterator[tuple[str, EmbeddingLayer, bool]]:
     """All of them, with where they are and whether the rows' own numbers come to them."""
@@ -68,14 +68,14 @@ def _embeddings(
         if isinstance(layer, EmbeddingLayer):
             yield here, layer, is_first
         if isinstance(layer, Residual):
-            yield from _embeddings(layer.layers, f"{here}/layers", is_first)
+            yield from embeddings_of(layer.layers, f"{here}/layers", is_first)
         if isinstance(layer, Parallel):
             for number, branch in enumerate(layer.branches):
-                yield from _embeddings(branch, f"{here}/branches/{number}", is_first)
+                yield from embeddings_of(branch, f"{here}/branches/{number}", is_first)
         is_first = is_first and layer.type in ("identity", "flatten", "reshape", "transpose")
 
 
-def _check_places(spec: TrainingSpec, table: Table, embedding: EmbeddingLayer, pointer: str) -> None:
+def check_places(spec: TrainingSpec, table: Table, embedding: EmbeddingLayer, pointer: str) -> None:
     assert isinstance(spec.data, StoredData)
     last = embedding.num_embeddings - 1
     for name in spec.data.features or ():

@@ -1,7 +1,9 @@
 """Whether the dataset that a run is to be judged by has what is read of it."""
 
 from app.errors import InvalidInput, UnknownColumn
+from app.specs.network import LayeredNetwork
 from app.specs.resolve_columns import NUMBERS, note_of, some_of, unknown_column
+from app.specs.resolve_network import check_places, embeddings_of
 from app.specs.resolve_task import is_flag
 from app.specs.table import MAX_EXAMPLE_CHARACTERS, StoredData, Table, as_key
 from app.specs.training import TrainingSpec
@@ -11,7 +13,8 @@ def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
     """Whether a resolved spec's validation dataset, `other`, has what the run reads of `table`.
 
     Raises:
-        UnknownColumn, InvalidInput: a column is not there, is an empty target, or holds no numbers, times or labels.
+        UnknownColumn, InvalidInput: a column is not there, is an empty target, or holds what is no number, no time, no
+            label or no place in an embedding.
     """
     data = spec.data
     assert isinstance(data, StoredData)
@@ -34,6 +37,9 @@ def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
                 f"{name!r} is {found.kind} in the validation dataset, and {learnt.kind} in the table that is learnt "
                 f"from{note_of(found)}",
             )
+    assert isinstance(spec.network, LayeredNetwork)
+    for _, embedding, _ in embeddings_of(spec.network.layers, ""):
+        check_places(spec, other, embedding, "/validation")
     if spec.task in ("binary", "multiclass"):
         _check_labels(data.targets[0], table, other)
 

@@ -1,5 +1,6 @@
 """Every layer, and what a run can be told beyond the basics: asked for over HTTP, trained, and used."""
 
+import json
 from typing import Any
 
 import httpx
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
+from app.api.ahead import SMALL_BYTES
 from tests.api.service import pointers, problem, train
 from tests.unit.learning.test_network import EXAMPLES, Shape
 
@@ -58,6 +60,13 @@ NETS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def words(client: httpx.Client) -> httpx.Client:
+    """The service, with a model that begins with an embedding."""
+    train(client, layered(EMBEDDING, {"type": "flatten"}, stop={"max_epochs": 1}) | {"model": "words"})
+    return client
+
+
 @pytest.mark.parametrize("layers", NETS.values(), ids=NETS)
 def test_nets_of_whole_numbers_learn_and_predict(client: httpx.Client, layers: list[dict[str, Any]]) -> None:
     rate = {"type": "adam", "learning_rate": 0.02}
@@ -100,6 +109,51 @@ def test_a_layer_that_makes_too_much_of_a_row_is_refused(client: httpx.Client) -
 def test_an_embedding_takes_whole_numbers_that_have_a_place(client: httpx.Client, inputs: Any) -> None:
     spec = layered(EMBEDDING, {"type": "flatten"}) | {"data": {"inputs": inputs, "targets": [0.5, 1.5]}}
     assert pointers(client.post("/train", json=spec)) == ["/network/layers/0"]
+
+
+CSV = {"Content-Type": "text/csv"}
+ROWS = [[0] * 6, [1, 2, 9, 4, 5, 6]]
+TENSOR = {"name": "inputs", "shape": [2, 6], "datatype": "INT64", "data": ROWS}
+LARGE = json.dumps({"model": "words", "inputs": ROWS}) + " " * SMALL_BYTES
+TABLE = "x0,x1,x2,x3,x4,x5\n0,0,0,0,0,0\n1,2,9,4,5,6\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "pointer"),
+    [
+        ("/predict", {"json": {"model": "words", "inputs": ROWS}}, "/inputs/1/2"),
+        ("/predict", {"content": LARGE, "headers": {"Content-Type": "application/json"}}, "/inputs/1/2"),
+        ("/predict", {"json": {"model": "words", "inputs": [{"x2": 9} | {f"x{i}": 1 for i in (0, 1, 3, 4, 5)}]}},
+         "/inputs/0/x2"),
+        ("/predict?model=words", {"content": TABLE, "headers": CSV}, "/1/x2"),
+        ("/invocations?model=words", {"json": {"instances": ROWS}}, "/instances/1/2"),
+        ("/v2/models/words/infer", {"json": {"inputs": [TENSOR]}}, "/inputs/0/data/1/2"),
+        ("/evaluate", {"json": {"model": "words", "data": {"inputs": ROWS, "targets": [1, 2]}}}, "/data/inputs"),
+    ],
+)  # fmt: skip
+def test_a_number_that_an_embedding_has_no_place_for_is_refused_in_predictions_too(
+    path: str, sent: dict[str, Any], pointer: str, words: httpx.Client
+) -> None:
+    answer = words.post(path, **sent)
+    assert pointers(answer) == [pointer]
+    assert answer.json()["detail"] == "'x2' is 9; the network's embedding takes whole numbers from 0 to 8"
+
+
+@pytest.mark.parametrize(("cell", "said"), [(None, "missing"), (2.5, "2.5"), (-1, "-1"), (1e300, "1e+300")])
+def test_what_is_no_whole_number_has_no_place_in_an_embedding(words: httpx.Client, cell: Any, said: str) -> None:
+    answer = words.post("/predict", json={"model": "words", "inputs": [[cell, 0, 8, 0, 0, 0]]})
+    assert pointers(answer) == ["/inputs/0/0"]
+    assert f"'x0' is {said};" in answer.json()["detail"]
+
+
+def test_a_dataset_to_judge_by_has_numbers_that_an_embedding_has_a_place_for(words: httpx.Client) -> None:
+    for name, last in (("learnt", 8), ("judged", 9)):
+        words.put(f"/datasets/{name}", content=f"a,y\n1,1.5\n2,2.5\n{last},3\n").raise_for_status()
+    data = {"dataset": "learnt", "target": "y"}
+    spec = layered(EMBEDDING, {"type": "flatten"}) | {"data": data, "validation": {"dataset": "judged"}}
+    answer = words.post("/train", json=spec)
+    assert pointers(answer) == ["/validation"]
+    assert "whole numbers from 0 to 8, and 'a' goes from 1 to 9" in answer.json()["detail"]
 
 
 def test_an_embedding_of_scaled_numbers_is_refused(client: httpx.Client) -> None:

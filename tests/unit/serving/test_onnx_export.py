@@ -18,7 +18,6 @@ from app.errors import InvalidInput, Unavailable
 from app.learning.features import CALENDAR
 from app.learning.model import Model
 from app.serving.calendar import calendar_parts
-from app.serving.encode import encode_frame
 from app.serving.onnx_check import feed_of, sample_rows
 from app.serving.onnx_export import export_onnx
 from app.serving.signature import input_types, output_types
@@ -111,7 +110,7 @@ def test_onnxruntime_says_the_same(kind: str) -> None:
         assert [(value.name, value.shape[1:]) for value in values] == expected
     frame = sample_rows(model, 37)
     found = session.run(None, feed_of(model, frame))
-    expected_values = model.predict(encode_frame(model.features, frame)).numpy()
+    expected_values = model.predict(model.features.transform(frame)).numpy()
     assert len(np.unique(expected_values, axis=0)) > 5, "what says the same of all rows proves nothing"
     scale = np.abs(expected_values).max()
     np.testing.assert_allclose(found[-1], expected_values, rtol=1e-4, atol=1e-4 * scale)
@@ -137,7 +136,7 @@ def test_gaps_and_words_that_it_never_saw() -> None:
             "color": ["grün", None, "pink", "red"],
         }
     )
-    expected = model.predict(encode_frame(model.features, frame)).numpy()
+    expected = model.predict(model.features.transform(frame)).numpy()
     feed = {
         "size": np.array([[1.0], [np.nan], [1e9], [0.0]]),
         "count": np.array([[1.0], [2.0], [3.0], [4.0]]),
@@ -153,7 +152,7 @@ def test_numbers_beyond_float32_are_no_missing_ones(features: dict[str, Any] | N
     model = untrained(table, network={"hidden_features": []}, features=features, **DRAWN)
     session = onnxruntime.InferenceSession(export_onnx(model, "m"), providers=["CPUExecutionProvider"])
     cells = np.array([1e39, -1e40, 1e30, 1e308, 1e-320, -0.0])
-    expected = model.predict(encode_frame(model.features, pl.DataFrame({"x": cells}))).numpy()
+    expected = model.predict(model.features.transform(pl.DataFrame({"x": cells}))).numpy()
     found = session.run(None, {"x": cells[:, None]})[0]
     assert np.isfinite(expected).any()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -188,7 +187,7 @@ def test_times_are_whole_numbers_and_the_file_says_so() -> None:
         "when": when.astype(np.int64)[:, None],
         "paid": when[::-1].astype(np.int64)[:, None],
     }
-    expected = model.predict(encode_frame(model.features, frame)).numpy()
+    expected = model.predict(model.features.transform(frame)).numpy()
     np.testing.assert_allclose(session.run(["predictions"], feed)[0], expected, rtol=1e-4)
 
 
