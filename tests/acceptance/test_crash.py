@@ -15,9 +15,14 @@ from safetensors.numpy import load_file
 from scripts.service import Service
 from tests.waiting import until
 
-ROWS = np.random.default_rng(7).standard_normal((600, 6))
+
+def table(num_rows: int) -> dict[str, Any]:
+    rows = np.random.default_rng(7).standard_normal((num_rows, 6))
+    return {"inputs": rows.tolist(), "targets": np.tanh(rows @ np.arange(6)).tolist()}
+
+
 SPEC: dict[str, Any] = {
-    "data": {"inputs": ROWS.tolist(), "targets": np.tanh(ROWS @ np.arange(6)).tolist()},
+    "data": table(600),
     "network": {"hidden_features": [32, 32], "dropout": 0.1, "normalization": "batch_norm"},
     "optimizer": {"type": "adamw", "learning_rate": 0.002},
     "schedule": {"type": "cosine", "warmup_steps": 20},
@@ -35,10 +40,13 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-LONG: dict[str, Any] = {"descent": {"batch_size": 2}, "stop": {"max_epochs": 1000}}  # 270 steps an epoch
+LONG: dict[str, Any] = {"data": table(3000), "descent": {"batch_size": 2}, "stop": {"max_epochs": 200}}
+"""1350 steps an epoch: enough to repay a compile, in few epochs, each of which takes as long as many compiled steps."""
 
 
-@pytest.mark.parametrize(("engine", "more"), [("eager", {}), ("compiled", LONG), ("auto", LONG)])
+@pytest.mark.parametrize(
+    ("engine", "more"), [("eager", {}), ("compiled", LONG | {"stop": {"max_epochs": 100}}), ("auto", LONG)]
+)
 def test_killed_worker_resumes_bit_for_bit(steady: Service, engine: str, more: dict[str, Any]) -> None:
     service, more = steady, {"engine": engine, **more}
     undisturbed = finished(service, submit(service, "undisturbed", **more))
@@ -119,7 +127,8 @@ def submit(service: Service, model: str, **more: Any) -> str:
 
 
 def get(service: Service, job: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{service.url}/jobs/{job}").raise_for_status().json()
+    """The job; no time goes into getting ready for TLS, which takes longer than all else."""
+    found: dict[str, Any] = httpx.get(f"{service.url}/jobs/{job}", verify=False).raise_for_status().json()
     return found
 
 
