@@ -30,7 +30,8 @@ from app.learning.steps import EagerSteps
 from app.learning.stopwatch import step_seconds
 from app.learning.targets import class_chances
 from app.learning.trial import changed_by_steps, taken_back
-from app.specs.training import TrainingSpec
+from app.specs.table import Label
+from app.specs.training import TrainingSpec, ValidationFolds
 from app.storage.checkpoints import Checkpoints, OnDisk
 from app.storage.choice import Choice
 
@@ -224,7 +225,19 @@ class Session:
         judged, prefix = (self.validation, "val") if self.validation is not None else (self.train, "train")
         judgement = self._judge()
         mean_loss(self.network, self.loss, judged, judgement)
+        is_whole = self.validation is not None and not isinstance(self.spec.validation, ValidationFolds)
+        if is_whole and self.workplace is not None and (label := judgement.only_label()) is not None:
+            self.workplace.warn(self._one_label(label))
         return {f"{prefix}_{name}": value for name, value in judgement.values().items()}
+
+    def _one_label(self, label: Label) -> str:
+        """The sentence for a model that tells no labels apart."""
+        is_balanced = self.spec.descent.sampling == "class_balanced" or getattr(self.spec.loss, "class_weight", None)
+        hint = "" if is_balanced else "loss.class_weight balanced, which lets rare labels count, or "
+        return (
+            f"the model takes all validation rows for {label!r}, so that its accuracy is only the share of these: try "
+            f"{hint}more epochs or another optimizer.learning_rate"
+        )
 
     # ---- on disk
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from app.learning.losses import LossFunction
-from app.learning.metrics import METRICS
+from app.learning.metrics import METRICS, ClassMetrics
 from app.learning.network import set_to_learn
 from app.learning.rows import Rows
 from app.learning.targets import Targets
+from app.specs.table import Label
 
 MAX_JUDGED = 2**20  # outputs that are judged at once: losses and metrics take several times their size for a moment
 MAX_ACTIVATIONS = {"cpu": 2**20, "cuda": 2**24}
@@ -79,6 +80,11 @@ class Judgement:
 
     def values(self) -> dict[str, float]:
         return self._metrics.values()
+
+    def only_label(self) -> Label | None:
+        """The label that all rows are taken for, though they have several."""
+        only = self._metrics.only_class() if isinstance(self._metrics, ClassMetrics) else None
+        return None if only is None else self._targets.classes[only]
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from app.learning.features import ROUNDING
 from app.specs.table import Task
 
 MIN_ROWS_FOR_R2 = 2
+MIN_JUDGED, MIN_OTHERS = 20, 3  # rows, and those of other classes: fewer may be missed by chance
 SCORES_AT_ONCE = 2**18
 
 
@@ -84,6 +85,13 @@ class ClassMetrics:
             scores, positive = np.concatenate(self.scores), np.concatenate(self.positive)
             found["roc_auc"] = area_under_roc(scores[positive], scores[~positive])
         return found
+
+    def only_class(self) -> int | None:
+        """The class that all rows are taken for, though of many some are of others; None where that is not so."""
+        said = self.said_L.nonzero().flatten().tolist()
+        if len(said) > 1 or self.num_rows < MIN_JUDGED or self.num_rows - int(self.true_L[said[0]]) < MIN_OTHERS:
+            return None
+        return int(said[0])
 
 
 class LabelMetrics:

@@ -183,6 +183,37 @@ def test_a_key_makes_one_job_of_two_requests(client: httpx.Client) -> None:
 # ---- data
 
 
+RARE = {"inputs": [[i % 7] for i in range(100)], "targets": ["yes" if i % 10 == 5 else "no" for i in range(100)]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"validation": {"fraction": 0.5}}, "the model takes all validation rows for 'no', so that its accuracy is "
+         "only the share of these: try loss.class_weight balanced, which lets rare labels count, or more epochs or "
+         "another optimizer.learning_rate"),
+        ({"validation": {"fraction": 0.5}, "loss": {"type": "auto", "class_weight": {"no": 9}}},
+         "the model takes all validation rows for 'no', so that its accuracy is only the share of these: try more"),
+    ],
+)  # fmt: skip
+def test_a_model_that_says_one_label_of_all_rows_is_warned_of(
+    client: httpx.Client, fields: dict[str, Any], told: str
+) -> None:
+    (warning,) = train(client, body("rare", data=RARE, **fields))["warnings"]
+    assert warning.startswith(told)
+
+
+def test_a_model_that_tells_labels_apart_is_not_warned_of(client: httpx.Client) -> None:
+    """Nor one that misses the only rows of a label that there are to judge by."""
+    told_apart = RARE | {"inputs": [[i % 10 == 5] for i in range(100)]}
+    optimizer = {"type": "adam", "learning_rate": 0.1}
+    for data, fraction in ((told_apart, 0.5), (RARE, 0.1)):
+        assert (
+            train(client, body("rare", data=data, validation={"fraction": fraction}, optimizer=optimizer))["warnings"]
+            == []
+        )
+
+
 def test_text_labels(client: httpx.Client) -> None:
     data = {"inputs": [[i] for i in range(30)], "targets": ["abc"[i % 3] for i in range(30)]}
     job = train(client, body("abc", data=data))
