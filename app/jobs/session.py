@@ -31,7 +31,7 @@ from app.learning.stopwatch import step_seconds
 from app.learning.targets import class_chances
 from app.learning.trial import changed_by_steps, taken_back
 from app.specs.table import Label
-from app.specs.training import TrainingSpec, ValidationFolds
+from app.specs.training import TrainingSpec
 from app.storage.checkpoints import Checkpoints, OnDisk
 from app.storage.choice import Choice
 
@@ -225,8 +225,7 @@ class Session:
         judged, prefix = (self.validation, "val") if self.validation is not None else (self.train, "train")
         judgement = self._judge()
         mean_loss(self.network, self.loss, judged, judgement)
-        is_whole = self.validation is not None and not isinstance(self.spec.validation, ValidationFolds)
-        if is_whole and self.workplace is not None and (label := judgement.only_label()) is not None:
+        if self.validation is not None and self.workplace is not None and (label := judgement.only_label()) is not None:
             self.workplace.warn(self._one_label(label))
         return {f"{prefix}_{name}": value for name, value in judgement.values().items()}
 

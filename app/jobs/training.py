@@ -26,6 +26,7 @@ from app.jobs.journal import Journal
 from app.jobs.order import Control, Emit, Outcome, WorkOrder
 from app.jobs.session import Session, Workplace
 from app.learning.fit import fit, still_gaining
+from app.learning.leaks import leaks
 from app.learning.memory import part_rows
 from app.learning.model import Model
 from app.learning.plan import encoded_bytes
@@ -148,6 +149,9 @@ class Training:
             else list(read_table(path, columns).iter_slices(num_rows))
             for path in paths
         ]
+        if not self.streams:  # else it would be a pass over the disk
+            for warning in leaks(self.spec, facts, self.tables[0]):
+                self.journal.warn(warning)
 
     def _prepare(self, fold: int | None) -> Prepared:
         collect = self._on_disk if self.streams else in_memory

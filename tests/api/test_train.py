@@ -183,6 +183,26 @@ def test_a_key_makes_one_job_of_two_requests(client: httpx.Client) -> None:
 # ---- data
 
 
+@pytest.mark.parametrize(
+    ("columns", "leak"),
+    [
+        ({"sort": list("abc") * 20, "kind": ["x", "y", "z"] * 20, "n": list(range(60))}, "sort"),
+        ({"number": [0, 1, 2] * 20, "kind": ["x", "y", None] * 20, "n": [0, 1] * 30}, None),
+        ({"number": [0, 1, 2, 0] * 15, "kind": ["x", "y", "z", "y"] * 15}, None),
+        ({"number": [0, 1] * 24, "kind": ["x", "y"] * 24}, None),
+        ({"copy": [i / 4 for i in range(60)], "n": [-i / 4 for i in range(60)], "kind": [i / 4 for i in range(60)]},
+         "copy"),
+    ],
+)  # fmt: skip
+def test_a_column_that_is_the_target_under_another_name_is_warned_of(
+    client: httpx.Client, columns: dict[str, list[Any]], leak: str | None
+) -> None:
+    data = {"records": pl.DataFrame(columns).to_dicts(), "target": "kind"}
+    warnings = train(client, body("leak", data=data, validation=None))["warnings"]
+    said = f"column {leak!r} tells 'kind' exactly: name it in data.ignored_columns, unless it will be known"
+    assert [warning.startswith(said) for warning in warnings if "exactly" in warning] == ([True] if leak else [])
+
+
 RARE = {"inputs": [[i % 7] for i in range(100)], "targets": ["yes" if i % 10 == 5 else "no" for i in range(100)]}
 
 
@@ -192,6 +212,7 @@ RARE = {"inputs": [[i % 7] for i in range(100)], "targets": ["yes" if i % 10 == 
         ({"validation": {"fraction": 0.5}}, "the model takes all validation rows for 'no', so that its accuracy is "
          "only the share of these: try loss.class_weight balanced, which lets rare labels count, or more epochs or "
          "another optimizer.learning_rate"),
+        ({"validation": {"folds": 2}}, "the model takes all validation rows for 'no'"),
         ({"validation": {"fraction": 0.5}, "loss": {"type": "auto", "class_weight": {"no": 9}}},
          "the model takes all validation rows for 'no', so that its accuracy is only the share of these: try more"),
     ],
