@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,17 @@ PATIENCE_SECONDS = 120.0
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service for the tests that do not end it."""
-    with Service(tmp_path_factory.mktemp("steady"), settings=OFTEN) as service:
+    """A service for the tests that do not end it, with one worker at a time."""
+    settings = OFTEN | {"GRADSERVE_MAX_RUNNING_JOBS": "1"}
+    with Service(tmp_path_factory.mktemp("steady"), settings=settings) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service for the tests that end it or a worker of it, and start it again."""
+    settings = OFTEN | {"GRADSERVE_WORKER_TIMEOUT_SECONDS": "10"}
+    with Service(tmp_path_factory.mktemp("mortal"), settings=settings) as service:
         yield service
 
 
@@ -59,61 +68,56 @@ def test_killed_worker_resumes_bit_for_bit(steady: Service, engine: str, more: d
     assert engine_of(service, disturbed) == ("compiled" if engine == "auto" else engine)
 
 
-def test_a_worker_that_hangs_is_ended_and_its_job_ends_bit_for_bit(start_service: Callable[..., Service]) -> None:
+def test_a_worker_that_hangs_is_ended_and_its_job_ends_bit_for_bit(mortal: Service) -> None:
     """It is there, and silent: stopped, as where its device answers no more."""
-    service = start_service(**OFTEN, GRADSERVE_WORKER_TIMEOUT_SECONDS="10")
-    undisturbed = finished(service, submit(service, "undisturbed"))
-    job = submit(service, "disturbed")
-    until(lambda: checkpoint(service, job).exists(), PATIENCE_SECONDS)
-    worker = worker_of(service)
+    undisturbed = finished(mortal, submit(mortal, "undisturbed"))
+    job = submit(mortal, "disturbed")
+    until(lambda: checkpoint(mortal, job).exists(), PATIENCE_SECONDS)
+    worker = worker_of(mortal)
     os.kill(worker, signal.SIGSTOP)
-    disturbed = finished(service, job)
+    disturbed = finished(mortal, job)
     assert [warning for warning in disturbed["warnings"] if "no sign of life" in warning]
     assert not Path(f"/proc/{worker}").exists()
-    assert_same_run(service, undisturbed, disturbed)
+    assert_same_run(mortal, undisturbed, disturbed)
 
 
-def test_killed_service_resumes_bit_for_bit(start_service: Callable[..., Service]) -> None:
-    service = start_service(**OFTEN)
-    undisturbed = finished(service, submit(service, "undisturbed"))
-    job = submit(service, "disturbed")
-    until(lambda: checkpoint(service, job).exists(), PATIENCE_SECONDS)
-    worker = worker_of(service)
-    service.kill()
+def test_killed_service_resumes_bit_for_bit(mortal: Service) -> None:
+    undisturbed = finished(mortal, submit(mortal, "undisturbed"))
+    job = submit(mortal, "disturbed")
+    until(lambda: checkpoint(mortal, job).exists(), PATIENCE_SECONDS)
+    worker = worker_of(mortal)
+    mortal.kill()
     until(lambda: not Path(f"/proc/{worker}").exists())
-    service.start()
-    assert_same_run(service, undisturbed, finished(service, job))
+    mortal.start()
+    assert_same_run(mortal, undisturbed, finished(mortal, job))
 
 
-def test_a_202_survives_the_service(start_service: Callable[..., Service]) -> None:
-    service = start_service()
-    job = submit(service, "accepted")
-    service.kill()
-    service.start()
-    assert finished(service, job)["state"] == "succeeded"
+def test_a_202_survives_the_service(mortal: Service) -> None:
+    job = submit(mortal, "accepted")
+    mortal.kill()
+    mortal.start()
+    assert finished(mortal, job)["state"] == "succeeded"
 
 
-def test_paused_and_resumed_is_the_same_run(start_service: Callable[..., Service]) -> None:
-    service = start_service()
-    undisturbed = finished(service, submit(service, "undisturbed"))
-    job = submit(service, "disturbed")
+def test_paused_and_resumed_is_the_same_run(steady: Service) -> None:
+    undisturbed = finished(steady, submit(steady, "undisturbed"))
+    job = submit(steady, "disturbed")
     for _ in range(2):
-        until(lambda: get(service, job)["progress"]["step"] > 0, PATIENCE_SECONDS)
-        assert httpx.post(f"{service.url}/jobs/{job}/pause").status_code == 202
-        until(lambda: get(service, job)["state"] == "paused", PATIENCE_SECONDS)
-        assert httpx.post(f"{service.url}/jobs/{job}/resume").status_code == 202
-    assert_same_run(service, undisturbed, finished(service, job))
+        until(lambda: get(steady, job)["progress"]["step"] > 0, PATIENCE_SECONDS)
+        assert httpx.post(f"{steady.url}/jobs/{job}/pause").status_code == 202
+        until(lambda: get(steady, job)["state"] == "paused", PATIENCE_SECONDS)
+        assert httpx.post(f"{steady.url}/jobs/{job}/resume").status_code == 202
+    assert_same_run(steady, undisturbed, finished(steady, job))
 
 
-def test_a_run_after_others_in_its_process_is_the_same_run(start_service: Callable[..., Service]) -> None:
-    service = start_service(GRADSERVE_MAX_RUNNING_JOBS="1")
-    undisturbed = finished(service, submit(service, "undisturbed"))
-    worker = worker_of(service)
+def test_a_run_after_others_in_its_process_is_the_same_run(steady: Service) -> None:
+    undisturbed = finished(steady, submit(steady, "undisturbed"))
+    worker = worker_of(steady)
     for more in ({"seed": 3, "num_threads": 2}, {"precision": "bfloat16"}, {"optimizer": {"type": "sgd"}}):
-        finished(service, submit(service, "another", **more))
-    after = finished(service, submit(service, "after"))
-    assert worker_of(service) == worker
-    assert_same_run(service, undisturbed, after)
+        finished(steady, submit(steady, "another", **more))
+    after = finished(steady, submit(steady, "after"))
+    assert worker_of(steady) == worker
+    assert_same_run(steady, undisturbed, after)
 
 
 # ---- helpers
