@@ -23,6 +23,7 @@ SMALL: dict[str, Any] = {"data": DATA, "engine": "eager", "stop": {"max_epochs":
 LARGE: dict[str, Any] = {
     "data": DATA,
     "engine": "eager",
+    "descent": {"variant": "full_batch"},  # a step an epoch: it is the weights that take memory
     "network": {
         "hidden_features": [6500, 6500]
     },  # 42 million weights: 170 MB, their gradients, and AdamW's two moments
