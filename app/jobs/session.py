@@ -232,7 +232,7 @@ class Session:
     def _one_label(self, label: Label) -> str:
         """The sentence for a model that tells no labels apart."""
         is_balanced = self.spec.descent.sampling == "class_balanced" or getattr(self.spec.loss, "class_weight", None)
-        hint = "" if is_balanced else "loss.class_weight balanced, which lets rare labels count, or "
+        hint = "" if is_balanced else "descent.sampling class_balanced, which lets rare labels count, or "
         return (
             f"the model takes all validation rows for {label!r}, so that its accuracy is only the share of these: try "
             f"{hint}more epochs or another optimizer.learning_rate"

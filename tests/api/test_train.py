@@ -210,8 +210,8 @@ RARE = {"inputs": [[i % 7] for i in range(100)], "targets": ["yes" if i % 10 == 
     ("fields", "told"),
     [
         ({"validation": {"fraction": 0.5}}, "the model takes all validation rows for 'no', so that its accuracy is "
-         "only the share of these: try loss.class_weight balanced, which lets rare labels count, or more epochs or "
-         "another optimizer.learning_rate"),
+         "only the share of these: try descent.sampling class_balanced, which lets rare labels count, or more epochs "
+         "or another optimizer.learning_rate"),
         ({"validation": {"folds": 2}}, "the model takes all validation rows for 'no'"),
         ({"validation": {"fraction": 0.5}, "loss": {"type": "auto", "class_weight": {"no": 9}}},
          "the model takes all validation rows for 'no', so that its accuracy is only the share of these: try more"),
