@@ -1,16 +1,14 @@
-"""What a container asks of the service: a health check that knows its settings, and no writes but to its volumes."""
+"""What a container asks of the service: no writes but to its volumes. Tests of security have its health check."""
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from scripts.service import Service, free_port
-from tests.acceptance.test_security import certificate, serving
+from scripts.service import Service
 from tests.waiting import until
 
 LINE = {"inputs": [[1], [2], [3], [4]], "targets": [2, 4, 6, 8]}
@@ -25,31 +23,6 @@ shift 3
 exec "$@"
 """
 """Runs a command in a place of its own where all is read-only but three folders: models, data, and one for /tmp."""
-
-
-def health(port: int, **settings: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"GRADSERVE_PORT": str(port)} | settings
-    command = [sys.executable, "-m", "app.cli", "health"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_health_of_a_service_with_https_and_keys(tmp_path: Path) -> None:
-    chain, key = certificate(tmp_path)
-    tls = {"GRADSERVE_TLS_CERTIFICATE": str(chain), "GRADSERVE_TLS_KEY": str(key)}
-    with serving(tmp_path, "--host", "0.0.0.0", **tls, GRADSERVE_API_KEYS="secret:admin") as address:
-        port = int(address.rpartition(":")[2])
-        assert health(port, **tls, GRADSERVE_HOST="0.0.0.0").returncode == 0
-        assert health(port, **tls).returncode == 0
-        assert health(port).returncode != 0  # it speaks no HTTP
-        assert health(free_port(), **tls).returncode == 1
-
-
-def test_health_of_a_plain_service(service: Service) -> None:
-    assert health(service.port).returncode == 0
-    nobody = health(free_port())
-    assert nobody.returncode == 1
-    assert nobody.stderr.startswith("Error: ")
-    assert len(nobody.stderr.splitlines()) == 1
 
 
 @pytest.fixture

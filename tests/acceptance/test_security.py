@@ -106,25 +106,57 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return files
 
 
-def test_https(tmp_path: Path) -> None:
-    chain, key = certificate(tmp_path)
-    settings = {"GRADSERVE_TLS_CERTIFICATE": str(chain), "GRADSERVE_TLS_KEY": str(key)}
-    with serving(tmp_path, GRADSERVE_MAX_HEADER_SECONDS="1", **settings) as address:
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """The address of a service with HTTPS and keys, and its settings of TLS."""
+    root = tmp_path_factory.mktemp("secured")
+    chain, key = certificate(root)
+    tls = {"GRADSERVE_TLS_CERTIFICATE": str(chain), "GRADSERVE_TLS_KEY": str(key)}
+    others = {"GRADSERVE_API_KEYS": "secret:admin", "GRADSERVE_MAX_HEADER_SECONDS": "2"}
+    with serving(root, "--host", "0.0.0.0", **tls, **others) as address:
+        yield address, tls
 
-        def curl(*arguments: str) -> "subprocess.CompletedProcess[str]":
-            return subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, check=False)
 
-        asked = curl("--cacert", str(chain), f"https://{address}/readyz")
-        assert json.loads(asked.stdout) == {"status": "ok"}, asked.stderr
-        assert curl(f"https://{address}/readyz").returncode == 60  # nobody vouches for it
-        assert curl(f"http://{address}/readyz").returncode != 0
-        assert curl("--cacert", str(chain), "--tls-max", "1.1", f"https://{address}/readyz").returncode == 35
-        host, port = address.split(":")
-        trusting = ssl.create_default_context(cafile=str(chain))
-        plain = socket.create_connection((host, int(port)), timeout=60)
-        with trusting.wrap_socket(plain, server_hostname="localhost") as slow:
-            slow.sendall(b"GET /readyz HTT")
-            assert slow.recv(2**16).startswith(b"HTTP/1.1 408")
+def test_https(secured: tuple[str, dict[str, str]]) -> None:
+    address, tls = secured
+    chain = tls["GRADSERVE_TLS_CERTIFICATE"]
+
+    def curl(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, check=False)
+
+    asked = curl("--cacert", chain, f"https://{address}/readyz")
+    assert json.loads(asked.stdout) == {"status": "ok"}, asked.stderr
+    assert curl(f"https://{address}/readyz").returncode == 60  # nobody vouches for it
+    assert curl(f"http://{address}/readyz").returncode != 0
+    assert curl("--cacert", chain, "--tls-max", "1.1", f"https://{address}/readyz").returncode == 35
+    host, port = address.split(":")
+    trusting = ssl.create_default_context(cafile=chain)
+    plain = socket.create_connection((host, int(port)), timeout=60)
+    with trusting.wrap_socket(plain, server_hostname="localhost") as slow:
+        slow.sendall(b"GET /readyz HTT")
+        assert slow.recv(2**16).startswith(b"HTTP/1.1 408")
+
+
+def health(port: int, **settings: str) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"GRADSERVE_PORT": str(port)} | settings
+    return subprocess.run([*GRADSERVE, "health"], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_health_of_a_service_with_https_and_keys(secured: tuple[str, dict[str, str]]) -> None:
+    address, tls = secured
+    port = int(address.rpartition(":")[2])
+    assert health(port, **tls, GRADSERVE_HOST="0.0.0.0").returncode == 0
+    assert health(port, **tls).returncode == 0
+    assert health(port).returncode != 0  # it speaks no HTTP
+    assert health(free_port(), **tls).returncode == 1
+
+
+def test_health_of_a_plain_service(service: Service) -> None:
+    assert health(service.port).returncode == 0
+    nobody = health(free_port())
+    assert nobody.returncode == 1
+    assert nobody.stderr.startswith("Error: ")
+    assert len(nobody.stderr.splitlines()) == 1
 
 
 def test_tls_files_that_are_wrong_are_named_at_once(tmp_path: Path) -> None:
