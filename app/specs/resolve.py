@@ -12,6 +12,7 @@ from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
 DEFAULT_EPOCHS = 100
 DEFAULT_BATCH_SIZE = 32
+FEW_ROWS = 20  # of validation: by fewer, neither an epoch nor a model is told from another
 
 
 def resolve(spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, list[str]]:
@@ -80,6 +81,11 @@ def _resolve_descent(spec: TrainingSpec, table: Table, warnings: list[str]) -> T
         if num_rows - num_validation < 1:
             warnings.append(f"{num_rows} row(s) are too few to hold some out; there is no validation")
             spec = spec.model_copy(update={"validation": None})
+        elif num_validation < FEW_ROWS <= num_rows and "validation" not in spec.model_fields_set:
+            warnings.append(
+                f"{num_validation} of {num_rows} rows are held out for validation, too few to go by much: "
+                '{"validation": {"folds": 5}} measures with every row, and publishes a model that has learnt from all'
+            )
     if isinstance(spec.validation, ValidationFolds) and spec.validation.folds > num_rows:
         raise InvalidInput.at(
             "/validation/folds", f"{num_rows} rows can't be divided into {spec.validation.folds} folds"

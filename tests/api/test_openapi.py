@@ -21,7 +21,7 @@ PLACES = {
     "name": "line", "model": "line", "version": "1", "alias": "champion", "job_id": "0" * 32, "file": "config.json",
 }  # fmt: skip
 FIRST = ["/datasets/{name}", "/train"]
-PAGES = {"/", "/docs", "/redoc", "/openapi.json", "/web/redoc.js", "/ping"}
+PAGES = {"/", "/docs", "/docs/", "/redoc", "/openapi.json", "/web/redoc.js", "/ping"}
 """What is not in the document, and open: they tell nothing of what is here but that it is."""
 TWICE = "/train"  # canaries and shadows need a second version
 

@@ -109,10 +109,13 @@ def test_a_target_that_never_changes_is_warned_of() -> None:
 
 
 def test_whole_numbers_taken_as_classes_are_warned_of() -> None:
-    assert "grade" in settle("grade")[1][0]
-    assert settle("bit")[1] == []
-    assert settle("grade", task="multiclass")[1] == []
-    assert settle("grade", loss={"type": "cross_entropy"})[1] == []
+    def told(target: str, **spec: Any) -> list[str]:
+        return settle(target, validation=None, **spec)[1]
+
+    assert "grade" in told("grade")[0]
+    assert told("bit") == []
+    assert told("grade", task="multiclass") == []
+    assert told("grade", loss={"type": "cross_entropy"}) == []
 
 
 def test_few_rows_make_whole_numbers_quantities() -> None:
@@ -207,7 +210,7 @@ def test_what_does_not_go_together_is_refused(pointer: str, words: str, target: 
 
 @pytest.mark.parametrize(("patience", "is_told"), [(4, True), (5, True), (6, False), (None, False)])
 def test_a_rate_that_never_falls_is_told_of(patience: int | None, is_told: bool) -> None:
-    _, warnings = settle(schedule={"type": "plateau", "patience": 5}, stop={"patience": patience})
+    _, warnings = settle(schedule={"type": "plateau", "patience": 5}, stop={"patience": patience}, validation=None)
     assert [warning for warning in warnings if "schedule.patience would wait for 5" in warning] == warnings
     assert bool(warnings) is is_told
 
@@ -273,7 +276,7 @@ def test_features_are_all_columns_that_can_be() -> None:
 
 def test_ignored_columns_are_left_out_without_a_word() -> None:
     ignored = [name for name in COLUMNS if name not in ("x", "amount", "color")]
-    spec, warnings = settle("amount", data={"ignored_columns": ignored})
+    spec, warnings = settle("amount", data={"ignored_columns": ignored}, validation=None)
     assert isinstance(spec.data, StoredData)
     assert spec.data.features == ("x", "color")
     assert warnings == []
@@ -296,15 +299,19 @@ def test_ignored_columns_are_left_out_without_a_word() -> None:
 )
 def test_a_column_that_numbers_the_rows_is_told(values: Any, is_told: bool) -> None:
     frame = pl.DataFrame({"id": list(values)}).with_columns(y=pl.int_range(pl.len()) ** 0.5, x=pl.lit(1.5))
-    spec, warnings = resolve(posted(), table_of(frame))
+
+    def settled(frame: pl.DataFrame, **data: Any) -> tuple[TrainingSpec, list[str]]:
+        return resolve(posted(data=data, validation=None), table_of(frame))
+
+    spec, warnings = settled(frame)
     assert isinstance(spec.data, StoredData)
     assert spec.data.features == ("id", "x")
     known = frame["id"].drop_nulls().to_list()
     low, high = int(min(known)), int(max(known))
     assert [f"'id' numbers the rows, from {low} to {high}," in warning for warning in warnings] == [True] * is_told
-    assert resolve(posted(data={"features": ["id", "x"]}), table_of(frame))[1] == []
-    assert resolve(posted(data={"ignored_columns": ["id"]}), table_of(frame))[1] == []
-    assert resolve(posted(), table_of(frame.drop("x")))[1] == []  # it is all that there is to learn from
+    assert settled(frame, features=["id", "x"])[1] == []
+    assert settled(frame, ignored_columns=["id"])[1] == []
+    assert settled(frame.drop("x"))[1] == []  # it is all that there is to learn from
 
 
 @pytest.mark.parametrize(
@@ -337,7 +344,7 @@ def test_what_text_may_have_been_meant_as_is_said_where_it_matters() -> None:
         "many": [f"{row}%" for row in range(30)],
     }
     table = table_of(pl.DataFrame(text))
-    _, warnings = resolve(posted("x"), table)
+    _, warnings = resolve(posted("x", validation=None), table)
     assert [warning.partition(": ")[0] for warning in warnings] == [
         "column 'time' is taken as numbers",
         "column 'few' is taken as categories",
@@ -347,11 +354,32 @@ def test_what_text_may_have_been_meant_as_is_said_where_it_matters() -> None:
     for task in ("regression", "multiclass"):
         with pytest.raises(InvalidInput, match="values such as '0%' look like numbers"):
             resolve(posted("many", task=task), table)
-    _, warnings = resolve(posted("few", {"features": ["x"]}), table)
+    _, warnings = resolve(posted("few", {"features": ["x"]}, validation=None), table)
     assert [warning.partition(": ")[0] for warning in warnings] == ["target 'few' is taken as classes"]
 
 
 # ---- network, stop, validation
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "asked", "is_told"),
+    [
+        (20, {}, True),
+        (194, {}, True),
+        (195, {}, False),
+        (19, {}, False),  # a toy
+        (20, {"validation": {"fraction": 0.1}}, False),  # somebody's choice
+        (20, {"validation": {"folds": 5}}, False),
+    ],
+)
+def test_few_rows_of_validation_that_nobody_asked_for_are_told_of(
+    num_rows: int, asked: dict[str, Any], is_told: bool
+) -> None:
+    _, warnings = resolve(
+        posted(**asked), table_of(pl.DataFrame({"x": [1.5, 2.5] * 100, "y": [1.5, 2.5] * 100})[:num_rows])
+    )
+    said = f"{round(num_rows / 10)} of {num_rows} rows are held out for validation, too few to go by much"
+    assert [warning.partition(":")[0] for warning in warnings] == [said] * is_told
 
 
 @pytest.mark.parametrize(
