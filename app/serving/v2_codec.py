@@ -182,6 +182,9 @@ def _check_names(signature: Signature, tensors: Sequence[Tensor]) -> None:
         return
     wanted = [expected.name for expected in input_types(signature)]
     known = {*wanted, *signature.ignored, *(column.name for column in signature.targets)}
+    if given == [MATRIX] and MATRIX not in known:
+        detail = f"{MATRIX!r} is for models of numbers alone; this one takes a tensor for each of {some_of(wanted)}"
+        raise UnknownColumn.at("/inputs/0/name", detail)
     for index, name in enumerate(given):
         if name not in known:
             raise UnknownColumn.at(f"/inputs/{index}/name", unknown_column(name, wanted))

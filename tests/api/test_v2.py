@@ -205,6 +205,15 @@ def test_inputs_that_do_not_fit(client: httpx.Client, model: str, inputs: list[A
     assert refusal(client.post(f"/v2/models/{model}/infer", json={"inputs": inputs}))[1] == code
 
 
+def test_a_matrix_for_a_model_of_more_than_numbers_is_told_what_there_is(client: httpx.Client) -> None:
+    answer = client.post("/v2/models/columns/infer", json={"inputs": [numbers()]})
+    wanted = ", ".join(column["name"] for column in COLUMNS)
+    assert (
+        answer.json()["error"]
+        == f"'inputs' is for models of numbers alone; this one takes a tensor for each of {wanted}"
+    )
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "code"),
     [
