@@ -1,6 +1,7 @@
 """Errors on the wire: RFC 9457 problem details, with a pointer for every fault."""
 
 import errno
+import json
 from collections.abc import Iterable, Sequence
 from functools import partial
 from http import HTTPStatus
@@ -24,6 +25,7 @@ from app.specs.training import DEVICE_PATTERN
 
 MEDIA_TYPE = "application/problem+json"
 MAX_FAULTS = 100  # more say nothing new
+MAX_SHOWN = 60  # letters of what was sent
 STATUS: dict[type[errors.GradserveError], int] = {
     errors.InvalidInput: 422,
     errors.TrainingFailed: 422,
@@ -48,12 +50,12 @@ CODE_OF_STATUS = {
     416: "no_such_range",
 }
 OBJECT = ("model_type", "model_attributes_type", "dict_type")
+ARRAY = ("tuple_type", "list_type")
 WORDS = {
     **dict.fromkeys(OBJECT, "this must be an object"),
     "extra_forbidden": "there is no such field",
     "missing": "this is required",
-    "tuple_type": "this must be an array",
-    "list_type": "this must be an array",
+    **dict.fromkeys(ARRAY, "this must be an array"),
     "union_tag_not_found": 'this needs a "type"',
     "string_type": "this must be a string, in quotes",
     "too_short": "this must have at least {min_length} item(s)",
@@ -164,6 +166,12 @@ def fault_of(item: Any, body: Any, body_type: Any = None) -> errors.Fault:
     )
     if item["type"] == "string_pattern_mismatch":
         message = WORDS_OF_PATTERN.get(item["ctx"]["pattern"], message)
+    if item["type"] == "literal_error" and (
+        near := nearest(str(item["input"]), item["ctx"]["expected"].split("'")[1::2])
+    ):
+        message += f"; did you mean {near!r}?"
+    if item["type"] in ARRAY and isinstance(item["input"], str | int | float) and len(str(item["input"])) < MAX_SHOWN:
+        message += f", as in {json.dumps([item['input']])}"
     if item["type"] == "union_tag_invalid":
         path, message = [*path, "type"], _unknown_type(**item["ctx"])
     if item["type"] == "extra_forbidden" and (known := fields_at(body_type, path[:-1])):
