@@ -28,13 +28,17 @@ def leaks(spec: TrainingSpec, facts: Table, frames: Iterable[pl.DataFrame]) -> I
     for column in facts.columns:
         if column.name not in (data.features or ()) or column.num_unique != target.num_unique:
             continue
-        rows = pl.concat(frame.select(column.name, target.name) for frame in frames).drop_nulls(target.name)
-        if rows.n_unique() == classes or (not classes and column.kind == target.kind and _is_same(rows)):
+        pairs = (frame.select(column.name, target.name).drop_nulls(target.name) for frame in frames)
+        if _are_as_many(pairs, classes) if classes else column.kind == target.kind and all(map(_are_same, pairs)):
             yield (
                 f"column {column.name!r} tells {target.name!r} exactly: name it in data.ignored_columns, unless it "
                 "will be known of the rows to predict"
             )
 
 
-def _is_same(rows: pl.DataFrame) -> bool:
-    return bool((rows.to_series(0) == rows.to_series(1)).all())
+def _are_as_many(pairs: Iterable[pl.DataFrame], number: int) -> bool:
+    return pl.concat(part.unique() for part in pairs).n_unique() == number
+
+
+def _are_same(pairs: pl.DataFrame) -> bool:
+    return bool((pairs.to_series(0) == pairs.to_series(1)).all())
