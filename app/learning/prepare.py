@@ -14,8 +14,10 @@ from torch import Tensor
 
 from app.errors import BadData
 from app.learning.features import Features
+from app.learning.metrics import MIN_JUDGED
 from app.learning.rows import MappedFile, Rows
 from app.learning.targets import Labels, Targets, count_classes, joined, parts_of, row_weights, values_of
+from app.specs.resolve_columns import some_of
 from app.specs.resolve_network import is_laid_out
 from app.specs.table import Label, Signature, StoredData
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
@@ -125,6 +127,8 @@ def prepare(
         held_out, _ = _usable(spec, signature, other, warnings, targets)
     if held_out is not None:
         features.check_all(held_out)
+        if spec.task in ("binary", "multiclass") and fold is None:
+            warnings += _unjudged(targets.classes, held_out)
         alike = ALIKE.get(spec.stop.metric)
         if alike and (held_out.truth.min(0) == held_out.truth.max(0)).any():
             warnings.append(
@@ -139,6 +143,18 @@ def prepare(
         torch.from_numpy((held_out or train).truth),
         warnings,
     )
+
+
+def _unjudged(classes: Sequence[Label], held_out: Part) -> list[str]:
+    """A warning of labels that none of the validation rows has, where these are not too few for that to be no news."""
+    counts = count_classes(held_out.truth, len(classes))
+    if len(held_out) < MIN_JUDGED or counts.all():
+        return []
+    absent = some_of([repr(label) for label, count in zip(classes, counts.tolist(), strict=True) if not count])
+    return [
+        f"no validation row is of {absent}, so that the metrics say nothing of that; "
+        'with validation {"folds": 5} every row is judged once'
+    ]
 
 
 def _look_alikes(classes: Sequence[Label]) -> list[str]:

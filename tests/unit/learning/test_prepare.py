@@ -204,6 +204,26 @@ def test_labels_that_only_their_case_tells_apart_are_told_of(labels: list[object
     assert prepared(resolved(frame, task="multiclass"), frame).warnings == told
 
 
+@pytest.mark.parametrize(
+    ("num_rare", "num_rows", "validation", "is_told"),
+    [
+        (1, 200, {"fraction": 0.1}, True),
+        (20, 200, {"fraction": 0.1}, False),
+        (1, 30, {"fraction": 0.1}, False),
+        (1, 200, {"folds": 5}, False),
+    ],
+)
+def test_labels_that_no_validation_row_has_are_told_of(
+    num_rare: int, num_rows: int, validation: object, is_told: bool
+) -> None:
+    frame = pl.DataFrame({"x": range(num_rows), "y": ["rare"] * num_rare + ["often"] * (num_rows - num_rare)})
+    spec = resolved(frame, validation=validation)
+    folds = [None] if "fraction" in str(validation) else range(5)
+    warnings = [warning for fold in folds for warning in prepared(spec, frame, fold=fold).warnings]
+    told = "no validation row is of 'rare', so that the metrics say nothing of that"
+    assert [warning.startswith(told) for warning in warnings] == [True] * is_told
+
+
 def test_a_table_without_targets_is_refused() -> None:
     spec = resolved(FRAME, data={"features": ["x"]})
     with pytest.raises(BadData, match="no row has y"):
