@@ -245,7 +245,7 @@ def _without_slash(request: Request) -> str | None:
     path = request.scope["path"].removesuffix("/")
     meant = {**request.scope, "path": path}
     is_route = path != request.scope["path"] and any(
-        route.matches(meant)[0] != Match.NONE for route in request.app.routes
+        route.matches(meant)[0] == Match.FULL for route in request.app.routes
     )
     return f"did you mean {path}?" if is_route else None
 

@@ -208,6 +208,7 @@ def test_a_slash_too_many_is_answered_with_the_path_that_was_meant(
 def test_an_address_that_nothing_is_like_is_answered_with_where_all_are(client: httpx.Client) -> None:
     for path in ("/nowhere", "/nowhere/", "/jobs//"):
         assert problem(client.get(path), 404, "not_found")["detail"] == f"there is nothing at {path}; see /docs"
+    assert problem(client.put("/datasets/"), 404, "not_found")["detail"] == "there is nothing at /datasets/; see /docs"
     assert client.get("/docs/").headers["location"] == "/docs"
 
 
