@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ LONG: dict[str, Any] = {**SEED, "model": "long", "stop": {"max_steps": 8_000}, "
 ROWS = {"model": "line", "inputs": [[4], [11]]}
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with Service(tmp_path_factory.mktemp("service"), settings={"GRADSERVE_MAX_RUNNING_JOBS": "1"}) as running:
+        yield running
+
+
 @pytest.fixture
 def http() -> Iterator[httpx.Client]:
     with httpx.Client(timeout=90) as client:
@@ -31,10 +37,7 @@ def gradserve(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]"
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_backup_of_a_service_at_work(
-    start_service: Callable[..., Service], http: httpx.Client, tmp_path: Path
-) -> None:
-    service = start_service(GRADSERVE_MAX_RUNNING_JOBS="1")
+def test_a_backup_of_a_service_at_work(service: Service, http: httpx.Client, tmp_path: Path) -> None:
     for body in (SEED, RECORDS):
         trained = http.post(f"{service.url}/train", json=body, headers={"Prefer": "wait=60"})
         assert trained.json()["state"] == "succeeded"
@@ -45,7 +48,8 @@ def test_a_backup_of_a_service_at_work(
     assert made.returncode == 0, made.stderr
     assert not http.get(f"{service.url}/jobs/{jobs[-1]}").json()["terminal"], "it was no service at work"
     expected = http.post(f"{service.url}/predict", json=ROWS).json()
-    service.kill()
+    for job in jobs:
+        http.post(f"{service.url}/jobs/{job}/cancel")  # unless it has ended
 
     refused = gradserve(service.root, "restore", str(copy))
     assert refused.returncode == 1
@@ -62,18 +66,15 @@ def test_a_backup_of_a_service_at_work(
         assert http.get(f"{restored.url}/models/long").json()["versions"] == ["1", "2", "3"]
 
 
-def test_what_is_no_whole_backup_is_refused(
-    start_service: Callable[..., Service], http: httpx.Client, tmp_path: Path
-) -> None:
-    service = start_service()
-    assert http.put(f"{service.url}/datasets/kept", content=b"x,y\n1,2\n").status_code == 201
+def test_what_is_no_whole_backup_is_refused(service: Service, http: httpx.Client, tmp_path: Path) -> None:
+    assert http.put(f"{service.url}/datasets/other", content=b"x,y\n3,4\n").status_code == 201
     copy = tmp_path / "copy"
     (root := tmp_path / "restored").mkdir()
     assert gradserve(service.root, "backup", str(copy)).returncode == 0
     again = gradserve(service.root, "backup", str(copy))
     assert again.returncode == 1
     assert "is not empty" in again.stderr
-    (table,) = copy.glob("datasets/*/table.parquet")
+    table = next(copy.glob("datasets/*/table.parquet"))
     content = bytearray(table.read_bytes())
     content[8] ^= 1
     table.write_bytes(content)
