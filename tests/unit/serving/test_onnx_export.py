@@ -68,20 +68,20 @@ MODELS: dict[str, Any] = {
     "rows of numbers": numbers_model,
     "numbers as they are": lambda: numbers_model(features=None),
     "embedded categories": columns_model,
-    "one-hot categories": lambda: columns_model(features={"categorical": "one_hot"}),
-    "not standardised": lambda: columns_model("y", features={"standardize": False}),
+    "one-hot categories and boolean labels": lambda: columns_model("wet", features={"categorical": "one_hot"}),
+    "not standardised, and rates": lambda: columns_model(
+        "y", features={"standardize": False}, loss={"type": "poisson_nll"}
+    ),
     "several targets": lambda: columns_model(["y", "z"]),
     "multilabel": lambda: columns_model(["wet", "cold"]),
     "multilabel of 0 and 1": lambda: untrained(
         COLUMNS.with_columns(pl.col("wet", "cold").cast(pl.Int64)), ["wet", "cold"], **DRAWN
     ),
-    "boolean labels": lambda: columns_model("wet"),
     "whole-number labels": lambda: untrained(
         FLAGS, "code", data={"features": ["size", "kept"]}, task="multiclass", **DRAWN
     ),
     "times among others": lambda: untrained(TIMES, **DRAWN),
     "times with no place for gaps": lambda: untrained(TIMES.drop_nulls(), features={"missing": "error"}, **DRAWN),
-    "rates": lambda: columns_model("y", loss={"type": "poisson_nll"}),
     "layers after each other": lambda: untrained(
         WORDS,
         data={"positional": True},
