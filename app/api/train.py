@@ -116,7 +116,8 @@ def _wait_seconds(prefer: str | None, most: float) -> float:
 
 def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, list[str]]:
     data, table = store_data(deps, spec.data)
-    spec = spec.model_copy(update={"data": data, "validation": _resolve_validation(deps, spec)})
+    named = {"validation": _resolve_validation(deps, spec.validation)} if "validation" in spec.model_fields_set else {}
+    spec = spec.model_copy(update={"data": data} | named)  # what was left out stays known as that
     news: list[str] = []
     start = None if spec.warm_start is None else _start(deps, spec.warm_start)
     if start is not None:
@@ -182,8 +183,7 @@ def check_num_rows(deps: Services, num_rows: int) -> None:
         raise TooLarge(f"there are more than the {deps.settings.max_rows} rows that one request may have")
 
 
-def _resolve_validation(deps: Services, spec: TrainingSpec) -> Any:
-    validation = spec.validation
+def _resolve_validation(deps: Services, validation: Any) -> Any:
     if not isinstance(validation, ValidationDataset):
         return validation
     if validation.digest is None and validation.dataset is None:

@@ -89,13 +89,13 @@ def test_train_predict_and_look_around(cli: Cli, client: Client, tmp_path: Path)
 
 def test_what_was_made_of_the_columns_is_said(cli: Cli, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "people.csv"
-    lines = [f"{index},person {index} of many,{index}.5" for index in range(100)]
+    lines = [f"{index},person {index} of many,{index}.5" for index in range(200)]
     file.write_text("\n".join(["x,name,y", *lines]))
     for more in (["--epochs", "1"], ["--detach"]):
         with pytest.raises(SystemExit, match="0"):
             main(["train", str(file), "--target", "y", *more, "--url", cli.service.url])
         said = capsys.readouterr().err.splitlines()
-        assert said == ["warning: column 'name' is free text (100 distinct values) and is left out"]
+        assert said == ["warning: column 'name' is free text (200 distinct values) and is left out"]
     with pytest.raises(SystemExit, match="0"):
         main(["train", str(file), "--target", "y", "--ignore", "name", "--epochs", "1", "--url", cli.service.url])
     assert capsys.readouterr().err == ""

@@ -103,7 +103,7 @@ def test_a_run_that_diverges_fails_with_a_sentence(client: httpx.Client) -> None
 def test_what_was_assumed_is_said(client: httpx.Client) -> None:
     data = {"inputs": [[i] for i in range(60)], "targets": [i % 4 for i in range(60)]}
     assert any("classes" in warning for warning in train(client, body(data=data))["warnings"])
-    assert train(client, body(data=data, task="multiclass"))["warnings"] == []
+    assert train(client, body(data=data, task="multiclass", validation=None))["warnings"] == []
 
 
 # ---- dry run
@@ -201,6 +201,13 @@ def test_a_column_that_is_the_target_under_another_name_is_warned_of(
     warnings = train(client, body("leak", data=data, validation=None))["warnings"]
     said = f"column {leak!r} tells 'kind' exactly: name it in data.ignored_columns, unless it will be known"
     assert [warning.startswith(said) for warning in warnings if "exactly" in warning] == ([True] if leak else [])
+
+
+@pytest.mark.parametrize("asked", [{}, {"validation": {"fraction": 0.1}}, {"validation": {"folds": 5}}])
+def test_a_default_validation_by_few_rows_is_warned_of(client: httpx.Client, asked: dict[str, Any]) -> None:
+    told = dry_run(client, body(data={"inputs": [[i % 7] for i in range(60)], "targets": list(range(60))}) | asked)
+    said = "6 of 60 rows are held out for validation, too few to go by much"
+    assert [warning.startswith(said) for warning in told["warnings"]] == [True] * (not asked)
 
 
 RARE = {"inputs": [[i % 7] for i in range(100)], "targets": ["yes" if i % 10 == 5 else "no" for i in range(100)]}
