@@ -19,6 +19,7 @@ from app.serving.dense import Dense
 from app.serving.recent import Recent
 from app.storage.keys import KeyFile
 from tests.api.service import service, train
+from tests.published import numbers_model, publish
 from tests.waiting import until
 
 ROWS = [[i, i % 3] for i in range(30)]
@@ -350,8 +351,14 @@ def test_what_is_no_request_gets_a_problem_too(keyed: httpx.Client, before: byte
     assert b"\r\nconnection: close" in head
 
 
-def test_who_is_let_go_is_told_by_which_id(tmp_path: Path) -> None:
-    with service(tmp_path, max_header_seconds=1, max_stall_seconds=1) as client, connected(client) as connection:
+@pytest.fixture(scope="module")
+def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with service(tmp_path_factory.mktemp("hurried"), max_header_seconds=1, max_stall_seconds=1) as client:
+        yield client
+
+
+def test_who_is_let_go_is_told_by_which_id(hurried: httpx.Client) -> None:
+    with connected(hurried) as connection:
         connection.sendall(request(ONE, "X-Request-ID: mine")[:-1])
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert b" 408 " in answer
@@ -401,10 +408,10 @@ def test_a_lack_of_files_is_no_fault_of_the_program(keyed: httpx.Client, monkeyp
 def test_a_key_that_is_revoked_is_known_no_more(tmp_path: Path, others: list[str]) -> None:
     keys = KeyFile(tmp_path / "data" / "keys.json")
     (tmp_path / "data").mkdir()
-    made, key = keys.create("somebody", ["predict", "train"])
+    made, key = keys.create("somebody", ["predict"])
+    publish(tmp_path / "models", "rows", numbers_model())
     with service(tmp_path) as client:
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        train(client, {"model": "rows", "data": {"inputs": ROWS, "targets": ROWS}, **QUICK}, **headers)
         for _ in range(2):
             assert client.post("/predict", content=ONE, headers=headers).status_code == 200
         assert others.count("/predict") == 1  # to load it
@@ -416,15 +423,15 @@ def test_each_request_counts_once_for_the_rate(tmp_path: Path, others: list[str]
     with service(tmp_path, max_requests_per_second=0.01) as client:
         assert client.get("/models").status_code == 200  # that is the burst
         assert client.get("/models").status_code == 429
+    publish(tmp_path / "models", "rows", numbers_model())
     with service(tmp_path, max_requests_per_second=100) as client:
-        train(client, {"model": "rows", "data": {"inputs": ROWS, "targets": ROWS}, **QUICK})
         statuses = [client.post("/predict", content=ONE, headers=JSON).status_code for _ in range(150)]
         assert statuses == [200] * 150  # 200 at once are allowed
         assert others.count("/predict") == 1  # to load it
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
-    with service(tmp_path, max_header_seconds=1, max_stall_seconds=1) as client, connected(client) as connection:
+def test_a_body_that_does_not_come_is_not_waited_for(hurried: httpx.Client) -> None:
+    with connected(hurried) as connection:
         connection.sendall(request(ONE)[:-1])
         [(status, problem)] = heard(connection)
         assert (status, problem["code"]) == (408, "request_timeout")
