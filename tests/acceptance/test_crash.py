@@ -93,10 +93,14 @@ def test_killed_service_resumes_bit_for_bit(mortal: Service) -> None:
 
 
 def test_a_202_survives_the_service(mortal: Service) -> None:
-    job = submit(mortal, "accepted")
-    mortal.kill()
-    mortal.start()
-    assert finished(mortal, job)["state"] == "succeeded"
+    """One that is warm, in which the job may have begun, and one that has just started, in which nothing can train."""
+    jobs = []
+    for _ in range(2):
+        jobs.append(submit(mortal, "accepted"))
+        mortal.kill()
+        mortal.start()
+    for job in jobs:
+        assert finished(mortal, job)["state"] == "succeeded"
 
 
 def test_paused_and_resumed_is_the_same_run(steady: Service) -> None:
