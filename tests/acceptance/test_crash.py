@@ -175,7 +175,7 @@ def children(pid: int) -> list[int]:
             if task.name != str(pid)
             for child in (task / "children").read_text().split()
         ]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
 
 

@@ -14,8 +14,9 @@ from app.jobs import fleet as fleet_module
 from app.jobs import reconciler as reconciler_module
 from app.jobs.queue import JobQueue
 from app.jobs.worker import STAYING_BYTES
+from scripts.processes import is_alive
 from tests.unit.jobs.conftest import Gate
-from tests.unit.jobs.test_supervisor import Start, ended, forkserver_of, in_state, is_alive, starts, states
+from tests.unit.jobs.test_supervisor import Start, ended, forkserver_of, in_state, starts, states
 from tests.waiting import until
 
 

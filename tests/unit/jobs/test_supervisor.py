@@ -25,6 +25,7 @@ from app.jobs.supervisor import Supervisor
 from app.storage.database import Database
 from app.storage.jobs import Job
 from app.storage.models import ModelStore
+from scripts.processes import is_alive
 from tests.unit.jobs.conftest import Gate
 from tests.waiting import until
 
@@ -49,13 +50,6 @@ def starts(tmp_path: Path, job: Job) -> list[tuple[int, int]]:
     file = tmp_path / "data" / f"starts-{job.id}"
     lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
     return [(int(pid), int(epoch)) for pid, _, epoch in lines]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def forkserver_of(pid: int) -> int:
