@@ -13,7 +13,7 @@ MIN_ROWS, MIN_ROWS_PER_CLASS = 50, 10  # fewer may be alike by chance, or made u
 def leaks(spec: TrainingSpec, facts: Table, frames: Iterable[pl.DataFrame]) -> Iterator[str]:
     """A warning for each feature with the numbers of the target, or with a value of its own for each label.
 
-    Only those are looked at that have as many different values as the target, which is few or none.
+    Only those are looked at that have as many different values as the target.
 
     Args:
         facts: of the table whose rows `frames` are.

@@ -64,8 +64,8 @@ def encode_frame(features: Features, frame: pl.DataFrame, at: At) -> Tensor:
     if features.spec is None or features.spec.missing == "error":
         nulls = np.column_stack([frame[column.name].is_null().to_numpy() for column in features.columns])
         refuse_missing(features, nulls, at)
-    if features.num_places is not None:
-        _refuse_misplaced(features, features.measures(frame), at)
+    if features.num_places is not None:  # so all columns are numbers
+        return encode_numbers(features, features.measures(frame), at)
     return features.transform(frame)
 
 
