@@ -7,6 +7,7 @@ import torch
 
 from scripts import (
     bench_cuda,
+    bench_huge_pages,
     bench_large_predict,
     bench_large_table,
     bench_memory,
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], str]] = {
     "toy": lambda given: bench_toy.table(given.repetitions),
     "start": lambda given: bench_start.table(given.repetitions),
     "cuda": lambda given: bench_cuda.table(given.repetitions),
+    "huge-pages": lambda given: bench_huge_pages.table(given.repetitions),
     "run-memory": lambda _: bench_run_memory.table(),
     "large-predict": lambda given: bench_large_predict.table(given.repetitions),
     "large-table": lambda _: bench_large_table.table(),

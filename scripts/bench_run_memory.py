@@ -6,6 +6,7 @@ until it ends: what it shares with the process that it was forked from counts, s
 
 import io
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -124,8 +125,28 @@ def table() -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a job's run took."""
+
+    peak_bytes: int
+    seconds: float
+
+
 def measure(work: Work) -> str:
     """A row of the table."""
+    foretold, base, peak = figures(work)
+    state = 16 * foretold["num_parameters"]
+    share = foretold["memory_bytes"] / peak
+    return (
+        f"| {work.name} | {foretold['num_parameters'] / 1e6:.1f} | {foretold['memory_bytes'] / MIB:.0f} "
+        f"| {peak / MIB:.0f} | **{share:.2f}** | {base / MIB:.0f} "
+        f"| {f'**{peak / state:.2f}**' if work is LARGE else '–'} |"
+    )
+
+
+def figures(work: Work) -> tuple[dict[str, Any], int, int]:
+    """The dry run's answer, and the peaks of a job of ten rows and of the work's, in bytes."""
     settings = {"GRADSERVE_CHECKPOINT_INTERVAL_SECONDS": "5", "GRADSERVE_MAX_STALL_SECONDS": "600"}
     if work.mapped:
         settings["GRADSERVE_MAX_ROWS_BYTES"] = str(MIB)
@@ -134,19 +155,13 @@ def measure(work: Work) -> str:
         url = service.url
         httpx.put(f"{url}/datasets/rows", content=rows, timeout=WAIT_SECONDS).raise_for_status()
         ten = {"inputs": [[x] for x in range(10)], "targets": list(range(10))}
-        base = train(service, {"model": "ten", "data": ten, "stop": {"max_seconds": 1}})
+        base = train(service, {"model": "ten", "data": ten, "stop": {"max_seconds": 1}}).peak_bytes
         answer = httpx.post(f"{url}/train?dry_run=true", json=work.body, timeout=WAIT_SECONDS).raise_for_status()
-        foretold, peak = answer.json(), train(service, work.body)
-        state = 16 * foretold["num_parameters"]
-        figures = [foretold["memory_bytes"], peak, foretold["memory_bytes"] / peak, base]
-        return (
-            f"| {work.name} | {foretold['num_parameters'] / 1e6:.1f} | {figures[0] / MIB:.0f} | {peak / MIB:.0f} "
-            f"| **{figures[2]:.2f}** | {base / MIB:.0f} | {f'**{peak / state:.2f}**' if work is LARGE else '–'} |"
-        )
+        return answer.json(), base, train(service, work.body).peak_bytes
 
 
-def train(service: Service, body: dict[str, Any]) -> int:
-    """The peak of the job's process, in bytes."""
+def train(service: Service, body: dict[str, Any]) -> Trained:
+    """A job, until it has succeeded."""
     with Peak(service) as peak:
         answer = httpx.post(f"{service.url}/train", json=body, headers={"Prefer": "wait=60"}, timeout=WAIT_SECONDS)
         job = answer.raise_for_status().json()
@@ -154,7 +169,8 @@ def train(service: Service, body: dict[str, Any]) -> int:
             job = httpx.get(f"{service.url}/jobs/{job['id']}", timeout=WAIT_SECONDS).json()
             peak.join(0.1)
     assert job["state"] == "succeeded", job["error"]
-    return peak.num_bytes
+    begun, ended = (datetime.fromisoformat(job[name]) for name in ("started_at", "finished_at"))
+    return Trained(peak.num_bytes, (ended - begun).total_seconds())
 
 
 def rows_of(work: Work) -> bytes:

@@ -17,6 +17,7 @@ import orjson
 import structlog
 
 from app.jobs.room import Needs
+from app.learning.allocator import HUGE_PAGES
 
 log = structlog.get_logger("gradserve.jobs")
 
@@ -103,7 +104,12 @@ class Fleet:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # a terminal's Ctrl-C is for the service alone
-                env={**os.environ, **WAITING, "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},
+                env={
+                    **HUGE_PAGES,
+                    **os.environ,
+                    **WAITING,
+                    "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path),
+                },
             )
         self._server, self._start_at = ours, time.monotonic()
         self._selector.register(ours, selectors.EVENT_READ)

@@ -31,6 +31,7 @@ from types import ModuleType
 from typing import Any
 
 from app.jobs import worker
+from app.learning.allocator import keep_heap
 
 PR_SET_PDEATHSIG = 1
 CHUNK_BYTES = 1 << 16
@@ -139,6 +140,7 @@ def main() -> None:
     worker.offer_to_oom_killer(worker.FORK_SERVER_SCORE)
     gc.disable()
     training = importlib.import_module(name)
+    keep_heap()
     gc.collect()
     gc.freeze()  # pages of what is imported stay shared: no collection in a worker touches them
     gc.enable()

@@ -3,22 +3,16 @@
 import ctypes
 from typing import Any
 
-_library = ctypes.CDLL(None)
-_trim: Any = getattr(_library, "malloc_trim", None)  # glibc's
-_set_option: Any = getattr(_library, "mallopt", None)  # glibc's, too
+_set_option: Any = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MAX_BLOCK_BYTES = 2**25  # of a larger one, each is a mapping of its own
+MAX_BLOCK_BYTES = 2**25  # one of this size or more is a mapping of its own
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""Environment of a process whose torch asks for huge pages for tensors of 2 MiB or more, and begins them at a page.
 
-
-def trim_heap() -> None:
-    """Give back what is free in it.
-
-    An optimizer's first step puts its state into gaps that the gradient left, and glibc's aligned pieces don't fit into
-    gaps of just their size: from the second step on, new room is taken beside gaps that nothing fits into any more.
-    """
-    if _trim is not None:
-        _trim(0)
+It is for the heap, which gets fewer gaps: before and after a tensor that begins at any 64 bytes, leftovers are so small
+that glibc keeps them in a cache, and what is freed around them apart.
+"""
 
 
 def keep_heap() -> None:

@@ -5,6 +5,7 @@ precision, in parts, and with activations that are computed again. Shape suffixe
 """
 
 import weakref
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from app.learning.allocator import MAX_BLOCK_BYTES
 from app.learning.batches import Batching
 from app.learning.layers import Recurrent
 from app.learning.losses import build_loss
@@ -24,9 +26,8 @@ from app.learning.rows import Rows
 from app.learning.steps import EagerSteps
 from app.specs.training import TrainingSpec
 
-HEAP_BYTES = 32 * 2**20  # a larger piece is the system's own and goes back to it (glibc's M_MMAP_THRESHOLD at most)
+KEPT_FREE_BYTES = 2 * MAX_BLOCK_BYTES  # what the heap keeps of what is free at its end
 HEAP_SHARE = 1.25  # what pieces of the heap take of it, as those that are freed leave gaps
-CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)  # which lay out one tensor anew
 PARTS = 2  # of a step's gradient: the second one is added to the first, and so are all that follow
 
 
@@ -55,7 +56,7 @@ def rehearse(
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:
         network.to_empty(device="cpu")
         for tensor in (*network.parameters(), *network.buffers()):
-            ledger.add(tensor, tensor.nbytes)
+            ledger.add(tensor, share=1)
         classes = spec.loss.type == "cross_entropy"
         targets = torch.empty(num_rows, dtype=torch.int64) if classes else torch.empty(num_rows, num_outputs)
         engine = EagerSteps(
@@ -77,8 +78,15 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = self.live = self.peak = 0
+        self.flops = self._large = self._heap = 0  # what lives now, in pieces of the system's own and of the heap
+        self._moments: list[tuple[int, int]] = [(0, 0)]
         self._counted: set[int] = set()
+
+    @property
+    def peak(self) -> int:
+        """The most memory at any moment; the heap keeps some of what was freed for the next who needs it."""
+        most = max(heap for _, heap in self._moments)
+        return max(large + min(most, heap + KEPT_FREE_BYTES) for large, heap in self._moments)
 
     def __torch_dispatch__(
         self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -88,24 +96,47 @@ class Ledger(TorchDispatchMode):
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         made = [value for value in tree_iter(out) if isinstance(value, Tensor)]
         for tensor in made:
-            num_bytes = tensor.untyped_storage().nbytes()
-            self.add(tensor, num_bytes if num_bytes > HEAP_BYTES else round(HEAP_SHARE * num_bytes))
-        if function.overloadpacket in CONVOLUTIONS:
-            self.peak = max(self.peak, self.live + max(tensor.nbytes for tensor in made))
+            self.add(tensor, share=HEAP_SHARE)
+        large, heap = _pieces(laid_out_anew(function, args, made))
+        self._moments.append((self._large + large, self._heap + heap))
         return out
 
-    def add(self, tensor: Tensor, num_bytes: int) -> None:
+    def add(self, tensor: Tensor, *, share: float) -> None:
+        """Pieces of the heap take `share` times their size of it."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._counted:
             self._counted.add(key)
-            self.live += num_bytes
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._forget, key, num_bytes)
+            large, heap = _pieces([storage.nbytes()])
+            heap = round(share * heap)
+            self._change(large, heap)
+            weakref.finalize(storage, self._forget, key, large, heap)
 
-    def _forget(self, key: int, num_bytes: int) -> None:
+    def _forget(self, key: int, large: int, heap: int) -> None:
         self._counted.discard(key)
-        self.live -= num_bytes
+        self._change(-large, -heap)
+
+    def _change(self, large: int, heap: int) -> None:
+        self._large, self._heap = self._large + large, self._heap + heap
+        self._moments.append((self._large, self._heap))
+
+
+def _pieces(sizes: Sequence[int]) -> tuple[int, int]:
+    """Bytes of those that are the system's own, and of those of the heap."""
+    large = sum(size for size in sizes if size >= MAX_BLOCK_BYTES)
+    return large, sum(sizes) - large
+
+
+def laid_out_anew(function: Any, args: tuple[Any, ...], made: Sequence[Tensor]) -> list[int]:
+    """Sizes of what oneDNN's convolutions take beside what they are given and make, as they put it in another order.
+
+    First the inputs, then the outputs; backward, inputs and gradient at once.
+    """
+    if function.overloadpacket is torch.ops.aten.convolution:
+        return [max(args[0].nbytes, made[0].nbytes)]
+    if function.overloadpacket is torch.ops.aten.convolution_backward:
+        return [tensor.nbytes for tensor in args[:2]]
+    return []
 
 
 class AllPlacesAtOnce(nn.Module):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from app.learning.allocator import trim_heap
 from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching
 from app.learning.chain import Chain, chained
@@ -19,7 +18,6 @@ from app.learning.optimizers import Optimizers, set_learning_rate
 from app.learning.rows import Rows
 from app.learning.shortcuts import Backward, forward_of, step_of
 
-MIN_TRIMMED_BYTES = 2**23  # of parameters: of smaller ones, gaps are small as well
 MAX_GATHER_BYTES = 64 * 2**20  # rows of several steps are gathered at once, up to this much
 
 
@@ -64,11 +62,8 @@ class EagerSteps:
         if by_hand and chained(network):
             self.chain = Chain(network, loss)
         self.learning_rate: float | None = None
-        self.untrimmed = sum(parameter.nbytes for parameter in self.parameters) >= MIN_TRIMMED_BYTES
 
     def run(self, rows: Rows, order: Tensor | None, first: int, learning_rates: Sequence[float]) -> Tensor:
-        if self.untrimmed and self.learning_rate is not None:
-            self._trim()
         if len(learning_rates) == 1:
             return self._step(self._arrived(self._fetch(rows, order, (first, first + 1))), learning_rates[0]).view(1)
         at_once = max(1, MAX_GATHER_BYTES // (max(1, rows.inputs[:1].nbytes) * self.batching.rows_per_step))
@@ -82,13 +77,6 @@ class EagerSteps:
             if following is not None:  # while a card is still busy with this block
                 upcoming = self._fetch(rows, order, following)
         return torch.stack(losses)
-
-    def _trim(self) -> None:
-        """Once, after the first steps, as the optimizer has its state now."""
-        for parameter in self.parameters:
-            parameter.grad = None
-        trim_heap()
-        self.untrimmed = False
 
     def _fetch(self, rows: Rows, order: Tensor | None, span: tuple[int, int]) -> Rows:
         """The rows of these steps; those that come from the host to a card do so beside its work."""

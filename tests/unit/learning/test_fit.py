@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import Diverged
-from app.learning import steps
-from app.learning.allocator import trim_heap
 from app.learning.evaluate import Judgement, mean_loss
 from app.learning.fit import State, _track_best, fit, still_gaining
 from app.learning.rows import Rows
@@ -178,21 +176,6 @@ def test_a_plateau_lowers_the_rate() -> None:
     run(session(optimizer=STUCK, schedule=plateau, stop={"max_epochs": 8}), watcher)
     factors = [row["learning_rate"] / 1e-30 for row in watcher.history]
     assert factors == pytest.approx([1, 1, 1, 0.5, 0.5, 0.3, 0.3, 0.3])
-
-
-@pytest.mark.parametrize(("least", "times"), [(0, 1), (2**23, 0)])
-def test_gaps_of_a_large_networks_first_steps_are_given_back_once(
-    least: int, times: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = session(stop={"max_epochs": 2})
-    run(plain)
-    trimmed: list[None] = []
-    monkeypatch.setattr(steps, "MIN_TRIMMED_BYTES", least)
-    monkeypatch.setattr(steps, "trim_heap", lambda: trimmed.append(trim_heap()))
-    started = session(stop={"max_epochs": 2})
-    run(started)
-    assert len(trimmed) == times
-    assert_equal(weights(started), weights(plain))
 
 
 # ---- what it keeps
