@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from app.learning import rehearsal
 from app.learning.batches import Batching
 from app.learning.layers import build_sequence, reshape
-from app.learning.rehearsal import Rehearsal, rehearse
+from app.learning.rehearsal import HEAP_SHARE, KEPT_FREE_BYTES, Ledger, Rehearsal, rehearse
 from tests.samples import posted
 from tests.unit.learning.test_network import EXAMPLES, Shape, layer
 
+MIB = 2**20
 RECURRENT = ("gru", "lstm")
 DENSE: list[dict[str, Any]] = [{"type": "linear", "out_features": 64}, {"type": "gelu"}] * 8
 ATTENTION = [{"type": "transformer_encoder", "num_heads": 2, "feedforward_features": 8, "num_layers": 2}]
@@ -79,6 +81,27 @@ def test_whatever_the_precision_and_the_parts(
     really(monkeypatch)
     monkeypatch.setattr(rehearsal, "PARTS", 1000)
     assert foretold.peak_bytes == pytest.approx(of(layers, shape, batching, **spec).peak_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize(("num_freed", "kept"), [(0, 0), (1, HEAP_SHARE * 20 * MIB), (10, KEPT_FREE_BYTES)])
+def test_the_heap_keeps_some_of_what_is_freed(num_freed: int, kept: float) -> None:
+    with FakeTensorMode(), Ledger() as ledger:
+        freed = [torch.empty(20 * MIB, dtype=torch.uint8) for _ in range(num_freed)]
+        freed.clear()
+        before, large = ledger.peak, torch.empty(1000 * MIB, dtype=torch.uint8)
+        assert before == num_freed * HEAP_SHARE * 20 * MIB
+        assert ledger.peak == large.nbytes + kept
+
+
+def test_a_convolution_lays_out_anew_what_it_goes_over() -> None:
+    convolution, size = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1), 4 * 1024 * 64 * 32 * 32
+    with FakeTensorMode() as fake, Ledger() as forward:
+        x, weight = torch.empty(1024, 64, 32, 32), torch.empty(64, 64, 1, 1)
+        y = torch.ops.aten.convolution(x, weight, None, *convolution)
+    assert forward.peak == pytest.approx(3 * size, rel=0.001)
+    with fake, Ledger() as backward:
+        torch.ops.aten.convolution_backward(y, x, weight, None, *convolution, [True, True, False])
+    assert backward.peak == pytest.approx(3 * size, rel=0.001), "the inputs' gradient, and both that it goes over"
 
 
 def test_what_takes_less() -> None:
