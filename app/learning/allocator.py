@@ -1,4 +1,4 @@
-"""The C library's heap, from which tensors of up to 32 MiB come."""
+"""The C library's heap, from which tensors of less than 32 MiB come."""
 
 import ctypes
 from typing import Any

@@ -97,8 +97,9 @@ class Ledger(TorchDispatchMode):
         made = [value for value in tree_iter(out) if isinstance(value, Tensor)]
         for tensor in made:
             self.add(tensor, share=HEAP_SHARE)
-        large, heap = _pieces(laid_out_anew(function, args, made))
-        self._moments.append((self._large + large, self._heap + heap))
+        if anew := laid_out_anew(function, args, made):
+            large, heap = _pieces(anew)
+            self._moments.append((self._large + large, self._heap + heap))
         return out
 
     def add(self, tensor: Tensor, *, share: float) -> None:
