@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from app.learning.batches import Batching, epoch_order
 from app.learning.compiled import why_not_compiled
-from app.learning.cuda_graph import Turn
 from app.learning.losses import build_loss
 from app.learning.rows import Rows
 from app.learning.run_tensors import Loop, RunTensors
@@ -55,18 +54,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # ---- the graph, run by torch: what is compiled computes what is right
-
-
-def turn_by_turn(tensors: RunTensors) -> Loop:
-    """What is captured on a CUDA device, without one."""
-    turn = Turn(tensors.recipe, tensors.tensors)
-
-    def loop(first: int, last: int) -> None:
-        turn.place.fill_(first)
-        for _ in range(first, last):
-            turn()
-
-    return loop
 
 
 def train_with(make_loop: Callable[[RunTensors], Loop], case: Case, num_steps: int) -> Tensor:
@@ -140,12 +127,6 @@ def test_graph_leaves_frozen_statistics_alone() -> None:
 
 
 # ---- the library
-
-
-def test_a_captured_turn_takes_the_steps_of_the_eager_engine() -> None:
-    found, expected = case_of_everything(), case_of_everything()
-    torch.testing.assert_close(train_with(turn_by_turn, found, 8), expected.train(expected.eager, 8))
-    assert_close(found, expected)
 
 
 def test_library_takes_the_steps_of_the_eager_engine(folder: Path) -> None:
