@@ -121,11 +121,10 @@ class Session:
 
     @cached_property
     def _step_cost(self) -> StepCost:
-        assert self.spec.num_threads is not None
         features, num_outputs = self.prepared.features, self.prepared.targets.num_outputs
         like = assemble(self.spec, features, num_outputs)
-        flops = rehearse(self.spec, like, features.num_inputs, num_outputs, self.batching).flops
-        return step_cost(self.network, flops, self.spec.num_threads, self.spec.optimizer.type)
+        gradient = rehearse(self.spec, like, features.num_inputs, num_outputs, self.batching)
+        return step_cost(self.spec, self.network, gradient)
 
     def settle_engine(self) -> None:
         """Turn `auto` into an engine; weights, optimizer and RNG are as before."""

@@ -13,7 +13,10 @@ MODULE_SECONDS = 22e-6  # eager, of a module without children: forward and backw
 CHAINED_SECONDS = 8e-6  # eager, of a module whose gradients are taken by hand
 COMPILED_STEP_SECONDS = 3e-6
 COMPILED_MODULE_SECONDS = 2e-6
+THREAD_SECONDS = 225e-6  # of an operation, which a thread should have to do: it sleeps until the next one
 FLOPS_PER_THREAD = 8e10  # per second, of small matrices
+MOVED_PER_SECOND = 2e10  # bytes, by however many threads: some come from memory, others from a cache
+COMPILED_MOVED = 0.5  # of these, as what is merged into one loop stays in registers
 COMPILE_SECONDS, COMPILE_MODULE_SECONDS = 8.0, 0.4
 MARGIN = 1.5  # a compile should save this many times what it takes, as a run may end early
 FAR = 10.0  # times what the model says: no machine's steps are that much slower, and its compiler is not
@@ -25,7 +28,8 @@ EAGER_START_SECONDS = 0.5
 class StepCost:
     """Of a step with `num_modules` modules without children, and `flops` forward and backward, on so many threads.
 
-    Of the modules, `num_chained` are those of `app.learning.chain`.
+    Of the modules, `num_chained` are those of `app.learning.chain`. `moved_bytes`: what the step's `num_operations`
+    read and write, one after another.
     """
 
     num_modules: int
@@ -33,16 +37,24 @@ class StepCost:
     num_threads: int
     optimizer: str = "sgd"
     num_chained: int = 0
+    moved_bytes: float = 0.0
+    num_operations: float = 1.0
+
+    def threads_worth_waking(self, num_cores: int) -> int:
+        """So many that each has enough to do in a usual operation, all of which wait for the last of them."""
+        on_one_thread = self.flops / FLOPS_PER_THREAD + self._moving_seconds
+        return max(1, min(num_cores, int(on_one_thread / self.num_operations / THREAD_SECONDS)))
 
     @property
     def eager_seconds(self) -> float:
         update = OPTIMIZER_SECONDS.get(self.optimizer, UNFUSED_SECONDS)
         modules = MODULE_SECONDS * (self.num_modules - self.num_chained) + CHAINED_SECONDS * self.num_chained
-        return STEP_SECONDS + update + modules + self._arithmetic_seconds
+        return STEP_SECONDS + update + modules + self._arithmetic_seconds + self._moving_seconds
 
     @property
     def compiled_seconds(self) -> float:
-        return COMPILED_STEP_SECONDS + COMPILED_MODULE_SECONDS * self.num_modules + self._arithmetic_seconds
+        modules = COMPILED_MODULE_SECONDS * self.num_modules
+        return COMPILED_STEP_SECONDS + modules + self._arithmetic_seconds + COMPILED_MOVED * self._moving_seconds
 
     @property
     def compile_seconds(self) -> float:
@@ -51,6 +63,10 @@ class StepCost:
     @property
     def _arithmetic_seconds(self) -> float:
         return self.flops / (FLOPS_PER_THREAD * self.num_threads)
+
+    @property
+    def _moving_seconds(self) -> float:
+        return self.moved_bytes / MOVED_PER_SECOND
 
     @property
     def saved_seconds(self) -> float:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -14,16 +14,16 @@ from app.learning.cost import StepCost
 from app.learning.devices import require_room, resolve_device, usable_cores
 from app.learning.features import InputColumns, input_columns
 from app.learning.fit import CHUNK_SECONDS, last_step
-from app.learning.memory import Memory, gathered_bytes, network_bytes, rows_bytes, run_memory
+from app.learning.memory import FUSED, Memory, gathered_bytes, network_bytes, rows_bytes, run_memory, state_bytes
 from app.learning.network import build_network, count_parameters, freeze, least_rows
-from app.learning.rehearsal import rehearse
+from app.learning.rehearsal import Rehearsal, rehearse
 from app.specs.network import LayeredNetwork
 from app.specs.resolve import count_outputs
 from app.specs.resolve_network import is_laid_out, num_training_rows
 from app.specs.table import StoredData, Table
 from app.specs.training import TrainingSpec
 
-FLOPS_FOR_ALL_THREADS = 2e7  # a step below that is over before other threads are awake
+UNFUSED_PASSES = 2.5  # how often an optimizer of many kernels reads and writes what it works on
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def plan(
         )
     num_outputs = count_outputs(spec, table)
     gradient = rehearse(spec, network, num_inputs, num_outputs, batching)
-    num_threads = spec.num_threads or (usable_cores() if gradient.flops >= FLOPS_FOR_ALL_THREADS else 1)
-    spec = spec.model_copy(update={"device": device, "num_threads": num_threads})
-    cost, warnings = step_cost(network, gradient.flops, num_threads, spec.optimizer.type), list[str]()
+    cost, warnings = step_cost(spec, network, gradient), list[str]()
+    cost = replace(cost, num_threads=spec.num_threads or cost.threads_worth_waking(usable_cores()))
+    spec = spec.model_copy(update={"device": device, "num_threads": cost.num_threads})
     spec = spec.model_copy(update={"engine": _engine(spec, network, cost, batching, warnings)})
     repays = cost.repays_compiling(num_steps_of_job(spec, batching, cost.eager_seconds))
     compiles = spec.engine == "compiled" or (spec.engine == "auto" and repays)
@@ -96,11 +96,28 @@ def plan(
     return spec, Plan(num_parameters, memory, batching.steps_per_epoch * seconds), warnings
 
 
-def step_cost(network: nn.Module, flops: float, num_threads: int, optimizer: str) -> StepCost:
-    """Of a step with so many `flops` (`rehearse`)."""
+def step_cost(spec: TrainingSpec, network: nn.Module, gradient: Rehearsal) -> StepCost:
+    """Of a step on as many threads as the spec has been given: one, if it hasn't yet."""
     num_modules = sum(1 for module in network.modules() if not list(module.children()))
     num_chained = len(chained(network)) if isinstance(network, nn.Sequential) else 0
-    return StepCost(num_modules, flops, num_threads, optimizer, num_chained)
+    return StepCost(
+        num_modules,
+        gradient.flops,
+        spec.num_threads or 1,
+        spec.optimizer.type,
+        num_chained,
+        gradient.moved_bytes + update_bytes(spec, network),
+        gradient.num_operations,
+    )
+
+
+def update_bytes(spec: TrainingSpec, network: nn.Module) -> float:
+    """What an update reads and writes: of gradients, and twice of weights and the optimizer's state."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    trained_bytes = sum(parameter.nbytes for parameter in trained)
+    num_passes = 1.0 if spec.optimizer.type in FUSED else UNFUSED_PASSES
+    num_bytes = num_passes * (3 * trained_bytes + 2 * state_bytes(spec.optimizer, trained))
+    return num_bytes + (3 * trained_bytes if spec.ema_decay else 0)
 
 
 def num_steps(spec: TrainingSpec, batching: Batching, step_seconds: float) -> int:

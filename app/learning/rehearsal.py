@@ -26,8 +26,12 @@ from app.learning.rows import Rows
 from app.learning.steps import EagerSteps
 from app.specs.training import TrainingSpec
 
+aten = torch.ops.aten
 KEPT_FREE_BYTES = 2 * MAX_BLOCK_BYTES  # what the heap keeps of what is free at its end
 HEAP_SHARE = 1.25  # what pieces of the heap take of it, as those that are freed leave gaps
+PICKED = {aten.embedding, aten.index_select, aten.index}  # these read as much as they give
+ONLY_ALLOCATED = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
+PLACE_OPERATIONS = 10  # of a recurrent layer at a place, forward and backward
 PARTS = 2  # of a step's gradient: the second one is added to the first, and so are all that follow
 
 
@@ -36,11 +40,14 @@ class Rehearsal:
     """Of the gradient of one update.
 
     `peak_bytes`: the most that is alive at once of weights, gradients, rows, and all that lies between them.
-    `flops`: of matrix products, convolutions and attention, forward and backward.
+    `flops`: of matrix products, convolutions and attention, forward and backward. `moved_bytes`: what all its
+    `num_operations` read and write.
     """
 
     peak_bytes: int
     flops: float
+    moved_bytes: float
+    num_operations: float
 
 
 def rehearse(
@@ -50,7 +57,7 @@ def rehearse(
     network, ledger = deepcopy(network).train(), Ledger()
     for module in network.modules():
         if isinstance(module, Recurrent):
-            module.register_module("rnn", AllPlacesAtOnce(module.rnn))
+            module.register_module("rnn", AllPlacesAtOnce(module.rnn, ledger))
     whole = min(batching.rows_per_step, batching.num_rows)
     num_rows = min(whole, PARTS * batching.batch_size)
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:
@@ -70,15 +77,18 @@ def rehearse(
         )
         engine.gradient(Rows(torch.empty(num_rows, num_inputs), targets))
     others = 4 * (num_inputs + num_outputs) * (whole - num_rows)
-    return Rehearsal(ledger.peak + others, ledger.flops * whole / num_rows)
+    times = whole / num_rows
+    counts = (times * count for count in (ledger.flops, ledger.moved_bytes, ledger.num_operations))
+    return Rehearsal(ledger.peak + others, *counts)
 
 
 class Ledger(TorchDispatchMode):
-    """Counts the memory of all tensors that operations make, for as long as they live."""
+    """Counts what operations do, and the memory of all tensors that they make, for as long as these live."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = self._large = self._heap = 0  # what lives now, in pieces of the system's own and of the heap
+        self.flops = self.moved_bytes = self.num_operations = 0
+        self._large = self._heap = 0  # what lives now, in pieces of the system's own and of the heap
         self._moments: list[tuple[int, int]] = [(0, 0)]
         self._counted: set[int] = set()
 
@@ -95,6 +105,10 @@ class Ledger(TorchDispatchMode):
         if count := flop_registry.get(function.overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         made = [value for value in tree_iter(out) if isinstance(value, Tensor)]
+        given = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+        moved = moved_bytes(function, given, made)
+        self.moved_bytes += moved
+        self.num_operations += moved > 0
         for tensor in made:
             self.add(tensor, share=HEAP_SHARE)
         if anew := laid_out_anew(function, args, made):
@@ -128,14 +142,24 @@ def _pieces(sizes: Sequence[int]) -> tuple[int, int]:
     return large, sum(sizes) - large
 
 
+def moved_bytes(function: Any, given: Sequence[Tensor], made: Sequence[Tensor]) -> int:
+    """What an operation reads of the tensors that it is given, and writes of those that it makes or changes."""
+    storages = {tensor.untyped_storage()._cdata for tensor in given}
+    looks_only = not function._schema.is_mutable and all(tensor.untyped_storage()._cdata in storages for tensor in made)
+    if looks_only or function.overloadpacket in ONLY_ALLOCATED:
+        return 0
+    written = sum(tensor.nbytes for tensor in made)
+    return written + (written if function.overloadpacket in PICKED else sum(tensor.nbytes for tensor in given))
+
+
 def laid_out_anew(function: Any, args: tuple[Any, ...], made: Sequence[Tensor]) -> list[int]:
     """Sizes of what oneDNN's convolutions take beside what they are given and make, as they put it in another order.
 
     First the inputs, then the outputs; backward, inputs and gradient at once.
     """
-    if function.overloadpacket is torch.ops.aten.convolution:
+    if function.overloadpacket is aten.convolution:
         return [max(args[0].nbytes, made[0].nbytes)]
-    if function.overloadpacket is torch.ops.aten.convolution_backward:
+    if function.overloadpacket is aten.convolution_backward:
         return [tensor.nbytes for tensor in args[:2]]
     return []
 
@@ -143,8 +167,9 @@ def laid_out_anew(function: Any, args: tuple[Any, ...], made: Sequence[Tensor]) 
 class AllPlacesAtOnce(nn.Module):
     """Takes what a GRU or LSTM takes, without a turn for each place. Its numbers mean nothing."""
 
-    def __init__(self, rnn: nn.RNNBase) -> None:
+    def __init__(self, rnn: nn.RNNBase, ledger: Ledger) -> None:
         super().__init__()
+        self.ledger = ledger
         self.weights = nn.ParameterList(value for layer in rnn.all_weights for value in layer if value.ndim > 1)
         self.hidden_features, self.bidirectional = rnn.hidden_size, rnn.bidirectional
 
@@ -159,6 +184,7 @@ class AllPlacesAtOnce(nn.Module):
         return x_BLF, torch.stack(last)
 
     def _direction(self, x_BLF: Tensor, from_input: Tensor, from_state: Tensor) -> Tensor:
+        self.ledger.num_operations += PLACE_OPERATIONS * x_BLF.shape[1]
         gates = F.linear(x_BLF, from_input)
         kept = (gates + F.linear(gates[..., : self.hidden_features], from_state)).sigmoid()
         return kept[..., : self.hidden_features].tanh()

@@ -77,7 +77,8 @@ class TrainingSpec(Spec):
 
     `engine`: `compiled` makes machine code of the network's steps, in about ten seconds, and runs that; `auto` does so
     where it repays itself, which a long run measures at its start. Runs of one spec on one machine are given the same
-    engine, and the spec of the published version names it.
+    engine, and the spec of the published version names it. `num_threads`: cores that a step's operations are spread
+    over; by default as many as these keep busy, which is one where all of them are small.
 
     `freeze`: parts of the network that keep their weights and statistics, such as `layers.0` or `input`. `mixup`: each
     batch is mixed with itself in another order, by shares from Beta(mixup, mixup) (Zhang et al. 2018). `ema_decay`:

@@ -12,7 +12,12 @@ WIDE = StepCost(num_modules=5, flops=4e9, num_threads=2)  # 256-1024-1024-1, 512
 CHAINED = StepCost(num_modules=5, flops=1.2e6, num_threads=1, num_chained=5)
 UNFUSED = StepCost(num_modules=5, flops=1.2e6, num_threads=1, optimizer="rmsprop")
 COSTS = st.builds(
-    StepCost, st.integers(1, 1000), st.floats(0, 1e12), st.integers(1, 64), st.sampled_from(["sgd", "adam", "nadam"])
+    StepCost,
+    st.integers(1, 1000),
+    st.floats(0, 1e12),
+    st.integers(1, 64),
+    st.sampled_from(["sgd", "adam", "nadam"]),
+    moved_bytes=st.floats(0, 1e12),
 )
 STEPS = st.integers(0, 10**12)
 PACES = st.floats(0.1, 10.0)
@@ -42,6 +47,19 @@ def test_repays_compiling(cost: StepCost, num_steps: int, repaid: bool) -> None:
 )
 def test_what_was_measured_counts(pace: float, compile_pace: float, repaid: bool) -> None:
     assert SMALL.repays_compiling(100_000, pace, compile_pace) is repaid
+
+
+def test_threads_are_woken_for_work_and_not_for_many_small_operations() -> None:
+    def threads(flops: float, num_operations: float, moved_bytes: float = 0.0, num_cores: int = 64) -> int:
+        cost = StepCost(5, flops, num_threads=1, moved_bytes=moved_bytes, num_operations=num_operations)
+        return cost.threads_worth_waking(num_cores)
+
+    assert threads(600, 10) == 1
+    assert threads(2e9, 1000) == 1
+    assert threads(2e9, 25) == 4, "a millisecond of work in an operation"
+    assert threads(0, 25, moved_bytes=5e8) == 4
+    assert threads(2e12, 25) == 64
+    assert threads(2e12, 25, num_cores=2) == 2
 
 
 @given(COSTS, STEPS, PACES, PACES)

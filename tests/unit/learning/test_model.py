@@ -249,8 +249,17 @@ def test_more_takes_more() -> None:
     assert 50 < many.seconds_per_epoch / small.seconds_per_epoch < 100
 
 
-def test_large_steps_get_all_cores_and_small_ones_one() -> None:
+def test_an_update_takes_its_time() -> None:
+    def seconds(optimizer: str, **spec: Any) -> float:
+        network = {"hidden_features": [1000, 1000]}
+        return planned(network=network, optimizer={"type": optimizer}, engine="eager", **spec)[1].seconds_per_epoch
+
+    assert seconds("sgd") < seconds("sgd", ema_decay=0.9) < seconds("adamw") < seconds("radam")
+
+
+def test_large_operations_get_all_cores_and_small_ones_one() -> None:
     assert planned()[0].num_threads == 1
+    assert planned(network={"hidden_features": [100] * 30})[0].num_threads == 1
     assert planned(network={"hidden_features": [2000, 2000]})[0].num_threads == usable_cores()
     assert planned(num_threads=3)[0].num_threads == 3
 

@@ -2,12 +2,13 @@
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from app.learning import rehearsal
@@ -34,7 +35,7 @@ def of(layers: list[dict[str, Any]], shape: Shape, batching: Batching, loss: str
 def really(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the next ones be with memory, and every turn of a loop."""
     monkeypatch.setattr(rehearsal, "FakeTensorMode", lambda **_: nullcontext())
-    monkeypatch.setattr(rehearsal, "AllPlacesAtOnce", lambda rnn: rnn)
+    monkeypatch.setattr(rehearsal, "AllPlacesAtOnce", lambda rnn, _ledger: rnn)
 
 
 @pytest.mark.parametrize(("fields", "shape", "_out"), [case for case in EXAMPLES if case[0]["type"] not in RECURRENT])
@@ -123,6 +124,44 @@ def test_operations_are_counted_at_every_place() -> None:
     assert of([image], (2, 8, 8), Batching(5, 5)).flops == 5 * 2 * (2 * 3 * 3 * 3 * 8 * 8) * 2
     words = {"type": "embedding", "num_embeddings": 100_000, "embedding_features": 8}
     assert of([words], (4,), Batching(5, 5)).flops == 0
+
+
+def test_what_an_operation_reads_and_writes() -> None:
+    def moved(operation: Callable[[Tensor, Tensor], object]) -> int:
+        with FakeTensorMode(), Ledger() as ledger:
+            given = torch.empty(100, 8), torch.empty(100, 8)
+            operation(*given)
+        return ledger.moved_bytes
+
+    size = 4 * 100 * 8
+    assert moved(lambda a, b: a + b) == 3 * size
+    assert moved(lambda a, b: a.add_(b)) == 3 * size
+    assert moved(lambda a, b: a @ b.T) == 2 * size + 4 * 100 * 100
+    assert moved(lambda a, b: (a.detach().view(8, 100).T, torch.empty_like(b))) == 0
+    rows = torch.ops.aten.embedding
+    assert moved(lambda a, b: rows(a, torch.empty(2, dtype=torch.int64))) == 2 * (4 * 2 * 8)
+
+
+def test_recurrent_layers_have_operations_at_every_place() -> None:
+    def count(num_places: int, **fields: Any) -> float:
+        gru = {"type": "gru", "hidden_features": 8} | fields
+        return of([gru], (num_places, 4), Batching(5, 5)).num_operations
+
+    per_place = count(11) - count(10)
+    assert per_place > 5
+    assert count(1000) == count(10) + 990 * per_place
+    assert count(1000, num_layers=2) == pytest.approx(2 * count(1000), rel=0.01)
+    assert count(1000, bidirectional=True) == pytest.approx(2 * count(1000), rel=0.01)
+
+
+def test_a_table_of_words_is_moved_with_its_gradient_and_in_every_part_of_a_step() -> None:
+    def moved(num_words: int, batching: Batching) -> float:
+        words = {"type": "embedding", "num_embeddings": num_words, "embedding_features": 8}
+        return of([words], (4,), batching).moved_bytes
+
+    one = Batching(5, 5)
+    assert moved(100_000, one) - moved(50_000, one) == 4 * 8 * 50_000
+    assert moved(100_000, Batching(100, 5, 10)) > 10 * moved(100_000, one)
 
 
 def test_the_network_stays_on_the_meta_device_and_no_number_is_drawn() -> None:
