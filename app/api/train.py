@@ -18,7 +18,7 @@ from app.learning.plan import Plan, plan
 from app.specs.resolve import resolve, signature_of
 from app.specs.resolve_columns import note_of, some_of, unknown_column
 from app.specs.resolve_validation import check_validation
-from app.specs.table import InputsData, RecordsData, Signature, StoredData, Table
+from app.specs.table import InputsData, RecordsData, Signature, StoredData, Table, as_key
 from app.specs.training import TrainingSpec, ValidationDataset, WarmStart
 from app.storage import jobs as rows
 from app.storage.tables import frame_from_inputs, frame_from_records
@@ -238,15 +238,17 @@ def _with_all_labels(start: Start, table: Table) -> Table:
     """The table as if it had a row of each class that the version knows.
 
     Raises:
-        InvalidInput: it has more labels than that.
+        InvalidInput: it has more labels than that, or among its examples one that is none of them.
     """
-    (target,), classes = start.signature.targets, start.signature.classes or ()
+    (target,), classes = start.signature.targets, [as_key(label) for label in start.signature.classes or ()]
     found = table.column(target.name)
     if found is None or not found.num_unique:
         return table
+    knows = f"{start} knows {len(classes)}: {some_of(classes)}"
     if found.num_unique > len(classes):
-        known = f"{start} knows {len(classes)}: {some_of([str(label) for label in classes])}"
-        raise InvalidInput.at("/warm_start", f"{target.name!r} has {found.num_unique} labels, and {known}")
+        raise InvalidInput.at("/warm_start", f"{target.name!r} has {found.num_unique} labels, and {knows}")
+    if (label := found.example_beyond(classes)) is not None:
+        raise InvalidInput.at("/warm_start", f"{target.name!r} has the label {label}, and {knows}")
     whole = found.model_copy(update={"num_unique": len(classes)})
     return Table(
         digest=table.digest,

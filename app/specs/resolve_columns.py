@@ -148,6 +148,11 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMED]) + (f" and {num_more} more" if num_more > 0 else "")
 
 
+def refuses_gaps(spec: TrainingSpec) -> bool:
+    """Whether a feature may have no missing values."""
+    return spec.features is None or spec.features.missing == "error"
+
+
 def check_features(spec: TrainingSpec, table: Table) -> None:
     assert isinstance(spec.data, StoredData)
     for name in spec.data.features or ():
@@ -156,8 +161,5 @@ def check_features(spec: TrainingSpec, table: Table) -> None:
             raise InvalidInput.at(
                 "/features", f"features null takes numbers as they are, but {name!r} is {column.kind}"
             )
-        missing_refused = spec.features is None or spec.features.missing == "error"
-        if missing_refused and column and column.num_missing:
-            raise InvalidInput.at(
-                "/features", f"{name!r} has {column.num_missing} missing values; impute them with features.missing"
-            )
+        if refuses_gaps(spec) and column and column.num_missing:
+            raise InvalidInput.at("/features", f"{name!r} has {column.gaps}; impute them with features.missing")

@@ -97,7 +97,7 @@ def _holds(column: ColumnProfile) -> str:
     if column.kind != "numeric":
         return f"is {column.kind}"
     if column.num_missing:
-        return f"has {column.num_missing} missing values"
+        return f"has {column.gaps}"
     return f"goes from {column.min:g} to {column.max:g}" + ("" if column.integral else ", not all of them whole")
 
 

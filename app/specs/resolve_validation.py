@@ -2,10 +2,10 @@
 
 from app.errors import InvalidInput, UnknownColumn
 from app.specs.network import LayeredNetwork
-from app.specs.resolve_columns import NUMBERS, note_of, some_of, unknown_column
+from app.specs.resolve_columns import NUMBERS, note_of, refuses_gaps, some_of, unknown_column
 from app.specs.resolve_network import check_places, embeddings_of
 from app.specs.resolve_task import is_flag
-from app.specs.table import MAX_EXAMPLE_CHARACTERS, StoredData, Table, as_key
+from app.specs.table import StoredData, Table, as_key
 from app.specs.training import TrainingSpec
 
 
@@ -13,8 +13,8 @@ def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
     """Whether a resolved spec's validation dataset, `other`, has what the run reads of `table`.
 
     Raises:
-        UnknownColumn, InvalidInput: a column is not there, is an empty target, or holds what is no number, no time, no
-            label or no place in an embedding.
+        UnknownColumn, InvalidInput: a column is not there, is an empty target, has gaps where none may be, or holds
+            what is no number, no time, no label or no place in an embedding.
     """
     data = spec.data
     assert isinstance(data, StoredData)
@@ -37,6 +37,11 @@ def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
                 f"{name!r} is {found.kind} in the validation dataset, and {learnt.kind} in the table that is learnt "
                 f"from{note_of(found)}",
             )
+        if name in (data.features or ()) and refuses_gaps(spec) and found.num_missing:
+            raise InvalidInput.at(
+                "/validation",
+                f"{name!r} has {found.gaps} in the validation dataset; impute them with features.missing",
+            )
     assert isinstance(spec.network, LayeredNetwork)
     for _, embedding, _ in embeddings_of(spec.network.layers, ""):
         check_places(spec, other, embedding, "/validation")
@@ -49,11 +54,11 @@ def _check_labels(target: str, table: Table, other: Table) -> None:
     learnt, found = table.column(target), other.column(target)
     assert learnt is not None
     assert found is not None
-    known, given = ([as_key(label) for label in column.examples] for column in (learnt, found))
-    unknown = [label for label in given if label not in known and len(label) < MAX_EXAMPLE_CHARACTERS]
-    if unknown and len(known) == learnt.num_unique:
+    known = [as_key(label) for label in learnt.examples]
+    unknown = found.example_beyond(known)
+    if unknown is not None and len(known) == learnt.num_unique:
         raise InvalidInput.at(
             "/validation",
-            f"{target!r} has the label {unknown[0]} in the validation dataset, and in the table that is learnt from "
+            f"{target!r} has the label {unknown} in the validation dataset, and in the table that is learnt from "
             f"only {some_of(known)}: write labels alike in both, and leave out rows of any other",
         )

@@ -1,5 +1,6 @@
 """Tables: the kinds of their columns, the part of a request that names them, and a model's signature."""
 
+from collections.abc import Collection
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,16 @@ class ColumnProfile(Column):
     mean: float | None = None
     examples: Items[Any] = ()
     note: str | None = None
+
+    @property
+    def gaps(self) -> str:
+        """How many values are missing, for a sentence."""
+        return f"{self.num_missing} missing value" + ("s" if self.num_missing > 1 else "")
+
+    def example_beyond(self, labels: Collection[str]) -> str | None:
+        """The first of the examples that is none of these labels (`as_key`); one that was clipped may be any."""
+        keys = (as_key(label) for label in self.examples)
+        return next((key for key in keys if key not in labels and len(key) < MAX_EXAMPLE_CHARACTERS), None)
 
 
 class Table(Spec):

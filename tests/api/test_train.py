@@ -307,6 +307,21 @@ def test_a_dataset_to_judge_by_has_columns_that_fit(
     assert answer.json()["errors"] == [{"pointer": "/validation", "detail": detail}]
 
 
+@pytest.mark.parametrize("features", [None, {"missing": "error"}, {"missing": "impute"}])
+def test_a_dataset_to_judge_by_has_gaps_only_where_they_may_be(
+    client: httpx.Client, features: dict[str, str] | None
+) -> None:
+    client.put("/datasets/whole", content="x,y\n1,2\n2,4\n3,6\n").raise_for_status()
+    client.put("/datasets/gaps", content="x,y\n1,2\n,4\n,\n").raise_for_status()
+    spec = body("gaps", data={"dataset": "whole", "target": "y"}, validation={"dataset": "gaps"}, features=features)
+    if features == {"missing": "impute"}:
+        assert "val_r2" in train(client, spec)["metrics"]
+        return
+    answer = client.post("/train", json=spec)
+    assert pointers(answer) == ["/validation"]
+    assert "'x' has 1 missing value in the validation dataset; impute" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("learnt", "judged", "detail"),
     [
@@ -470,13 +485,24 @@ def test_gaps_that_a_version_did_not_have_are_told(client: httpx.Client) -> None
     ]
 
 
-def test_a_label_that_a_version_does_not_know_fails_the_run(client: httpx.Client) -> None:
+def test_a_label_that_a_version_does_not_know_is_refused(client: httpx.Client) -> None:
     train(client, month("labels", LAST_MONTH))
     rows = [["a", 1, 2, "yes"], ["b", 2, 2, "never"]]
     answer = client.post("/train", json=month("others", rows, warm_start={"model": "labels"}))
+    assert pointers(answer) == ["/warm_start"]
+    assert "'y' has the label never, and version 1 of 'labels' knows 2: no, yes" in answer.json()["detail"]
+
+
+def test_a_label_that_a_version_does_not_know_fails_the_run_where_the_profile_names_it_not(
+    client: httpx.Client,
+) -> None:
+    labels = [f"label {number}" for number in range(10)]
+    train(client, month("many", [["a", 1, 2, label] for label in labels]))
+    rows = [["a", 1, 2, label] for label in [*labels[:9], "never"]]
+    answer = client.post("/train", json=month("others", rows, warm_start={"model": "many"}))
     job = finished(client, answer.json()["id"])
     assert (job["state"], job["error"]["code"]) == ("failed", "bad_data")
-    assert "the label 'never' is none of the 2 classes" in job["error"]["detail"]
+    assert "the label 'never' is none of the 10 classes" in job["error"]["detail"]
 
 
 @pytest.mark.parametrize("seen", [["a", "b"], ["c"]])
