@@ -18,7 +18,8 @@ from app.serving.columns import fit_column
 from app.serving.encode import escape
 from app.serving.served_model import ServedModel
 from app.specs.base import Name, Spec
-from app.specs.resolve_columns import note_of, unknown_column
+from app.specs.resolve_columns import note_of
+from app.specs.sentences import unknown_column
 from app.specs.table import Column, DataSpec, InputsData, RecordsData, Signature, StoredData, Table
 from app.storage.tables import read_table
 

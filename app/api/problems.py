@@ -20,7 +20,7 @@ from app import errors
 from app.api.fields import fields_at, fields_below, fields_beside, types_at
 from app.serving.encode import escape
 from app.specs.base import NAME_PATTERN
-from app.specs.resolve_columns import nearest, some_of
+from app.specs.sentences import nearest, some_of
 from app.specs.training import DEVICE_PATTERN
 
 MEDIA_TYPE = "application/problem+json"

@@ -28,7 +28,7 @@ from app.serving.served_model import ServedModel
 from app.serving.statistics import Request as Asked
 from app.serving.tabular_codec import Form, RowReader, Writer, rows_at_once, writer_of
 from app.specs.base import Name
-from app.specs.resolve_columns import some_of
+from app.specs.sentences import some_of
 from app.storage.row_stream import RowStream, open_rows
 from app.storage.uploads import Upload
 

@@ -16,8 +16,9 @@ from app.api.services import Deps, Services
 from app.errors import InvalidInput, TooLarge, UnknownColumn
 from app.learning.plan import Plan, plan
 from app.specs.resolve import resolve, signature_of
-from app.specs.resolve_columns import note_of, some_of, unknown_column
+from app.specs.resolve_columns import note_of
 from app.specs.resolve_validation import check_validation
+from app.specs.sentences import some_of, unknown_column
 from app.specs.table import InputsData, RecordsData, Signature, StoredData, Table, as_key
 from app.specs.training import TrainingSpec, ValidationDataset, WarmStart
 from app.storage import jobs as rows

@@ -17,8 +17,8 @@ from app.learning.features import Features
 from app.learning.metrics import MIN_JUDGED
 from app.learning.rows import MappedFile, Rows
 from app.learning.targets import Labels, Targets, count_classes, joined, parts_of, row_weights, values_of
-from app.specs.resolve_columns import some_of
 from app.specs.resolve_network import is_laid_out
+from app.specs.sentences import some_of
 from app.specs.table import Label, Signature, StoredData
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from app.errors import BadData
 from app.learning.features import TOO_LARGE, Moments
 from app.learning.losses import LINKS
-from app.specs.resolve_columns import some_of
+from app.specs.sentences import some_of
 from app.specs.table import Label, Signature, as_key
 from app.specs.training import TrainingSpec
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from app.errors import Fault, InvalidInput, ShapeMismatch, UnknownColumn
 from app.learning.features import Features
-from app.specs.resolve_columns import some_of, unknown_column
+from app.specs.sentences import some_of, unknown_column
 from app.specs.table import Column, Signature
 from app.storage.columns import read_datetimes
 

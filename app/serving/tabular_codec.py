@@ -18,7 +18,7 @@ from app.serving.columns import fit_column
 from app.serving.encode import DTYPES, encode_frame, escape
 from app.serving.served_model import ServedModel
 from app.serving.signature import flags_of, labels_of, unknown_rows
-from app.specs.resolve_columns import some_of, unknown_column
+from app.specs.sentences import some_of, unknown_column
 from app.specs.table import Signature
 from app.storage.arrow_stream import ArrowParts
 from app.storage.row_stream import RowStream

@@ -30,7 +30,7 @@ from app.serving.signature import (
     takes_matrix,
 )
 from app.serving.tensors import Tensor, check_datatype, column_of, from_bytes, from_json, length_prefixed, to_bytes
-from app.specs.resolve_columns import some_of, unknown_column
+from app.specs.sentences import some_of, unknown_column
 from app.specs.table import Column, Signature
 from app.storage.json_depth import can_be_written
 

@@ -1,17 +1,15 @@
 """Which of a table's columns a run learns from, and what of them it can't."""
 
-import difflib
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
 
 from app.errors import Fault, InvalidInput, UnknownColumn
+from app.specs.sentences import MAX_NAMED, unknown_column
 from app.specs.table import ColumnProfile, StoredData, Table
 from app.specs.training import TrainingSpec
 
 NUMBERS = ("numeric", "boolean")
-MAX_NAMED = 20  # names in a sentence, and unknown names that are told of
-MAX_COMPARED = 2**19  # pairs of letters: 0.1 s
 MIN_COUNTED = 20  # rows: fewer may be numbered in order by chance
 
 
@@ -124,28 +122,6 @@ def _unknown(pointer: str, names: Iterable[str], table: Table) -> list[Fault]:
     known = [column.name for column in table.columns]
     unknown = islice((name for name in names if table.column(name) is None), MAX_NAMED)
     return [Fault(pointer, unknown_column(name, known)) for name in unknown]
-
-
-def unknown_column(name: str, known: list[str]) -> str:
-    """The sentence for a column that is not there, with the nearest spelling."""
-    near = nearest(name, known)
-    hint = f"there are: {some_of(known)}" if near is None else f"did you mean {near!r}?"
-    return f"there is no column {name!r}; {hint}"
-
-
-def nearest(name: str, known: Collection[str]) -> str | None:
-    """The spelling that was perhaps meant, whatever its capitals, unless there are too many to look at."""
-    if len(known) * len(name) ** 2 > MAX_COMPARED:
-        return None
-    spellings = {spelling.lower(): spelling for spelling in known}
-    found = difflib.get_close_matches(name.lower(), spellings, n=1)
-    return spellings[found[0]] if found else None
-
-
-def some_of(names: Sequence[str]) -> str:
-    """The names for a sentence: the first of many, and how many more there are."""
-    num_more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {num_more} more" if num_more > 0 else "")
 
 
 def refuses_gaps(spec: TrainingSpec) -> bool:

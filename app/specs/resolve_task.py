@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from app.errors import InvalidInput
 from app.specs.losses import AutoLoss, BinaryCrossEntropyLoss, CrossEntropyLoss, LossSpec, PlainLoss
-from app.specs.resolve_columns import note_of, some_of
+from app.specs.resolve_columns import note_of
+from app.specs.sentences import some_of
 from app.specs.table import MAX_EXAMPLE_CHARACTERS, ColumnProfile, StoredData, Table, Task, as_key
 from app.specs.training import TrainingSpec
 

@@ -2,9 +2,10 @@
 
 from app.errors import InvalidInput, UnknownColumn
 from app.specs.network import LayeredNetwork
-from app.specs.resolve_columns import NUMBERS, note_of, refuses_gaps, some_of, unknown_column
+from app.specs.resolve_columns import NUMBERS, note_of, refuses_gaps
 from app.specs.resolve_network import check_places, embeddings_of
 from app.specs.resolve_task import is_flag
+from app.specs.sentences import some_of, unknown_column
 from app.specs.table import StoredData, Table, as_key
 from app.specs.training import TrainingSpec
 

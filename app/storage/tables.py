@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from app.errors import Fault, InvalidInput, ShapeMismatch, TooLarge, UnknownColumn
-from app.specs.resolve_columns import unknown_column
+from app.specs.sentences import unknown_column
 from app.storage.columns import check_names, finite, group_rows
 from app.storage.json_types import check_density, common_dtype, mismatch, word_for
 
