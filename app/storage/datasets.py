@@ -20,6 +20,7 @@ import polars as pl
 from sqlalchemy import Row, delete, insert, select
 
 from app.errors import DatasetNotFound
+from app.specs.sentences import nearest
 from app.specs.table import ColumnProfile, Table
 from app.storage.columns import TYPED_READINGS, check_names, settle_types
 from app.storage.database import Database, datasets
@@ -111,8 +112,10 @@ class DatasetStore:
         """Raises DatasetNotFound."""
         with self._database.read() as connection:
             row = connection.execute(select(datasets).where(datasets.c.name == name)).one_or_none()
-        if row is None:
-            raise DatasetNotFound(f"there is no dataset {name!r}; PUT /datasets/{name} makes one")
+            if row is None:
+                near = nearest(name, connection.execute(select(datasets.c.name)).scalars().all())
+                hint = f"PUT /datasets/{name} makes one" if near is None else f"did you mean {near!r}?"
+                raise DatasetNotFound(f"there is no dataset {name!r}; {hint}")
         return _dataset(row)
 
     def rows(self, name: str, limit: int) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from app.errors import (
     VersionNotFound,
 )
 from app.specs.alias import Alias
+from app.specs.sentences import nearest
 from app.storage.aliases import Aliases
 from app.storage.files import changed_at, is_file, is_folder, sync_folder, write_atomically
 from app.storage.version import FILES, Version, read_version
@@ -126,8 +127,14 @@ class ModelStore:
         """
         versions = self._versions(name)
         if not versions:
-            raise ModelNotFound(f"there is no model {name!r}")
+            raise ModelNotFound(f"there is no model {name!r}{self._meant(name)}")
         return versions
+
+    def _meant(self, name: str) -> str:
+        """The end of a sentence about a model that is not there."""
+        folders = self.root.iterdir() if self.root.is_dir() else ()
+        near = nearest(name, [folder.name for folder in folders if NAME.fullmatch(folder.name)])
+        return f"; did you mean {near!r}?" if near and self._versions(near) else ""
 
     def _versions(self, name: str) -> list[str]:
         """Published versions, oldest first, which the caller does not change; a stat while nothing has changed."""

@@ -124,6 +124,14 @@ def test_a_deleted_dataset_is_gone_and_its_bytes_are_not(store: DatasetStore) ->
             call("t")
 
 
+def test_a_misspelt_dataset_is_told_the_nearest_that_is_there(store: DatasetStore) -> None:
+    store.put("penguins", [CSV])
+    with pytest.raises(DatasetNotFound, match=r"^there is no dataset 'Penguin'; did you mean 'penguins'[?]$"):
+        store.get("Penguin")
+    with pytest.raises(DatasetNotFound, match=r"^there is no dataset 'cars'; PUT /datasets/cars makes one$"):
+        store.get("cars")
+
+
 # ---- tables without names
 
 

@@ -213,6 +213,18 @@ def test_a_list_of_all_passes_over_what_goes_meanwhile(store: ModelStore, monkey
     assert store.all_versions() == [("a", "1"), ("b", "1"), ("b", "2")]
 
 
+def test_a_misspelt_model_is_told_the_nearest_that_is_there(store: ModelStore) -> None:
+    with pytest.raises(ModelNotFound, match=r"^there is no model 'penguin'$"):
+        store.versions("penguin")
+    for name in ("penguins", "cars"):
+        publish(store, name)
+    with pytest.raises(ModelNotFound, match=r"^there is no model 'penguin'; did you mean 'penguins'[?]$"):
+        store.versions("penguin")
+    store.delete("penguins")
+    with pytest.raises(ModelNotFound, match=r"^there is no model 'penguin'$"):
+        store.versions("penguin")
+
+
 def test_what_is_not_there(store: ModelStore) -> None:
     publish(store)
     with pytest.raises(ModelNotFound, match="'other'"):
