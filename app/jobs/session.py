@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ from app.specs.table import Label
 from app.specs.training import TrainingSpec
 from app.storage.checkpoints import Checkpoints, OnDisk
 from app.storage.choice import Choice
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,22 @@ class Session:
     def settle_learning_rate(self) -> None:
         """Turn `auto` into a rate; weights, optimizer and RNG are as before."""
         if self.spec.optimizer.learning_rate == "auto":
-            self._take_learning_rate(self._try_out(lambda order: find_learning_rate(self.eager, self.train, order)))
+            rate = self._try_out(lambda order: find_learning_rate(self.eager, self.train, order))
+            self._take_learning_rate(self._usual_learning_rate() if rate is None else rate)
             self._build_engine()
 
-    def _try_out(self, take_steps: Callable[[Tensor | None], float]) -> float:
+    def _usual_learning_rate(self) -> float:
+        """The optimizer's default, of which the user hears."""
+        optimizer = self.spec.optimizer
+        rate: float = type(optimizer)().learning_rate
+        if self.workplace is not None:
+            self.workplace.warn(
+                f"no learning rate made the loss much less within a hundred steps: it is {rate}, as {optimizer.type} "
+                "has it by default"
+            )
+        return rate
+
+    def _try_out(self, take_steps: Callable[[Tensor | None], T]) -> T:
         """What eager steps in the first epoch's order tell; they are taken back, all but the optimizer's state."""
         set_to_learn(self.network)
         order = epoch_order(self.batching, self.spec.seed, 0, self.train.inputs.device, self._shares())

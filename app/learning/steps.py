@@ -14,6 +14,7 @@ from app.learning.batches import Batching
 from app.learning.chain import Chain, chained
 from app.learning.layers import BATCH_NORMS
 from app.learning.losses import LossFunction
+from app.learning.network import FROZEN, set_to_learn
 from app.learning.optimizers import Optimizers, set_learning_rate
 from app.learning.rows import Rows
 from app.learning.shortcuts import Backward, forward_of, step_of
@@ -151,6 +152,22 @@ class EagerSteps:
         with self.autocast:
             outputs = self._through(self.network, rows.inputs) if self.recompute else self.forward(rows.inputs)
         return self.loss(outputs.float(), rows.targets, rows.weights)
+
+    @torch.no_grad()
+    def mean_loss(self, rows: Rows) -> float:
+        """Of rows on the engine's device, without dropout, in parts of a gradient's rows or some more.
+
+        Batch norms go by these parts.
+        """
+        self.network.eval()
+        for module in self.network.modules():
+            if isinstance(module, BATCH_NORMS) and FROZEN not in vars(module):
+                module.train()
+        num_parts = max(1, len(rows) // max(2, self.batching.batch_size))
+        sizes = [len(part) for part in rows.targets.tensor_split(num_parts)]
+        total = sum(len(part) * self._loss(part).item() for part in rows.split(sizes))
+        set_to_learn(self.network)
+        return total / len(rows)
 
     def _through(self, network: nn.Sequential, x: Tensor) -> Tensor:
         if self.recompute:

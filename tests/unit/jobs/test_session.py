@@ -75,6 +75,19 @@ def test_a_run_that_was_measured_is_the_run_of_that_engine(
     assert_equal(*ends)
 
 
+def test_where_no_rate_learns_it_is_the_default_and_told(
+    start: Callable[..., Session], warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 0 < start(optimizer={"type": "sgd", "learning_rate": "auto"}).spec.optimizer.learning_rate != 0.01
+    assert warnings == []
+    monkeypatch.setattr("app.learning.range_test.HIGHEST", 1e-5)
+    begun = start(optimizer={"type": "sgd", "learning_rate": "auto"})
+    assert begun.spec.optimizer.learning_rate == 0.01
+    assert warnings == [
+        "no learning rate made the loss much less within a hundred steps: it is 0.01, as sgd has it by default"
+    ]
+
+
 def test_a_trial_copies_no_frozen_weights(start: Callable[..., Session]) -> None:
     begun = start(freeze=["layers.0"])
     copied = {value.data_ptr() for value in changed_by_steps(begun.network)}

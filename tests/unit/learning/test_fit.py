@@ -446,6 +446,16 @@ def test_the_luck_of_single_rows_finds_no_rate(seed: int) -> None:
     assert 1e-3 < found.spec.optimizer.learning_rate < 0.1
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_luck_of_single_batches_finds_no_rate(optimizer: str, seed: int) -> None:
+    """Prices: most batches cost next to nothing, and those with a large one many times as much."""
+    x = torch.randn((3000, 4), generator=torch.Generator().manual_seed(0)).double()
+    prices = pl.DataFrame(x.numpy(), schema=list("abcd")).with_columns(y=(11 + x[:, 0] + 0.8 * x[:, 3]).exp().numpy())
+    found = session(prices, "y", {}, optimizer={"type": optimizer, "learning_rate": "auto"}, seed=seed)
+    assert 3e-4 < found.spec.optimizer.learning_rate < 0.3
+
+
 def test_the_least_loss_is_kept_where_it_is_no_gain() -> None:
     """`min_delta` is for patience; what is kept is the best."""
     stop = StopSpec(min_delta=0.5, patience=5, restore_best=True)

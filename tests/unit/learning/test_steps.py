@@ -142,6 +142,23 @@ def test_the_norm_of_the_mean_gradient_is_clipped(accumulate_steps: int) -> None
     assert torch.nn.utils.get_total_norm(moved).item() == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize(("batch_size", "num_parts"), [(23, 1), (22, 1), (11, 2), (7, 3), (1, 11)])
+def test_the_mean_loss_of_rows_is_that_of_their_parts(batch_size: int, num_parts: int) -> None:
+    """Batch norms go by the part, which has two rows at least; dropout is off, and no number is drawn."""
+    norm, data = nn.BatchNorm1d(8), rows(weighted=False)
+    network = nn.Sequential(nn.Identity(), nn.Sequential(nn.Linear(4, 8), norm, nn.Dropout(0.5), nn.Linear(8, 3)))
+    engine = EagerSteps(network, MSE, [], Batching(NUM_ROWS, batch_size), max_grad_norm=None)
+    expected, drawn = 0.0, torch.get_rng_state()
+    for x, y in zip(data.inputs.tensor_split(num_parts), data.targets.tensor_split(num_parts), strict=True):
+        hidden = nn.functional.linear(x, network[1][0].weight, network[1][0].bias)
+        hidden = (hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + norm.eps).sqrt()
+        expected += len(x) * (network[1][3](hidden) - y).square().mean().item() / NUM_ROWS
+    assert engine.mean_loss(data) == pytest.approx(expected, rel=1e-5)
+    assert network.training
+    assert norm.training
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 def test_frozen_parameters_stay() -> None:
     network, data = net(), rows(weighted=False)
     network[1][0].requires_grad_(False)
