@@ -163,7 +163,8 @@ class Session:
     def _usual_learning_rate(self) -> float:
         """The optimizer's default, of which the user hears."""
         optimizer = self.spec.optimizer
-        rate: float = type(optimizer)().learning_rate
+        rate = type(optimizer)().learning_rate
+        assert rate != "auto"
         if self.workplace is not None:
             self.workplace.warn(
                 f"no learning rate made the loss much less within a hundred steps: it is {rate}, as {optimizer.type} "

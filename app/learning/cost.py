@@ -13,10 +13,10 @@ MODULE_SECONDS = 22e-6  # eager, of a module without children: forward and backw
 CHAINED_SECONDS = 8e-6  # eager, of a module whose gradients are taken by hand
 COMPILED_STEP_SECONDS = 3e-6
 COMPILED_MODULE_SECONDS = 2e-6
-THREAD_SECONDS = 225e-6  # of an operation, which a thread should have to do: it sleeps until the next one
+THREAD_SECONDS = 225e-6  # of work in an operation that is worth waking a thread for
 FLOPS_PER_THREAD = 8e10  # per second, of small matrices
 MOVED_PER_SECOND = 2e10  # bytes, by however many threads: some come from memory, others from a cache
-COMPILED_MOVED = 0.5  # of these, as what is merged into one loop stays in registers
+MERGED = 0.5  # of what goes from one operation to the next: merged into one loop, it stays in registers
 COMPILE_SECONDS, COMPILE_MODULE_SECONDS = 8.0, 0.4
 MARGIN = 1.5  # a compile should save this many times what it takes, as a run may end early
 FAR = 10.0  # times what the model says: no machine's steps are that much slower, and its compiler is not
@@ -28,8 +28,8 @@ EAGER_START_SECONDS = 0.5
 class StepCost:
     """Of a step with `num_modules` modules without children, and `flops` forward and backward, on so many threads.
 
-    Of the modules, `num_chained` are those of `app.learning.chain`. `moved_bytes`: what the step's `num_operations`
-    read and write, one after another.
+    Of the modules, `num_chained` are those of `app.learning.chain`. `moved_bytes`: what the step reads and writes, of
+    it `passed_bytes` from one operation to the next; `num_operations`: of its gradient.
     """
 
     num_modules: int
@@ -38,10 +38,11 @@ class StepCost:
     optimizer: str = "sgd"
     num_chained: int = 0
     moved_bytes: float = 0.0
+    passed_bytes: float = 0.0
     num_operations: float = 1.0
 
     def threads_worth_waking(self, num_cores: int) -> int:
-        """So many that each has enough to do in a usual operation, all of which wait for the last of them."""
+        """So many that the mean operation has enough work for each: between operations, all but one sleep."""
         on_one_thread = self.flops / FLOPS_PER_THREAD + self._moving_seconds
         return max(1, min(num_cores, int(on_one_thread / self.num_operations / THREAD_SECONDS)))
 
@@ -54,7 +55,8 @@ class StepCost:
     @property
     def compiled_seconds(self) -> float:
         modules = COMPILED_MODULE_SECONDS * self.num_modules
-        return COMPILED_STEP_SECONDS + modules + self._arithmetic_seconds + COMPILED_MOVED * self._moving_seconds
+        merged = MERGED * self.passed_bytes / MOVED_PER_SECOND
+        return COMPILED_STEP_SECONDS + modules + self._arithmetic_seconds + self._moving_seconds - merged
 
     @property
     def compile_seconds(self) -> float:

@@ -23,6 +23,7 @@ from app.specs.resolve_network import is_laid_out, num_training_rows
 from app.specs.table import StoredData, Table
 from app.specs.training import TrainingSpec
 
+BFLOAT16_SPEED = 3.0  # times that of float32, about, where a processor has units for it
 UNFUSED_PASSES = 2.5  # how often an optimizer of many kernels reads and writes what it works on
 
 
@@ -100,24 +101,37 @@ def step_cost(spec: TrainingSpec, network: nn.Module, gradient: Rehearsal) -> St
     """Of a step on as many threads as the spec has been given: one, if it hasn't yet."""
     num_modules = sum(1 for module in network.modules() if not list(module.children()))
     num_chained = len(chained(network)) if isinstance(network, nn.Sequential) else 0
+    speed = BFLOAT16_SPEED if spec.precision == "bfloat16" else 1.0
+    weights_bytes = sum(parameter.nbytes for parameter in network.parameters())
+    read_and_made = 3 * spec.descent.accumulate_steps * weights_bytes  # forward, backward, and their gradients
     return StepCost(
-        num_modules,
-        gradient.flops,
-        spec.num_threads or 1,
-        spec.optimizer.type,
-        num_chained,
-        gradient.moved_bytes + update_bytes(spec, network),
-        gradient.num_operations,
+        num_modules=num_modules,
+        flops=gradient.flops / speed + update_flops(spec, network) / BFLOAT16_SPEED,
+        num_threads=spec.num_threads or 1,
+        optimizer=spec.optimizer.type,
+        num_chained=num_chained,
+        moved_bytes=gradient.moved_bytes + update_bytes(spec, network),
+        passed_bytes=max(0.0, gradient.moved_bytes - read_and_made),
+        num_operations=gradient.num_operations,
     )
 
 
 def update_bytes(spec: TrainingSpec, network: nn.Module) -> float:
-    """What an update reads and writes: of gradients, and twice of weights and the optimizer's state."""
+    """What an update reads and writes: gradients, and twice the weights and the optimizer's state."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     trained_bytes = sum(parameter.nbytes for parameter in trained)
     num_passes = 1.0 if spec.optimizer.type in FUSED else UNFUSED_PASSES
     num_bytes = num_passes * (3 * trained_bytes + 2 * state_bytes(spec.optimizer, trained))
-    return num_bytes + (3 * trained_bytes if spec.ema_decay else 0)
+    num_more = bool(spec.ema_decay) + (spec.descent.max_grad_norm is not None)
+    return num_bytes + 3 * num_more * trained_bytes
+
+
+def update_flops(spec: TrainingSpec, network: nn.Module) -> float:
+    """Of matrix products in bfloat16: Muon makes gradients orthogonal in five Newton-Schulz steps (Jordan 2024)."""
+    if spec.optimizer.type != "muon":
+        return 0.0
+    shapes = [sorted(value.shape) for value in network.parameters() if value.requires_grad and value.ndim == 2]
+    return sum(5.0 * (4 * short**2 * long + 2 * short**3) for short, long in shapes)
 
 
 def num_steps(spec: TrainingSpec, batching: Batching, step_seconds: float) -> int:

@@ -4,6 +4,7 @@ The eager engine itself is run, so whatever a layer keeps for its backward pass 
 precision, in parts, and with activations that are computed again. Shape suffixes: B batch, L length, F features.
 """
 
+import math
 import weakref
 from collections.abc import Sequence
 from copy import deepcopy
@@ -31,7 +32,8 @@ KEPT_FREE_BYTES = 2 * MAX_BLOCK_BYTES  # what the heap keeps of what is free at 
 HEAP_SHARE = 1.25  # what pieces of the heap take of it, as those that are freed leave gaps
 PICKED = {aten.embedding, aten.index_select, aten.index}  # these read as much as they give
 ONLY_ALLOCATED = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
-PLACE_OPERATIONS = 10  # of a recurrent layer at a place, forward and backward
+ONLY_WRITTEN = {aten.zero_, aten.fill_, aten.copy_, aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros}
+PLACE_OPERATIONS = {nn.GRU: 30, nn.LSTM: 10}  # of a layer at a place, forward and backward
 PARTS = 2  # of a step's gradient: the second one is added to the first, and so are all that follow
 
 
@@ -78,8 +80,12 @@ def rehearse(
         engine.gradient(Rows(torch.empty(num_rows, num_inputs), targets))
     others = 4 * (num_inputs + num_outputs) * (whole - num_rows)
     times = whole / num_rows
-    counts = (times * count for count in (ledger.flops, ledger.moved_bytes, ledger.num_operations))
-    return Rehearsal(ledger.peak + others, *counts)
+    return Rehearsal(
+        peak_bytes=ledger.peak + others,
+        flops=ledger.flops * times,
+        moved_bytes=ledger.moved_bytes * times,
+        num_operations=ledger.num_operations * times,
+    )
 
 
 class Ledger(TorchDispatchMode):
@@ -148,8 +154,17 @@ def moved_bytes(function: Any, given: Sequence[Tensor], made: Sequence[Tensor]) 
     looks_only = not function._schema.is_mutable and all(tensor.untyped_storage()._cdata in storages for tensor in made)
     if looks_only or function.overloadpacket in ONLY_ALLOCATED:
         return 0
-    written = sum(tensor.nbytes for tensor in made)
-    return written + (written if function.overloadpacket in PICKED else sum(tensor.nbytes for tensor in given))
+    written = sum(map(_in_memory, made))
+    if function.overloadpacket in PICKED:
+        return 2 * written
+    read = given[1:] if function.overloadpacket in ONLY_WRITTEN else given
+    return written + sum(map(_in_memory, read))
+
+
+def _in_memory(tensor: Tensor) -> int:
+    """Bytes of a tensor, each counted once: one that was expanded has the same number at many places."""
+    once = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return math.prod(once) * tensor.itemsize
 
 
 def laid_out_anew(function: Any, args: tuple[Any, ...], made: Sequence[Tensor]) -> list[int]:
@@ -169,7 +184,7 @@ class AllPlacesAtOnce(nn.Module):
 
     def __init__(self, rnn: nn.RNNBase, ledger: Ledger) -> None:
         super().__init__()
-        self.ledger = ledger
+        self.ledger, self.place_operations = ledger, PLACE_OPERATIONS[type(rnn)]
         self.weights = nn.ParameterList(value for layer in rnn.all_weights for value in layer if value.ndim > 1)
         self.hidden_features, self.bidirectional = rnn.hidden_size, rnn.bidirectional
 
@@ -184,7 +199,7 @@ class AllPlacesAtOnce(nn.Module):
         return x_BLF, torch.stack(last)
 
     def _direction(self, x_BLF: Tensor, from_input: Tensor, from_state: Tensor) -> Tensor:
-        self.ledger.num_operations += PLACE_OPERATIONS * x_BLF.shape[1]
+        self.ledger.num_operations += self.place_operations * x_BLF.shape[1]
         gates = F.linear(x_BLF, from_input)
         kept = (gates + F.linear(gates[..., : self.hidden_features], from_state)).sigmoid()
         return kept[..., : self.hidden_features].tanh()

@@ -11,6 +11,7 @@ from torch import nn
 
 from app.errors import BadData, InvalidInput, ShapeMismatch, TooLarge
 from app.learning import evaluate
+from app.learning.cost import MERGED, MOVED_PER_SECOND
 from app.learning.devices import devices, resolve_device, usable_cores
 from app.learning.evaluate import Judgement, forward_all, mean_loss, rows_at_once
 from app.learning.features import InputColumns
@@ -18,7 +19,8 @@ from app.learning.layers import Recurrent, SelfAttention
 from app.learning.losses import build_loss
 from app.learning.model import Model
 from app.learning.network import count_parameters
-from app.learning.plan import plan
+from app.learning.plan import expected_network, plan, step_cost
+from app.learning.rehearsal import Rehearsal
 from app.learning.rows import Rows
 from app.specs.losses import PlainLoss
 from app.storage.tensors import read_tensors, write_tensors
@@ -254,13 +256,51 @@ def test_an_update_takes_its_time() -> None:
         network = {"hidden_features": [1000, 1000]}
         return planned(network=network, optimizer={"type": optimizer}, engine="eager", **spec)[1].seconds_per_epoch
 
-    assert seconds("sgd") < seconds("sgd", ema_decay=0.9) < seconds("adamw") < seconds("radam")
+    sgd = seconds("sgd")
+    for more in ({"ema_decay": 0.9}, {"descent": {"max_grad_norm": 1.0}}):
+        assert seconds("sgd", **more) > 1.1 * sgd
+    assert 1.2 * sgd < seconds("adamw")
+    assert seconds("radam") - sgd > 1.7 * (seconds("adamw") - sgd)
+    assert seconds("muon") > 3 * seconds("radam")
+
+
+def test_what_a_gradient_moves_takes_its_time() -> None:
+    spec, _ = planned()
+    network, _ = expected_network(spec, table_of(FRAME))
+    costs = [step_cost(spec, network, Rehearsal(0, 0.0, moved_bytes, 1.0)) for moved_bytes in (1e9, 2e9)]
+    assert costs[1].moved_bytes - costs[0].moved_bytes == 1e9
+    assert costs[1].eager_seconds - costs[0].eager_seconds == pytest.approx(1e9 / MOVED_PER_SECOND)
+    assert costs[1].compiled_seconds - costs[0].compiled_seconds == pytest.approx((1 - MERGED) * 1e9 / MOVED_PER_SECOND)
+
+
+@pytest.mark.parametrize(
+    ("hidden_features", "batch_size", "engine"),
+    [([128, 128, 128], 256, "auto"), ([2000, 2000], 16, "eager"), ([1000, 1000], 32, "eager")],
+)
+def test_a_compile_saves_what_operations_pass_on_and_nothing_of_the_weights(
+    hidden_features: list[int], batch_size: int, engine: str
+) -> None:
+    rows = pl.concat([FRAME] * 100)
+    network, descent = {"hidden_features": hidden_features}, {"batch_size": batch_size}
+    spec, _ = planned(rows, network=network, descent=descent, optimizer={"type": "adam"}, stop={"max_steps": 10**6})
+    assert spec.engine == engine
+
+
+def test_products_in_half_the_bits_take_less_time() -> None:
+    wide = {"hidden_features": [2000, 2000]}
+    rows = pl.concat([FRAME] * 100)
+    whole, half = (
+        planned(rows, network=wide, descent={"batch_size": 2000}, precision=precision)[1].seconds_per_epoch
+        for precision in ("float32", "bfloat16")
+    )
+    assert half < 0.6 * whole
 
 
 def test_large_operations_get_all_cores_and_small_ones_one() -> None:
     assert planned()[0].num_threads == 1
     assert planned(network={"hidden_features": [100] * 30})[0].num_threads == 1
-    assert planned(network={"hidden_features": [2000, 2000]})[0].num_threads == usable_cores()
+    large = planned(pl.concat([FRAME] * 100), network={"hidden_features": [2000] * 3}, descent={"batch_size": 3000})
+    assert large[0].num_threads == usable_cores()
     assert planned(num_threads=3)[0].num_threads == 3
 
 

@@ -137,18 +137,22 @@ def test_what_an_operation_reads_and_writes() -> None:
     assert moved(lambda a, b: a + b) == 3 * size
     assert moved(lambda a, b: a.add_(b)) == 3 * size
     assert moved(lambda a, b: a @ b.T) == 2 * size + 4 * 100 * 100
-    assert moved(lambda a, b: (a.detach().view(8, 100).T, torch.empty_like(b))) == 0
+    assert moved(lambda a, b: (a.detach().view(8, 100).T, torch.empty_like(b), b.new_empty(5))) == 0
+    assert moved(lambda a, b: a.zero_()) == moved(lambda a, b: torch.zeros_like(a)) == size
+    assert moved(lambda a, b: a.copy_(b)) == 2 * size
+    assert moved(lambda a, b: a + b[:1].expand(100, 8)) == 2 * size + 4 * 8
+    assert moved(lambda a, b: a.index_select(0, torch.empty(2, dtype=torch.int64))) == 2 * (4 * 2 * 8)
     rows = torch.ops.aten.embedding
     assert moved(lambda a, b: rows(a, torch.empty(2, dtype=torch.int64))) == 2 * (4 * 2 * 8)
 
 
 def test_recurrent_layers_have_operations_at_every_place() -> None:
-    def count(num_places: int, **fields: Any) -> float:
-        gru = {"type": "gru", "hidden_features": 8} | fields
-        return of([gru], (num_places, 4), Batching(5, 5)).num_operations
+    def count(num_places: int, kind: str = "gru", **fields: Any) -> float:
+        layer = {"type": kind, "hidden_features": 8} | fields
+        return of([layer], (num_places, 4), Batching(5, 5)).num_operations
 
     per_place = count(11) - count(10)
-    assert per_place > 5
+    assert (per_place, count(11, "lstm") - count(10, "lstm")) == (30, 10)
     assert count(1000) == count(10) + 990 * per_place
     assert count(1000, num_layers=2) == pytest.approx(2 * count(1000), rel=0.01)
     assert count(1000, bidirectional=True) == pytest.approx(2 * count(1000), rel=0.01)
