@@ -16,7 +16,7 @@ from app.api.services import Deps, Services
 from app.errors import InvalidInput, TooLarge, UnknownColumn
 from app.learning.plan import Plan, plan
 from app.specs.resolve import resolve, signature_of
-from app.specs.resolve_columns import note_of
+from app.specs.resolve_columns import are_whole, note_of
 from app.specs.resolve_validation import check_validation
 from app.specs.sentences import some_of, unknown_column
 from app.specs.table import InputsData, RecordsData, Signature, StoredData, Table, as_key
@@ -127,7 +127,7 @@ def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, 
         data, news = _columns_of(start, data, table)
         spec = spec.model_copy(update={name: getattr(start.spec, name) for name in left_out} | {"data": data})
         if goes_on and spec.task == start.spec.task in ("binary", "multiclass"):
-            table = _with_all_labels(start, table)
+            table = _with_all_labels(start, data, table)
     resolved, warnings = resolve(spec, table)
     if isinstance(resolved.validation, ValidationDataset):
         assert resolved.validation.digest is not None
@@ -235,21 +235,23 @@ def _columns_of(start: Start, data: StoredData, table: Table) -> tuple[StoredDat
     return data.model_copy(update={"features": tuple(inputs)}), news
 
 
-def _with_all_labels(start: Start, table: Table) -> Table:
+def _with_all_labels(start: Start, data: StoredData, table: Table) -> Table:
     """The table as if it had a row of each class that the version knows.
 
     Raises:
-        InvalidInput: it has more labels than that, or among its examples one that is none of them.
+        InvalidInput: it has more labels than that, or its profile shows one that is none of them.
     """
-    (target,), classes = start.signature.targets, [as_key(label) for label in start.signature.classes or ()]
+    (target,), classes = start.signature.targets, start.signature.classes or ()
     found = table.column(target.name)
     if found is None or not found.num_unique:
         return table
-    knows = f"{start} knows {len(classes)}: {some_of(classes)}"
-    if found.num_unique > len(classes):
-        raise InvalidInput.at("/warm_start", f"{target.name!r} has {found.num_unique} labels, and {knows}")
-    if (label := found.example_beyond(classes)) is not None:
-        raise InvalidInput.at("/warm_start", f"{target.name!r} has the label {label}, and {knows}")
+    if are_whole(table, (data.sample_weight,)):
+        unknown = found.label_beyond([as_key(label) for label in classes])
+        too_many = found.num_unique > len(classes)
+        if too_many or unknown is not None:
+            has = f"{found.num_unique} labels" if too_many else f"the label {unknown!r}"
+            knows = f"{start} knows {len(classes)}: {some_of([repr(label) for label in classes])}"
+            raise InvalidInput.at("/warm_start", f"{target.name!r} has {has}, and {knows}")
     whole = found.model_copy(update={"num_unique": len(classes)})
     return Table(
         digest=table.digest,

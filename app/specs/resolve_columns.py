@@ -29,9 +29,8 @@ def resolve_columns(data: StoredData, table: Table, warnings: list[str]) -> Stor
     if faults := [fault for pointer, names in asked.items() for fault in _unknown(pointer, names, table)]:
         raise UnknownColumn(faults[0].detail, faults)
     _refuse_repeats(data)
-    weight = table.column(data.sample_weight) if data.sample_weight else None
-    if weight and weight.kind not in NUMBERS:
-        raise InvalidInput.at("/data/sample_weight", f"{weight.name!r} is {weight.kind}; a weight must be a number")
+    if weight := table.column(data.sample_weight) if data.sample_weight else None:
+        _check_weight(weight, all_count=are_whole(table, data.targets))
     reserved = {*data.targets, *weights}
     features = data.features
     if features is None:
@@ -54,6 +53,17 @@ def resolve_columns(data: StoredData, table: Table, warnings: list[str]) -> Stor
             "the file has no header, upload it with Content-Type: text/csv; header=absent"
         )
     return data.model_copy(update={"features": tuple(features)})
+
+
+def _check_weight(weight: ColumnProfile, *, all_count: bool) -> None:
+    """`all_count`: every row that has a weight is learnt from, or judged by."""
+    if weight.kind not in NUMBERS:
+        raise InvalidInput.at("/data/sample_weight", f"{weight.name!r} is {weight.kind}; a weight must be a number")
+    if all_count and weight.kind == "numeric" and weight.num_unique and (weight.min < 0 or weight.max == 0):
+        held = f"begins at {weight.min:g}" if weight.min < 0 else "is 0 in all rows"
+        raise InvalidInput.at(
+            "/data/sample_weight", f"weights are not negative, nor 0 in all rows, and {weight.name!r} {held}"
+        )
 
 
 def _refuse_repeats(data: StoredData) -> None:
@@ -124,6 +134,16 @@ def _unknown(pointer: str, names: Iterable[str], table: Table) -> list[Fault]:
     return [Fault(pointer, unknown_column(name, known)) for name in unknown]
 
 
+def missing_in(column: ColumnProfile) -> str:
+    """How many of its values are missing, for a sentence."""
+    return f"{column.num_missing} missing value" + ("s" if column.num_missing > 1 else "")
+
+
+def are_whole(table: Table, names: Iterable[str | None]) -> bool:
+    """Whether these columns have no gaps; rows with one in a target or the weight are left out, whatever they hold."""
+    return not any(column.num_missing for name in names if name and (column := table.column(name)))
+
+
 def refuses_gaps(spec: TrainingSpec) -> bool:
     """Whether a feature may have no missing values."""
     return spec.features is None or spec.features.missing == "error"
@@ -138,4 +158,4 @@ def check_features(spec: TrainingSpec, table: Table) -> None:
                 "/features", f"features null takes numbers as they are, but {name!r} is {column.kind}"
             )
         if refuses_gaps(spec) and column and column.num_missing:
-            raise InvalidInput.at("/features", f"{name!r} has {column.gaps}; impute them with features.missing")
+            raise InvalidInput.at("/features", f"{name!r} has {missing_in(column)}; impute them with features.missing")

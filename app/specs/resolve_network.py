@@ -15,6 +15,7 @@ from app.specs.layers import (
     Residual,
 )
 from app.specs.network import MAX_DEPTH, MAX_LAYERS, DenseNetwork, LayeredNetwork
+from app.specs.resolve_columns import missing_in
 from app.specs.table import ColumnProfile, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
@@ -97,7 +98,7 @@ def _holds(column: ColumnProfile) -> str:
     if column.kind != "numeric":
         return f"is {column.kind}"
     if column.num_missing:
-        return f"has {column.gaps}"
+        return f"has {missing_in(column)}"
     return f"goes from {column.min:g} to {column.max:g}" + ("" if column.integral else ", not all of them whole")
 
 

@@ -2,7 +2,7 @@
 
 from app.errors import InvalidInput, UnknownColumn
 from app.specs.network import LayeredNetwork
-from app.specs.resolve_columns import NUMBERS, note_of, refuses_gaps
+from app.specs.resolve_columns import NUMBERS, are_whole, missing_in, note_of, refuses_gaps
 from app.specs.resolve_network import check_places, embeddings_of
 from app.specs.resolve_task import is_flag
 from app.specs.sentences import some_of, unknown_column
@@ -19,6 +19,7 @@ def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
     """
     data = spec.data
     assert isinstance(data, StoredData)
+    whole = are_whole(other, (*data.targets, data.sample_weight))
     for name in (*(data.features or ()), *data.targets, *([data.sample_weight] if data.sample_weight else ())):
         learnt, found = table.column(name), other.column(name)
         assert learnt is not None
@@ -38,15 +39,15 @@ def check_validation(spec: TrainingSpec, table: Table, other: Table) -> None:
                 f"{name!r} is {found.kind} in the validation dataset, and {learnt.kind} in the table that is learnt "
                 f"from{note_of(found)}",
             )
-        if name in (data.features or ()) and refuses_gaps(spec) and found.num_missing:
+        if name in (data.features or ()) and found.num_missing and whole and refuses_gaps(spec):
             raise InvalidInput.at(
                 "/validation",
-                f"{name!r} has {found.gaps} in the validation dataset; impute them with features.missing",
+                f"{name!r} has {missing_in(found)} in the validation dataset; impute them with features.missing",
             )
     assert isinstance(spec.network, LayeredNetwork)
     for _, embedding, _ in embeddings_of(spec.network.layers, ""):
         check_places(spec, other, embedding, "/validation")
-    if spec.task in ("binary", "multiclass"):
+    if spec.task in ("binary", "multiclass") and are_whole(other, (data.sample_weight,)):
         _check_labels(data.targets[0], table, other)
 
 
@@ -56,10 +57,10 @@ def _check_labels(target: str, table: Table, other: Table) -> None:
     assert learnt is not None
     assert found is not None
     known = [as_key(label) for label in learnt.examples]
-    unknown = found.example_beyond(known)
+    unknown = found.label_beyond(known)
     if unknown is not None and len(known) == learnt.num_unique:
         raise InvalidInput.at(
             "/validation",
-            f"{target!r} has the label {unknown} in the validation dataset, and in the table that is learnt from "
-            f"only {some_of(known)}: write labels alike in both, and leave out rows of any other",
+            f"{target!r} has the label {as_key(unknown)} in the validation dataset, and in the table that is learnt "
+            f"from only {some_of(known)}: write labels alike in both, and leave out rows of any other",
         )

@@ -44,15 +44,11 @@ class ColumnProfile(Column):
     examples: Items[Any] = ()
     note: str | None = None
 
-    @property
-    def gaps(self) -> str:
-        """How many values are missing, for a sentence."""
-        return f"{self.num_missing} missing value" + ("s" if self.num_missing > 1 else "")
-
-    def example_beyond(self, labels: Collection[str]) -> str | None:
-        """The first of the examples that is none of these labels (`as_key`); one that was clipped may be any."""
-        keys = (as_key(label) for label in self.examples)
-        return next((key for key in keys if key not in labels and len(key) < MAX_EXAMPLE_CHARACTERS), None)
+    def label_beyond(self, known: Collection[str]) -> Label | None:
+        """A value that is none of these labels (`as_key`), if the profile shows one; what was clipped may be any."""
+        shown = [*self.examples, *((self.min, self.max) if self.kind == "numeric" and self.num_unique else ())]
+        keys = {as_key(value): value for value in shown}
+        return next((keys[key] for key in keys if key not in known and len(key) < MAX_EXAMPLE_CHARACTERS), None)
 
 
 class Table(Spec):

@@ -490,10 +490,10 @@ def test_a_label_that_a_version_does_not_know_is_refused(client: httpx.Client) -
     rows = [["a", 1, 2, "yes"], ["b", 2, 2, "never"]]
     answer = client.post("/train", json=month("others", rows, warm_start={"model": "labels"}))
     assert pointers(answer) == ["/warm_start"]
-    assert "'y' has the label never, and version 1 of 'labels' knows 2: no, yes" in answer.json()["detail"]
+    assert "'y' has the label 'never', and version 1 of 'labels' knows 2: 'no', 'yes'" in answer.json()["detail"]
 
 
-def test_a_label_that_a_version_does_not_know_fails_the_run_where_the_profile_names_it_not(
+def test_a_label_that_a_version_does_not_know_and_the_profile_does_not_show_fails_the_run(
     client: httpx.Client,
 ) -> None:
     labels = [f"label {number}" for number in range(10)]
@@ -503,6 +503,34 @@ def test_a_label_that_a_version_does_not_know_fails_the_run_where_the_profile_na
     job = finished(client, answer.json()["id"])
     assert (job["state"], job["error"]["code"]) == ("failed", "bad_data")
     assert "the label 'never' is none of the 10 classes" in job["error"]["detail"]
+
+
+def test_a_number_that_a_version_does_not_know_is_refused_wherever_it_stands(client: httpx.Client) -> None:
+    train(client, month("digits", [["a", 1, 2, digit] for digit in range(10)], task="multiclass"))
+    rows = [["a", 1, 2, digit] for digit in [*range(9), 12]]
+    answer = client.post("/train", json=month("digits", rows, warm_start={"model": "digits"}))
+    assert pointers(answer) == ["/warm_start"]
+    assert "'y' has the label 12, and version 1 of 'digits' knows 10: 0, 1" in answer.json()["detail"]
+
+
+def test_rows_that_are_left_out_may_have_any_label_and_any_gap(client: httpx.Client) -> None:
+    client.put("/datasets/learnt", content="x,w,y\n1,1,a\n2,1,b\n3,1,a\n4,1,b\n").raise_for_status()
+    client.put("/datasets/others", content="x,w,y\n1,1,a\n,,c\n3,1,b\n").raise_for_status()
+    more = {"features": {"missing": "error"}, "task": "binary"}
+    data = {"dataset": "learnt", "target": "y", "sample_weight": "w"}
+    train(client, body("kept", data=data, validation={"dataset": "others"}, **more))
+    again = body("again", data=data | {"dataset": "others"}, validation=None, warm_start={"model": "kept"})
+    client.put("/datasets/others", content="x,w,y\n1,1,a\n2,,c\n3,1,b\n").raise_for_status()
+    assert "1 of 3 rows" in str(train(client, again)["warnings"])
+
+
+@pytest.mark.parametrize(("weights", "held"), [([1, -0.5, 2], "begins at -0.5"), ([0, 0, 0], "is 0 in all rows")])
+def test_weights_are_not_negative_nor_all_nothing(client: httpx.Client, weights: list[float], held: str) -> None:
+    rows = [{"x": number, "w": weight, "y": number} for number, weight in enumerate(weights)]
+    data = {"records": rows, "target": "y", "sample_weight": "w"}
+    answer = client.post("/train", json=body("weights", data=data))
+    assert pointers(answer) == ["/data/sample_weight"]
+    assert answer.json()["detail"] == f"weights are not negative, nor 0 in all rows, and 'w' {held}"
 
 
 @pytest.mark.parametrize("seen", [["a", "b"], ["c"]])
