@@ -47,7 +47,7 @@ class Work:
     num_columns: int
     network: dict[str, Any]
     batch_size: int
-    max_steps: int
+    max_steps: int | None = None
     whole: int | None = None
     mapped: bool = False
     accumulate_steps: int = 1

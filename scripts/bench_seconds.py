@@ -20,18 +20,20 @@ DIGITS = [
 ]
 PLACES = [{"type": "gru", "hidden_features": 64}]
 WORKS = [
-    Work("MLP, 2 × 64, batch 16", 1_600, 4, {"hidden_features": [64, 64]}, 16, 0),
-    Work("MLP, 3 × 128, batch 256", 20_000, 10, {"hidden_features": [128] * 3}, 256, 0),
-    Work("MLP, 20 × 128, batch 256", 5_120, 32, {"hidden_features": [128] * 20}, 256, 0),
-    Work("MLP, 3 × 512, batch 256", 20_000, 100, {"hidden_features": [512] * 3}, 256, 0),
-    Work("MLP, 5 × 2048, batch 64", 1_280, 64, {"hidden_features": [2048] * 5}, 64, 0),
-    Work("MLP, 4 × 2048, batch 4096", 8_192, 64, {"hidden_features": [2048] * 4}, 4096, 0),
-    Work("convolutions on 1×8×8 images, batch 64", 1_792, 64, {"layers": DIGITS, "input_shape": [1, 8, 8]}, 64, 0),
-    Work("convolutions on 3×32×32 images, batch 64", 512, 3072, {"layers": IMAGES, "input_shape": [3, 32, 32]}, 64, 0),
-    Work("embedding of 200 000 words, batch 512", 5_120, 32, {"layers": WORDS, "input_shape": [32]}, 512, 0, 200_000),
-    Work("GRU, 64, 32 places, batch 64", 1_280, 32, {"layers": PLACES, "input_shape": [32, 1]}, 64, 0),
-    Work("LSTM, 2 × 256, 64 places, batch 256", 512, 1024, {"layers": SERIES, "input_shape": [64, 16]}, 256, 0),
-    Work("transformer, 128 places, batch 32", 320, 128, {"layers": SENTENCES, "input_shape": [128]}, 32, 0, 5_000),
+    Work("MLP, 2 × 64, batch 16", 1_600, 4, {"hidden_features": [64, 64]}, 16),
+    Work("MLP, 3 × 128, batch 256", 20_000, 10, {"hidden_features": [128] * 3}, 256),
+    Work("MLP, 20 × 128, batch 256", 5_120, 32, {"hidden_features": [128] * 20}, 256),
+    Work("MLP, 3 × 512, batch 256", 20_000, 100, {"hidden_features": [512] * 3}, 256),
+    Work("MLP, 5 × 2048, batch 64", 1_280, 64, {"hidden_features": [2048] * 5}, 64),
+    Work("MLP, 4 × 2048, batch 4096", 8_192, 64, {"hidden_features": [2048] * 4}, 4096),
+    Work("convolutions on 1×8×8 images, batch 64", 1_792, 64, {"layers": DIGITS, "input_shape": [1, 8, 8]}, 64),
+    Work("convolutions on 3×32×32 images, batch 64", 512, 3072, {"layers": IMAGES, "input_shape": [3, 32, 32]}, 64),
+    Work(
+        "embedding of 200 000 words, batch 512", 5_120, 32, {"layers": WORDS, "input_shape": [32]}, 512, whole=200_000
+    ),
+    Work("GRU, 64, 32 places, batch 64", 1_280, 32, {"layers": PLACES, "input_shape": [32, 1]}, 64),
+    Work("LSTM, 2 × 256, 64 places, batch 256", 512, 1024, {"layers": SERIES, "input_shape": [64, 16]}, 256),
+    Work("transformer, 128 places, batch 32", 320, 128, {"layers": SENTENCES, "input_shape": [128]}, 32, whole=5_000),
 ]
 NUM_EPOCHS = 4
 

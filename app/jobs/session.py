@@ -30,12 +30,14 @@ from app.learning.steps import EagerSteps
 from app.learning.stopwatch import step_seconds
 from app.learning.targets import class_chances
 from app.learning.trial import changed_by_steps, taken_back
+from app.specs.resolve import FEW_ROWS
 from app.specs.table import Label
 from app.specs.training import TrainingSpec
 from app.storage.checkpoints import Checkpoints, OnDisk
 from app.storage.choice import Choice
 
 T = TypeVar("T")
+LEAST_R2 = 0.01  # of a regression that has learnt something
 
 
 @dataclass(frozen=True)
@@ -239,9 +241,17 @@ class Session:
         judged, prefix = (self.validation, "val") if self.validation is not None else (self.train, "train")
         judgement = self._judge()
         mean_loss(self.network, self.loss, judged, judgement)
-        if self.validation is not None and self.workplace is not None and (label := judgement.only_label()) is not None:
-            self.workplace.warn(self._one_label(label))
-        return {f"{prefix}_{name}": value for name, value in judgement.values().items()}
+        values = judgement.values()
+        if self.validation is not None and self.workplace is not None:
+            if (label := judgement.only_label()) is not None:
+                self.workplace.warn(self._one_label(label))
+            if len(judged) >= FEW_ROWS and values.get("r2", 1.0) < LEAST_R2:
+                self.workplace.warn(
+                    "on the validation rows the model is no better than the mean of the target "
+                    f"(r2 {values['r2']:.2g}): try another optimizer.learning_rate or more epochs, or features that "
+                    "tell more"
+                )
+        return {f"{prefix}_{name}": value for name, value in values.items()}
 
     def _one_label(self, label: Label) -> str:
         """The sentence for a model that tells no labels apart."""

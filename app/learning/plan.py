@@ -80,6 +80,11 @@ def plan(
     gradient = rehearse(spec, network, num_inputs, num_outputs, batching)
     cost, warnings = step_cost(spec, network, gradient), list[str]()
     cost = replace(cost, num_threads=spec.num_threads or cost.threads_worth_waking(usable_cores()))
+    if cost.num_threads > usable_cores():
+        warnings.append(
+            f"num_threads is {cost.num_threads}, and this machine has {usable_cores()} cores: threads that share one "
+            "wait for each other"
+        )
     spec = spec.model_copy(update={"device": device, "num_threads": cost.num_threads})
     spec = spec.model_copy(update={"engine": _engine(spec, network, cost, batching, warnings)})
     repays = cost.repays_compiling(num_steps_of_job(spec, batching, cost.eager_seconds))

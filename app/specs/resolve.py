@@ -1,6 +1,6 @@
 """From what a user asked for to a `TrainingSpec` with nothing left open. Resolving twice changes nothing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from app.errors import InvalidInput
 from app.specs.resolve_columns import check_features, resolve_columns
@@ -8,7 +8,7 @@ from app.specs.resolve_network import resolve_network, resolve_whole_numbers
 from app.specs.resolve_task import METRICS_OF_TASK, resolve_loss, resolve_task
 from app.specs.schedules import PlateauSchedule
 from app.specs.table import Column, Signature, StoredData, Table
-from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
+from app.specs.training import TrainingSpec, ValidationDataset, ValidationFolds, ValidationFraction
 
 DEFAULT_EPOCHS = 100
 DEFAULT_BATCH_SIZE = 32
@@ -40,7 +40,8 @@ def resolve(spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, list[str]]:
     num_outputs = count_outputs(spec, table)
     spec = spec.model_copy(update={"network": resolve_network(spec, num_outputs)})
     spec = resolve_whole_numbers(spec, table)
-    return _resolve_descent(spec, table, warnings), warnings
+    spec = _resolve_descent(spec, table, warnings)
+    return spec, [*warnings, *_surprises(spec, table)]
 
 
 def signature_of(spec: TrainingSpec, table: Table) -> Signature:
@@ -118,6 +119,16 @@ def _resolve_descent(spec: TrainingSpec, table: Table, warnings: list[str]) -> T
             "/schedule/type", f"{spec.schedule.type} needs to know its end: set stop.max_epochs or stop.max_steps"
         )
     return spec.model_copy(update={"descent": descent, "stop": stop})
+
+
+def _surprises(spec: TrainingSpec, table: Table) -> Iterator[str]:
+    """What is allowed, and perhaps not what was meant."""
+    if isinstance(spec.validation, ValidationDataset) and spec.validation.digest == table.digest:
+        yield "the validation dataset is the table that is learnt from: its metrics say nothing of rows that are new"
+    if spec.stop.metric != "loss" and spec.stop.target_loss is not None:
+        yield f"stop.target_loss is of the loss, whatever stop.metric is: the run does not wait for {spec.stop.metric}"
+    if spec.freeze and spec.warm_start is None:
+        yield "freeze without warm_start: what is frozen keeps the random weights that it begins with"
 
 
 def _check_extras(spec: TrainingSpec) -> None:

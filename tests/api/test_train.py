@@ -242,6 +242,20 @@ def test_a_model_that_tells_labels_apart_is_not_warned_of(client: httpx.Client) 
         )
 
 
+@pytest.mark.parametrize(("rate", "is_told"), [(1e-9, True), (0.01, False)])
+@pytest.mark.parametrize("validation", [{"fraction": 0.5}, {"folds": 2}])
+def test_a_regression_that_has_learnt_nothing_is_warned_of(
+    client: httpx.Client, rate: float, is_told: bool, validation: dict[str, Any]
+) -> None:
+    data = {"inputs": [[i] for i in range(100)], "targets": [i * 0.5 for i in range(100)]}
+    optimizer = {"type": "adam", "learning_rate": rate}
+    spec = body("flat", data=data, validation=validation, optimizer=optimizer, stop={"max_epochs": 15})
+    said = "on the validation rows the model is no better than the mean of the target (r2 "
+    warnings = train(client, spec)["warnings"]
+    assert [warning for warning in warnings if warning.startswith(said)] == warnings
+    assert bool(warnings) is is_told
+
+
 def test_text_labels(client: httpx.Client) -> None:
     data = {"inputs": [[i] for i in range(30)], "targets": ["abc"[i % 3] for i in range(30)]}
     job = train(client, body("abc", data=data))
@@ -273,6 +287,11 @@ def test_a_dataset_and_another_to_judge_by(client: httpx.Client) -> None:
     assert job["spec"]["data"]["features"] == ["size", "color"]
     assert job["spec"]["data"]["digest"] == client.get("/datasets/cars").json()["digest"]
     assert "val_r2" in job["metrics"]
+    said = "the validation dataset is the table that is learnt from: its metrics say nothing of rows that are new"
+    assert said in job["warnings"], "as both are the same bytes"
+    assert client.put("/datasets/more-cars", content=f"{csv}40,red,60\n").status_code == 200
+    again = train(client, body("cars", data=data, validation={"dataset": "more-cars"}))
+    assert said not in again["warnings"]
 
 
 @pytest.mark.parametrize(

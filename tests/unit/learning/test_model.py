@@ -304,6 +304,18 @@ def test_large_operations_get_all_cores_and_small_ones_one() -> None:
     assert planned(num_threads=3)[0].num_threads == 3
 
 
+def test_more_threads_than_cores_are_warned_of() -> None:
+    def warnings(num_threads: int) -> list[str]:
+        spec = resolved(FRAME, "y", {"features": ["x", "c"]}, num_threads=num_threads)
+        found: list[str] = plan(spec, table_of(FRAME), device="cpu", max_parameters=10**6)[2]
+        return found
+
+    num_cores = usable_cores()
+    assert warnings(num_cores) == []
+    (told,) = warnings(num_cores + 1)
+    assert told.startswith(f"num_threads is {num_cores + 1}, and this machine has {num_cores} cores")
+
+
 def test_devices_are_those_of_this_machine() -> None:
     assert resolve_device("cpu") == "cpu"
     assert [found["device"] for found in devices()] == ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]

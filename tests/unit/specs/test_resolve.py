@@ -232,6 +232,24 @@ def test_a_warm_up_that_never_ends_is_told_of(warmup_steps: int, stop: dict[str,
     assert bool(warnings) is is_told
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"stop": {"metric": "r2", "target_loss": 0.9}}, "the run does not wait for r2"),
+        ({"stop": {"target_loss": 0.9}}, None),
+        ({"freeze": ["layers.0"]}, "keeps the random weights that it begins with"),
+        ({"freeze": ["layers.0"], "warm_start": {"model": "m"}}, None),
+    ],
+)
+def test_what_is_allowed_and_perhaps_not_meant_is_told(fields: dict[str, Any], told: str | None) -> None:
+    _, warnings = settle("amount", validation={"fraction": 0.5}, **fields)
+    _, as_before = settle("amount", validation={"fraction": 0.5})
+    assert [warning for warning in warnings if warning not in as_before] == [
+        warning for warning in warnings if told is not None and told in warning
+    ]
+    assert len(warnings) == len(as_before) + (told is not None)
+
+
 def test_stochastic_descent_sees_one_row() -> None:
     assert settle(descent={"variant": "stochastic"})[0].descent.batch_size == 1
 
