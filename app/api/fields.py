@@ -1,7 +1,7 @@
 """Which fields an object somewhere in a body may have, for whoever wrote one that there isn't."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -40,6 +40,8 @@ def _models_at(body_type: Any, path: Sequence[str | int]) -> list[Model]:
     models = list(_models(body_type))
     for part in path:
         inner = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        if any(get_origin(kind) is dict for kind in inner):
+            return []  # its names are the user's own
         models = [model for kind in inner for model in _models(kind)] or _tagged(models, part)
     return models
 

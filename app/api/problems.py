@@ -169,7 +169,7 @@ def fault_of(item: Any, body: Any, body_type: Any = None) -> errors.Fault:
     if item["type"] == "literal_error" and isinstance(item["input"], str):
         near = nearest(item["input"], item["ctx"]["expected"].split("'")[1::2])
         message += f"; did you mean {near!r}?" if near else ""
-    if item["type"] in ARRAY and isinstance(item["input"], str | int | float) and len(str(item["input"])) < MAX_SHOWN:
+    if item["type"] in ARRAY and type(item["input"]) in (str, int, float) and len(str(item["input"])) < MAX_SHOWN:
         message += f", as in {json.dumps([item['input']])}"
     if item["type"] == "union_tag_invalid":
         path, message = [*path, "type"], _unknown_type(**item["ctx"])

@@ -24,7 +24,7 @@ from app.learning.network import freeze, initialize, least_rows, set_to_learn
 from app.learning.optimizers import build_optimizers, export_state, load_state
 from app.learning.plan import num_steps, num_steps_of_job, step_cost
 from app.learning.prepare import Prepared
-from app.learning.range_test import find_learning_rate
+from app.learning.range_test import LEAST_GAIN, find_learning_rate
 from app.learning.rehearsal import rehearse
 from app.learning.steps import EagerSteps
 from app.learning.stopwatch import step_seconds
@@ -169,8 +169,8 @@ class Session:
         assert rate != "auto"
         if self.workplace is not None:
             self.workplace.warn(
-                f"no learning rate made the loss much less within a hundred steps: it is {rate}, as {optimizer.type} "
-                "has it by default"
+                f"no learning rate made the loss {LEAST_GAIN:.0%} less in the range test: it is {rate}, the default of "
+                f"{optimizer.type}"
             )
         return rate
 

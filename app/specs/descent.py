@@ -32,13 +32,13 @@ class DescentSpec(Spec):
 
 
 class StopSpec(Spec):
-    """Whichever comes first. `max_epochs` is 100 where neither it, `max_steps` nor `max_seconds` is given.
+    """Whichever comes first, of each fit where there are several, as with folds.
 
-    What is watched is `metric` over the validation rows (the training loss where there are none). `patience`: epochs
-    in which it got no better by more than `min_delta`. `target_loss` is compared with the watched loss.
-    `min_grad_norm`: the norm of an epoch's last gradient. `restore_best`: the weights of the best epoch are kept
-    rather than the last (of epochs with the same metric, the one with the least loss); absent, that is done where there
-    is validation or patience.
+    `max_epochs` is 100 where neither it, `max_steps` nor `max_seconds` is given. What is watched is `metric` over the
+    validation rows (the training loss where there are none). `patience`: epochs in which it got no better by more than
+    `min_delta`. `target_loss` is compared with the watched loss. `min_grad_norm`: the norm of an epoch's last gradient.
+    `restore_best`: the weights of the best epoch are kept rather than the last (of epochs with the same metric, the one
+    with the least loss); absent, that is done where there is validation or patience.
     """
 
     max_epochs: PositiveInt | None = None

@@ -505,11 +505,11 @@ def test_gaps_that_a_version_did_not_have_are_told(client: httpx.Client) -> None
 
 
 def test_a_label_that_a_version_does_not_know_is_refused(client: httpx.Client) -> None:
-    train(client, month("labels", LAST_MONTH))
+    train(client, month("yes-or-no", LAST_MONTH))
     rows = [["a", 1, 2, "yes"], ["b", 2, 2, "never"]]
-    answer = client.post("/train", json=month("others", rows, warm_start={"model": "labels"}))
+    answer = client.post("/train", json=month("others", rows, warm_start={"model": "yes-or-no"}))
     assert pointers(answer) == ["/warm_start"]
-    assert "'y' has the label 'never', and version 1 of 'labels' knows 2: 'no', 'yes'" in answer.json()["detail"]
+    assert "'y' has the label 'never', and version 1 of 'yes-or-no' knows 2: 'no', 'yes'" in answer.json()["detail"]
 
 
 def test_a_label_that_a_version_does_not_know_and_the_profile_does_not_show_fails_the_run(
@@ -525,11 +525,11 @@ def test_a_label_that_a_version_does_not_know_and_the_profile_does_not_show_fail
 
 
 def test_a_number_that_a_version_does_not_know_is_refused_wherever_it_stands(client: httpx.Client) -> None:
-    train(client, month("digits", [["a", 1, 2, digit] for digit in range(10)], task="multiclass"))
+    train(client, month("ten-digits", [["a", 1, 2, digit] for digit in range(10)], task="multiclass"))
     rows = [["a", 1, 2, digit] for digit in [*range(9), 12]]
-    answer = client.post("/train", json=month("digits", rows, warm_start={"model": "digits"}))
+    answer = client.post("/train", json=month("ten-digits", rows, warm_start={"model": "ten-digits"}))
     assert pointers(answer) == ["/warm_start"]
-    assert "'y' has the label 12, and version 1 of 'digits' knows 10: 0, 1" in answer.json()["detail"]
+    assert "'y' has the label 12, and version 1 of 'ten-digits' knows 10: 0, 1" in answer.json()["detail"]
 
 
 def test_rows_that_are_left_out_may_have_any_label_and_any_gap(client: httpx.Client) -> None:

@@ -249,6 +249,11 @@ def test_wrong_values_are_told_with_what_would_be_right(body: Any, pointer: str,
     assert words in found[0].detail
 
 
+def test_nothing_is_told_that_would_be_wrong_too() -> None:
+    assert faults(training(freeze=True)) == [Fault("/freeze", "this must be an array")]
+    assert faults(training(tags=["a"])) == [Fault("/tags", "this must be an object")]
+
+
 def test_a_fault_names_the_class_of_no_python_object() -> None:
     details = " ".join(fault.detail for fault in faults(training(data=5, network=7, loss="x", features=[], init=0)))
     assert "instance" not in details
