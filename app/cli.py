@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _explain(error: Exception) -> Iterator[str]:
     from app.client.errors import ApiError, BrokenOff, Unauthorized, Unreachable
 
-    yield f"Error: {error}"
+    yield f"Error: {error.detail if isinstance(error, ApiError) else error}"
     if isinstance(error, ApiError):
         for fault in error.faults:
             yield f"  at {fault.pointer or '/'}" + (f": {fault.detail}" if fault.detail != error.detail else "")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
 from http import HTTPStatus
@@ -26,6 +27,8 @@ from app.specs.training import DEVICE_PATTERN
 MEDIA_TYPE = "application/problem+json"
 MAX_FAULTS = 100  # more say nothing new
 MAX_SHOWN = 60  # letters of what was sent
+MUST_BE, PYDANTIC_MUST_BE = "this must be ", "Input should be "
+ALIKE = 0.7  # of two names of which one is surely the other, misspelt
 STATUS: dict[type[errors.GradserveError], int] = {
     errors.InvalidInput: 422,
     errors.TrainingFailed: 422,
@@ -54,7 +57,6 @@ ARRAY = ("tuple_type", "list_type")
 WORDS = {
     **dict.fromkeys(OBJECT, "this must be an object"),
     "extra_forbidden": "there is no such field",
-    "missing": "this is required",
     **dict.fromkeys(ARRAY, "this must be an array"),
     "union_tag_not_found": 'this needs a "type"',
     "string_type": "this must be a string, in quotes",
@@ -154,16 +156,40 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     body_field = getattr(request.scope.get("route"), "body_field", None)
     body_type = body_field.field_info.annotation if body_field else None
-    faults = [fault_of(item, error.body, body_type) for item in error.errors()[:MAX_FAULTS]]
+    faults = faults_of(error.errors(), error.body, body_type)
     return problem_response(request, 422, "invalid_input", faults[0].detail, faults)
 
 
-def fault_of(item: Any, body: Any, body_type: Any = None) -> errors.Fault:
-    """A pydantic error as a fault; its location's union tags, which are not in the body, are left out."""
+def faults_of(items: Sequence[Any], body: Any, body_type: Any = None) -> list[errors.Fault]:
+    """Pydantic's errors as faults, the first of many: one for each place that has to be one thing or another."""
+    missing = defaultdict[tuple[str | int, ...], list[str]](list)
+    for item in items:
+        if item["type"] == "missing":
+            *place, name = item["loc"]
+            missing[tuple(place)].append(str(name))
+    found: dict[str, list[str]] = {}
+    for item in items:
+        if item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]:
+            continue  # it counts what is right alone, and what is wrong has a fault of its own
+        fault = fault_of(item, body, body_type, missing.get(item["loc"][:-1], ()))
+        others = found.setdefault(fault.pointer, [])
+        if others and others[-1].startswith(MUST_BE) and fault.detail.startswith(MUST_BE):
+            others[-1] += " or " + fault.detail.removeprefix(MUST_BE)
+        else:
+            others.append(fault.detail)
+    faults = [errors.Fault(pointer, detail) for pointer, details in found.items() for detail in details]
+    return faults[:MAX_FAULTS]
+
+
+def fault_of(item: Any, body: Any, body_type: Any = None, missing: Sequence[str] = ()) -> errors.Fault:
+    """A pydantic error as a fault; its location's union tags, which are not in the body, are left out.
+
+    `missing`: required fields that are not beside it.
+    """
     where, *path = item["loc"]
-    message = WORDS.get(item["type"], "").format(**item.get("ctx", {})) or str(item["msg"]).removeprefix(
-        "Value error, "
-    )
+    message = WORDS.get(item["type"], "").format(**item.get("ctx", {})) or _in_our_words(str(item["msg"]))
+    if item["type"] == "missing":
+        message = f"{path[-1]!r} is required" if path else "a body is required"
     if item["type"] == "string_pattern_mismatch":
         message = WORDS_OF_PATTERN.get(item["ctx"]["pattern"], message)
     if item["type"] == "literal_error" and isinstance(item["input"], str):
@@ -177,7 +203,8 @@ def fault_of(item: Any, body: Any, body_type: Any = None) -> errors.Fault:
         if path[-1] in known:
             message = _out_of_place(fields_beside(body_type, path))
         else:
-            message = _no_such_field(str(path[-1]), known, fields_below(body_type) if len(path) == 1 else {})
+            below = fields_below(body_type) if len(path) == 1 else {}
+            message = _no_such_field(str(path[-1]), known, below, missing)
     if item["type"] == "union_tag_not_found" and (known := types_at(body_type, path)):
         message += f"; there are {some_of(known)}"
     if item["type"] in OBJECT and (known := fields_at(body_type, path)):
@@ -196,8 +223,18 @@ def _quoted(names: Sequence[str]) -> str:
     return some_of(list(map(repr, names)))
 
 
-def _no_such_field(name: str, known: Sequence[str], below: dict[str, list[str]]) -> str:
-    """`known` are the fields of the object, and `below` where those within them are: what was meant may be there."""
+def _in_our_words(message: str) -> str:
+    if message.startswith(PYDANTIC_MUST_BE):
+        return MUST_BE + message.removeprefix(PYDANTIC_MUST_BE)
+    return message.removeprefix("Value error, ")
+
+
+def _no_such_field(name: str, known: Sequence[str], below: dict[str, list[str]], missing: Sequence[str]) -> str:
+    """`known` are the fields of the object, and `below` where those within them are: what was meant may be there, or
+    it is what is `missing`.
+    """
+    if missing and name not in below and nearest(name, (*known, *below), ALIKE) is None:
+        return f"there is no such field; did you mean {' or '.join(map(repr, missing))}?"
     if name not in below and nearest(name, known) is None:
         name = nearest(name, below) or name
     places = " or ".join(map(repr, below.get(name, ())))

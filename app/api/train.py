@@ -13,7 +13,7 @@ from app.api.jobs import Job, job_response
 from app.api.json_route import JsonRoute
 from app.api.parameters import known_parameters
 from app.api.services import Deps, Services
-from app.api.warm_start import columns_of, find_start, go_on_from, with_all_labels
+from app.api.warm_start import filled_in_from, find_start, go_on_from
 from app.errors import InvalidInput, TooLarge
 from app.learning.plan import Plan, plan
 from app.specs.resolve import resolve
@@ -120,19 +120,15 @@ def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, 
     news: list[str] = []
     start = None if spec.warm_start is None else find_start(deps, spec.warm_start)
     if start is not None:
-        goes_on = [column.name for column in start.signature.targets] == list(data.targets)
-        left_out = {"network", "features", *(("task", "loss") if goes_on else ())} - spec.model_fields_set
-        data, news = columns_of(start, data, table)
-        spec = spec.model_copy(update={name: getattr(start.spec, name) for name in left_out} | {"data": data})
-        if goes_on and spec.task == start.spec.task in ("binary", "multiclass"):
-            table = with_all_labels(start, data, table)
+        spec, table, news = filled_in_from(start, spec, table)
     resolved, warnings = resolve(spec, table)
     if isinstance(resolved.validation, ValidationDataset):
         assert resolved.validation.digest is not None
         # to ask for its table keeps it from being swept, or says that it is not there
         check_validation(resolved, table, deps.datasets.table(resolved.validation.digest))
     if start is not None:
-        resolved = go_on_from(start, resolved, table)
+        resolved, more = go_on_from(start, resolved, table)
+        news += more
     settings = deps.settings
     settled, facts, notes = plan(
         resolved,

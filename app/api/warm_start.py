@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 from app.api.services import Services
 from app.errors import InvalidInput, UnknownColumn
-from app.specs.resolve import signature_of
+from app.specs.network import LayeredNetwork
+from app.specs.resolve import count_outputs, signature_of
 from app.specs.resolve_columns import are_whole, note_of
+from app.specs.resolve_network import with_outputs
 from app.specs.sentences import some_of, unknown_column
 from app.specs.table import Signature, StoredData, Table, as_key
 from app.specs.training import TrainingSpec, WarmStart
@@ -29,7 +31,24 @@ def find_start(deps: Services, start: WarmStart) -> Start:
     return Start(version, TrainingSpec.model_validate(spec), Signature.model_validate(signature))
 
 
-def columns_of(start: Start, data: StoredData, table: Table) -> tuple[StoredData, list[str]]:
+def filled_in_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, Table, list[str]]:
+    """What the spec leaves out as it is for the version, the table as if it had all classes, and warnings.
+
+    Raises:
+        UnknownColumn, InvalidInput: columns or labels that the version has not learnt.
+    """
+    data = spec.data
+    assert isinstance(data, StoredData)
+    goes_on = [column.name for column in start.signature.targets] == list(data.targets)
+    left_out = {"network", "features", *(("task", "loss") if goes_on else ())} - spec.model_fields_set
+    data, news = _columns_of(start, data, table)
+    spec = spec.model_copy(update={name: getattr(start.spec, name) for name in left_out} | {"data": data})
+    if goes_on and spec.task == start.spec.task in ("binary", "multiclass"):
+        table = _with_all_labels(start, data, table)
+    return spec, table, news
+
+
+def _columns_of(start: Start, data: StoredData, table: Table) -> tuple[StoredData, list[str]]:
     """`data` with the columns that the version was trained on, where it names none; and a warning of those left out.
 
     Plain numbers are left alone, as no name says which of them are which, and so is a target among those columns.
@@ -54,7 +73,7 @@ def columns_of(start: Start, data: StoredData, table: Table) -> tuple[StoredData
     return data.model_copy(update={"features": tuple(inputs)}), news
 
 
-def with_all_labels(start: Start, data: StoredData, table: Table) -> Table:
+def _with_all_labels(start: Start, data: StoredData, table: Table) -> Table:
     """The table as if it had a row of each class that the version knows.
 
     Raises:
@@ -79,14 +98,27 @@ def with_all_labels(start: Start, data: StoredData, table: Table) -> Table:
     )
 
 
-def go_on_from(start: Start, spec: TrainingSpec, table: Table) -> TrainingSpec:
+def go_on_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, list[str]]:
+    """The resolved spec with the version and its network, and a warning where the output layer has to be a new one.
+
+    Raises:
+        InvalidInput: another network, other columns or other features.
+    """
     assert spec.warm_start is not None
-    if start.spec.network != spec.network:
+    assert isinstance(start.spec.network, LayeredNetwork)
+    num_outputs = count_outputs(spec, table)
+    network = with_outputs(start.spec.network, num_outputs)
+    if spec.network not in (network, start.spec.network):
         raise InvalidInput.at("/warm_start", f"{start} has another network; leave it out, and its own is taken")
     if start.signature.inputs != signature_of(spec, table).inputs:
         columns = some_of([f"{column.name} ({column.kind})" for column in start.signature.inputs])
         raise InvalidInput.at("/warm_start", f"{start} has other input columns: {columns}")
     if start.spec.features != spec.features:
         raise InvalidInput.at("/features", f"{start} has other features; leave them out, and its own are taken")
-    version = start.version.version
-    return spec.model_copy(update={"warm_start": spec.warm_start.model_copy(update={"version": version})})
+    is_new, output = network != start.spec.network, f"layers.{len(network.layers) - 1}"
+    if is_new and any(part.startswith(output) for part in spec.freeze):
+        raise InvalidInput.at("/freeze", f"{output} is the output layer, a new one, which has nothing to keep yet")
+    begun = spec.warm_start.model_copy(update={"version": start.version.version})
+    spec = spec.model_copy(update={"network": network, "warm_start": begun})
+    told = f"warm_start: the output layer is a new one, as the target takes {num_outputs} outputs, not those of {start}"
+    return spec, [told] if is_new else []

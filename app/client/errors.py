@@ -47,7 +47,8 @@ class JobFailed(ClientError):
 class ApiError(ClientError):
     def __init__(self, response: httpx.Response) -> None:
         problem = _problem(response)
-        super().__init__(problem["detail"])
+        place = next((fault["pointer"] for fault in problem.get("errors") or ()), "")
+        super().__init__(problem["detail"] + (f" (at {place})" if place else ""))
         self.status = response.status_code
         self.code: str = problem["code"]
         self.detail: str = problem["detail"]

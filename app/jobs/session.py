@@ -73,7 +73,7 @@ class Session:
         least = least_rows(self.network, prepared.features.num_inputs)
         initialize(self.network, spec.init)
         if weights is not None:
-            self.network.load_state_dict(weights)
+            self.network.load_state_dict(self.network.state_dict() | weights)  # which a new output layer is not among
         self.network.to(self.device)
         freeze(self.network, spec.freeze)
         row_bytes = prepared.train.inputs[:1].nbytes

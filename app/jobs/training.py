@@ -31,6 +31,7 @@ from app.learning.memory import part_rows
 from app.learning.model import Model
 from app.learning.plan import encoded_bytes
 from app.learning.prepare import Fitted, Frames, Prepared, in_memory, prepare
+from app.specs.network import LayeredNetwork
 from app.specs.resolve import signature_of
 from app.specs.table import StoredData
 from app.specs.training import TrainingSpec, ValidationDataset
@@ -85,7 +86,7 @@ class Training:
         resumed = self.journal.load()
         self.start = self._starting_model()
         is_fresh = resumed is None or folds  # a checkpoint has weights of its own
-        weights = self.start.network.state_dict() if self.start and is_fresh else None
+        weights = self._starting_weights(self.start) if self.start and is_fresh else None
         for fold in range(len(self.journal.folds), folds + 1):
             held_out = fold if fold < folds else None
             spec = self.spec if held_out is not None or not folds else _over_all_rows(self.spec, self.journal.folds)
@@ -184,16 +185,26 @@ class Training:
                 raise
             return _load(deleted)
 
+    def _starting_weights(self, start: Model) -> dict[str, Tensor]:
+        """All but those of the output layer, where that is a new one."""
+        weights = start.network.state_dict()
+        assert isinstance(self.spec.network, LayeredNetwork)
+        if start.spec.network == self.spec.network:
+            return weights
+        new = f"layers.{len(self.spec.network.layers) - 1}."
+        return {name: value for name, value in weights.items() if not name.startswith(new)}
+
     def _fitted(self) -> Fitted | None:
         """Features of the version that the run goes on from, and its targets where they are the same."""
         if self.start is None:
             return None
         known, now = self.start.targets, self.signature
-        before = known.signature.task, [column.name for column in known.signature.targets], known.loss
-        if before != (now.task, [column.name for column in now.targets], self.spec.loss.type):
+        loss, are_labels = self.spec.loss.type, now.task in ("binary", "multiclass")  # which a loss does not scale
+        before = known.signature.task, [column.name for column in known.signature.targets]
+        if before != (now.task, [column.name for column in now.targets]) or not (are_labels or known.loss == loss):
             return Fitted(self.start.features, None)
         signature = now.model_copy(update={"classes": known.signature.classes})
-        return Fitted(self.start.features, replace(known, signature=signature))
+        return Fitted(self.start.features, replace(known, signature=signature, loss=loss))
 
     # ---- after
 

@@ -14,13 +14,21 @@ def unknown_column(name: str, known: list[str]) -> str:
     return f"there is no column {name!r}; {hint}"
 
 
-def nearest(name: str, known: Collection[str]) -> str | None:
-    """The spelling that was perhaps meant, whatever its capitals, unless there are too many to look at."""
+def nearest(name: str, known: Collection[str], alike: float = 0.6) -> str | None:
+    """The spelling that was perhaps meant, whatever its capitals, unless there are too many to look at: one that is at
+    least as much `alike` (1 is the same), or the only one of which it is the beginning or the initials.
+    """
     if len(known) * len(name) ** 2 > MAX_COMPARED:
         return None
-    spellings = {spelling.lower(): spelling for spelling in known}
-    found = difflib.get_close_matches(name.lower(), spellings, n=1)
-    return spellings[found[0]] if found else None
+    given, spellings = name.lower(), {spelling.lower(): spelling for spelling in known}
+    found = difflib.get_close_matches(given, spellings, n=1, cutoff=alike)
+    if not found and len(given) > 1:
+        found = [spelling for spelling in spellings if spelling.startswith(given) or _initials(spelling) == given]
+    return spellings[found[0]] if len(found) == 1 else None
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("_"))
 
 
 def some_of(names: Sequence[str]) -> str:

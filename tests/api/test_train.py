@@ -8,8 +8,10 @@ from datetime import datetime
 from typing import Any
 
 import httpx
+import numpy as np
 import polars as pl
 import pytest
+from safetensors.numpy import load
 
 from app.api.examples import RECORDS, SEED
 from tests.api.service import finished, pointers, problem, service, train
@@ -583,6 +585,42 @@ def test_another_target_has_its_own_scale(client: httpx.Client) -> None:
     spec["data"]["target"] = "r"
     train(client, spec)
     assert predicted(client, "of-r", [["a", 1]])["predictions"][0] > 900
+
+
+@pytest.mark.parametrize("network", [{}, {"network": {"hidden_features": [5]}}])
+def test_a_target_of_other_outputs_has_a_new_output_layer(client: httpx.Client, network: dict[str, Any]) -> None:
+    """All else is the version's; with the rest frozen, the new layer alone is learnt."""
+    first = train(client, month("numbers", LAST_MONTH, "q", network={"hidden_features": [5]}))
+    spec = month("words", LAST_MONTH, warm_start={"model": "numbers"}, loss={"type": "cross_entropy"})
+    del spec["network"]
+    spec |= network | {"freeze": ["input", "layers.0"], "optimizer": {"type": "adam", "learning_rate": 0.1}}
+    job = train(client, spec | {"stop": {"max_epochs": 40}})
+    whence = f"version {first['version']} of 'numbers'"
+    told = f"warm_start: the output layer is a new one, as the target takes 2 outputs, not those of {whence}"
+    assert told in job["warnings"]
+    assert job["spec"]["network"]["layers"][-1]["out_features"] == 2
+    assert job["metrics"]["train_loss"] < 0.3
+    before, after = _weights(client, first), _weights(client, job)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"network.layers.2.weight", "network.layers.2.bias", "targets.mean", "targets.std"}
+    assert predicted(client, "words", [row[:2] for row in LAST_MONTH])["predictions"] == ["no", "yes", "no"]
+    again = job["spec"] | {"freeze": [], "validation": {"folds": 3}, "stop": {"max_epochs": 2}}
+    assert len(train(client, again)["metrics"]["folds"]) == 3
+    assert pointers(client.post("/train", json=spec | {"freeze": ["layers.2"]})) == ["/freeze"]
+
+
+def test_a_run_that_goes_on_may_have_the_other_loss_of_two_classes(client: httpx.Client) -> None:
+    """With the classes of the version, though these rows lack one."""
+    train(client, month("one-output", LAST_MONTH))
+    rows = [row for row in LAST_MONTH if row[3] == "no"]
+    spec = month("two-outputs", rows, warm_start={"model": "one-output"}, loss={"type": "cross_entropy"})
+    assert "the output layer is a new one" in str(train(client, spec)["warnings"])
+    assert predicted(client, "two-outputs", [["a", 1]])["classes"] == ["no", "yes"]
+
+
+def _weights(client: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
+    path = f"/models/{job['model']}/versions/{job['version']}/files/model.safetensors"
+    return load(client.get(path).raise_for_status().content)
 
 
 @pytest.mark.parametrize(

@@ -257,6 +257,7 @@ def test_problems_become_typed_errors(server: ScriptedServer, client: Any, statu
     assert type(caught.value) is error
     assert (caught.value.status, caught.value.code, caught.value.request_id) == (status, "unknown_column", "r1")
     assert caught.value.faults[0].pointer == "/data/target"
+    assert str(caught.value) == caught.value.detail + " (at /data/target)"
     assert caught.value.retry_after_seconds == 7
 
 

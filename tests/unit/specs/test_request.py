@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from app.api import examples
 from app.api.evaluate import EvaluateRequest
 from app.api.predict import PredictRequest
-from app.api.problems import fault_of
+from app.api.problems import faults_of
 from app.errors import Fault
 from app.specs.alias import Alias
 from app.specs.base import Spec
@@ -21,7 +21,7 @@ RECORDS = {"records": [{"x": 1, "y": 2}], "target": "y"}
 def faults(body: Any, kind: type[Spec] = TrainingSpec) -> list[Fault]:
     with pytest.raises(ValidationError) as caught:
         kind.model_validate(body)
-    return [fault_of(item | {"loc": ("body", *item["loc"])}, body, kind) for item in caught.value.errors()]
+    return faults_of([item | {"loc": ("body", *item["loc"])} for item in caught.value.errors()], body, kind)
 
 
 def training(**fields: Any) -> dict[str, Any]:
@@ -83,7 +83,7 @@ LAYERS = [
         (training(network={"layers": LAYERS}), "/network/layers/1/layers/0/q"),
         (training(loss={"type": "huber", "q": 1}), "/loss/q"),
         (training(loss={"type": "auto", "q": 1}), "/loss/q"),
-        (training(optimizer={"type": "sgd", "lr": 1.0}), "/optimizer/lr"),
+        (training(optimizer={"type": "sgd", "q": 1.0}), "/optimizer/q"),
         (training(descent={"q": 1}), "/descent/q"),
         (training(schedule={"type": "cosine", "q": 1}), "/schedule/q"),
         (training(stop={"q": 1}), "/stop/q"),
@@ -107,10 +107,17 @@ def test_unknown_fields_are_refused_where_they_are(body: Any, pointer: str) -> N
     ("body", "words"),
     [
         (
-            training(optimizer={"type": "sgd", "lr": 1.0}),
+            training(optimizer={"type": "sgd", "rate": 1.0}),
             "there are 'type', 'learning_rate', 'momentum', 'dampening', 'nesterov', 'weight_decay'",
         ),
         (training(optimizer={"type": "adam", "learningrate": 1.0}), "did you mean 'learning_rate'?"),
+        (training(optimizer={"type": "adam", "lr": 1.0}), "did you mean 'learning_rate'?"),
+        (training(features={"cat": "one_hot"}), "did you mean 'categorical'?"),
+        (
+            training(stop={"max": 3}),
+            "there are 'max_epochs', 'max_steps', 'max_seconds', 'metric', 'patience', "
+            "'min_delta', 'target_loss', 'min_grad_norm', 'restore_best'",
+        ),
         (training(network={"layers": [{"type": "gelu", "units": 3}]}), "there are 'type', 'approximate'"),
         (
             training(network={"layers": [{"type": "residual", "layers": [{"type": "relu", "slope": 1}]}]}),
@@ -197,7 +204,7 @@ def test_faults_speak_of_json_and_not_of_python(body: Any, fault: Fault) -> None
     ],
 )
 def test_missing_fields_are_named(body: Any, pointer: str) -> None:
-    assert faults(body) == [Fault(pointer, "this is required")]
+    assert faults(body) == [Fault(pointer, f"{pointer.rpartition('/')[2]!r} is required")]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +225,7 @@ def test_missing_fields_are_named(body: Any, pointer: str) -> None:
         (training(loss="mse"), "/loss", 'object with a "type"'),
         (training(task="classification"), "/task", "'auto', 'regression', 'binary', 'multiclass' or 'multilabel'"),
         (training(network={"activation": "ReLU"}), "/network/activation", "; did you mean 'relu'?"),
+        (training(stop={"metric": "acc"}), "/stop/metric", "; did you mean 'accuracy'?"),
         (training(network={"hidden_features": 64}), "/network/hidden_features", "array, as in [64]"),
         (training(network={"hidden_features": 10**30}), "/network/hidden_features", "array, as in [1000"),
         (training(data={"dataset": "d", "target": "y", "features": "a"}), "/data/features", 'array, as in ["a"]'),
@@ -247,6 +255,25 @@ def test_wrong_values_are_told_with_what_would_be_right(body: Any, pointer: str,
     found = faults(body)
     assert found[0].pointer == pointer
     assert words in found[0].detail
+
+
+def test_what_is_missing_is_what_an_unknown_field_was_meant_to_be() -> None:
+    layers = [{"type": "linear", "units": 3}]
+    said = Fault("/network/layers/0/units", "there is no such field; did you mean 'out_features'?")
+    assert faults(training(network={"layers": layers}))[1:] == [said]
+    spec = {"data": INPUTS, "optimiser": {"type": "sgd"}}
+    assert faults(spec)[1:] == [Fault("/optimiser", "there is no such field; did you mean 'optimizer'?")]
+
+
+@pytest.mark.parametrize("block", [{"type": "residual", "layers": [{}]}, {"type": "parallel", "branches": [[{}]]}])
+def test_a_list_of_wrong_things_is_not_said_to_be_too_short(block: Any) -> None:
+    assert len(faults(training(network={"layers": [block]}))) == 1
+    assert "at least 1 item" in faults(training(network={"layers": [{"type": "residual", "layers": []}]}))[0].detail
+
+
+def test_one_thing_or_another_is_one_fault() -> None:
+    found = faults(training(optimizer={"type": "sgd", "learning_rate": "fast"}))
+    assert found == [Fault("/optimizer/learning_rate", "this must be a valid number or 'auto'")]
 
 
 def test_nothing_is_told_that_would_be_wrong_too() -> None:
