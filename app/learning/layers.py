@@ -143,6 +143,9 @@ class SelfAttention(nn.Module):
 
 # ---- builders
 
+PROJECTIONS: dict[int, Callable[..., nn.Module]] = {2: nn.Conv1d, 3: nn.Conv2d}  # by axes of a row
+KEEPS_LENGTH = ', and "output": "sequence" keeps the length in the gru or lstm before'
+
 
 def reshape(shape: Shape) -> nn.Module:
     return Function(lambda x: x.reshape(x.shape[0], *shape), f"reshape {list(shape)}")  # shape[0] may be symbolic
@@ -152,8 +155,21 @@ def need(shape: Shape, num_axes: int, layer: str, wanted: str, pointer: str) -> 
     """Raise ShapeMismatch, naming layer, what it got and what it wants, unless a row has so many axes."""
     if len(shape) != num_axes:
         one_channel = f"; with one channel that is {[1, *shape]}" if (len(shape), num_axes) == (2, 3) else ""
-        hint = "; set network.input_shape" if len(shape) == 1 else one_channel
+        flat = "; network.input_shape lays out a flat row" + (KEEPS_LENGTH if num_axes == 2 else "")
+        hint = flat if len(shape) == 1 else one_channel
         raise ShapeMismatch.at(pointer, f"{layer} takes {wanted} a row and got {list(shape)}{hint}")
+
+
+def _need_window(spec: specs.Convolution | specs.Pooling, lengths: Shape, window: int, pointer: str) -> None:
+    """Raise ShapeMismatch unless the window is somewhere within the padded lengths of a row."""
+    padding = spec.padding if isinstance(spec.padding, int) else 0
+    if spec.padding != "same" and min(lengths) + 2 * padding < window:
+        padded = f" padded by {padding} on each side" if padding else ""
+        raise ShapeMismatch.at(
+            pointer,
+            f"{spec.type} has a window of {window} and got lengths of {list(lengths)}{padded}; use a smaller "
+            "kernel_size, or fewer layers that shorten before it",
+        )
 
 
 def _batch_norm(spec: specs.BatchNorm, shape: Shape, pointer: str) -> nn.Module:
@@ -176,6 +192,7 @@ def _convolution(spec: specs.Convolution, shape: Shape, pointer: str) -> nn.Modu
     need(shape, 2 if one else 3, spec.type, "[channels, length]" if one else "[channels, height, width]", pointer)
     if shape[0] % spec.groups or spec.out_channels % spec.groups:
         raise ShapeMismatch.at(pointer, f"{spec.groups} groups must divide {shape[0]} and {spec.out_channels} channels")
+    _need_window(spec, shape[1:], spec.dilation * (spec.kernel_size - 1) + 1, pointer)
     return (nn.Conv1d if one else nn.Conv2d)(
         shape[0],
         spec.out_channels,
@@ -199,6 +216,10 @@ POOLS: dict[str, Callable[..., nn.Module]] = {
 def _pooling(spec: specs.Pooling, shape: Shape, pointer: str) -> nn.Module:
     one = spec.type.endswith("1d")
     need(shape, 2 if one else 3, spec.type, "[channels, length]" if one else "[channels, height, width]", pointer)
+    if spec.padding > spec.kernel_size // 2:
+        most = f"a padding of {spec.kernel_size // 2} at most, half its kernel_size,"
+        raise ShapeMismatch.at(pointer, f"{spec.type} takes {most} and got {spec.padding}")
+    _need_window(spec, shape[1:], spec.kernel_size, pointer)
     return POOLS[spec.type](spec.kernel_size, spec.stride, spec.padding)
 
 
@@ -215,6 +236,13 @@ SEQUENCE_POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "max_over_sequence": lambda x: x.amax(1),
     "last_place": lambda x: x[:, -1],
 }
+
+
+def _reshape(spec: specs.Reshape, shape: Shape, pointer: str) -> nn.Module:
+    if math.prod(spec.shape) != math.prod(shape):
+        wanted = f"{math.prod(spec.shape)} numbers a row for {list(spec.shape)}"
+        raise ShapeMismatch.at(pointer, f"reshape takes {wanted} and got {math.prod(shape)}, as {list(shape)}")
+    return reshape(spec.shape)
 
 
 def _sequence_pooling(spec: specs.SequencePooling, shape: Shape, pointer: str) -> nn.Module:
@@ -280,11 +308,28 @@ def _transformer(spec: specs.TransformerEncoder, shape: Shape, pointer: str) -> 
 
 def _residual(spec: specs.Residual, shape: Shape, pointer: str) -> nn.Module:
     body, out = build_sequence(spec.layers, shape, f"{pointer}/layers")
+    shortcut = _shortcut(shape, out)
+    if shortcut is None:
+        raise ShapeMismatch.at(
+            pointer, f"residual adds its input {list(shape)} to its layers' output {list(out)}, and no projection does"
+        )
+    return Residual(body, shortcut)
+
+
+def _shortcut(shape: Shape, out: Shape) -> nn.Module | None:
+    """From one shape of a row to another in the simplest way: as it is, along the last axis, or by channels and
+    strides; None where none of them leads there.
+    """
     if out == shape:
-        return Residual(body, nn.Identity())
-    if out[:-1] != shape[:-1]:
-        raise ShapeMismatch.at(pointer, f"residual adds its input {list(shape)} to its layers' output {list(out)}")
-    return Residual(body, nn.Linear(shape[-1], out[-1], bias=False))
+        return nn.Identity()
+    if out[:-1] == shape[:-1]:
+        return nn.Linear(shape[-1], out[-1], bias=False)
+    if len(out) != len(shape) or len(shape) not in PROJECTIONS:
+        return None
+    stride = max(-(-length // left) for length, left in zip(shape[1:], out[1:], strict=True))
+    if out[1:] != tuple(-(-length // stride) for length in shape[1:]):
+        return None
+    return PROJECTIONS[len(shape)](shape[0], out[0], kernel_size=1, stride=stride, bias=False)
 
 
 def _parallel(spec: specs.Parallel, shape: Shape, pointer: str) -> nn.Module:
@@ -316,7 +361,7 @@ LAYERS: dict[type[Spec], Callable[[Any, Shape, str], nn.Module]] = {
     specs.GlobalPooling: _global_pooling,
     specs.SequencePooling: _sequence_pooling,
     specs.Flatten: lambda spec, shape, pointer: nn.Flatten(),
-    specs.Reshape: lambda spec, shape, pointer: reshape(spec.shape),
+    specs.Reshape: _reshape,
     specs.Transpose: _transpose,
     specs.EmbeddingLayer: _embedding,
     specs.PositionalEmbedding: _positional,

@@ -221,7 +221,9 @@ class TransformerEncoder(Spec):
 
 
 class Residual(Spec):
-    """`x + layers(x)`; where the last axis changes, `x` goes through a linear projection (He et al. 2016)."""
+    """`x + layers(x)`; where the last axis changes, `x` goes through a linear projection, and where channels change or
+    strides shorten the lengths, through a convolution of kernel 1 that does so, too (He et al. 2016).
+    """
 
     type: Literal["residual"] = "residual"
     layers: Annotated[Items[Layer], Field(min_length=1, max_length=100)]

@@ -56,6 +56,11 @@ EXAMPLES: list[tuple[dict[str, Any], Shape, Shape]] = [
     ({"type": "transformer_encoder", "num_heads": 2, "feedforward_features": 8, "num_layers": 2}, (7, 4), (7, 4)),
     ({"type": "residual", "layers": [{"type": "linear", "out_features": 4}]}, (4,), (4,)),
     ({"type": "residual", "layers": [{"type": "linear", "out_features": 3}]}, (4,), (3,)),
+    ({"type": "residual", "layers": [{"type": "conv2d", "out_channels": 4}]}, (2, 7, 8), (4, 7, 8)),
+    ({"type": "residual", "layers": [{"type": "conv2d", "out_channels": 2, "stride": 3, "padding": 1}]},
+     (2, 7, 8), (2, 3, 3)),
+    ({"type": "residual", "layers": [{"type": "conv1d", "out_channels": 4, "stride": 2, "padding": 1}]},
+     (2, 7), (4, 4)),
     ({"type": "parallel", "branches": [[{"type": "linear", "out_features": 3}], []]}, (4,), (7,)),
     ({"type": "parallel", "merge": "sum", "branches": [[{"type": "tanh"}], [{"type": "relu"}]]}, (4,), (4,)),
 ]  # fmt: skip
@@ -183,6 +188,16 @@ def test_residual_projects_where_the_width_changes() -> None:
     assert block.shortcut.bias is None
 
 
+def test_residual_projects_channels_with_the_stride_of_its_layers() -> None:
+    """As the blocks of a ResNet do, of which each picture that is half as wide has twice the channels."""
+    body = [{"type": "conv2d", "out_channels": 4, "stride": 2, "padding": 1}, {"type": "relu"}]
+    block = build({"type": "residual", "layers": body}, shape=(2, 7, 8))[0]
+    x = rows((2, 7, 8))
+    seen = torch.einsum("bchw,oc->bohw", x[:, :, ::2, ::2], block.shortcut.weight[:, :, 0, 0])
+    torch.testing.assert_close(block(x), seen + block.body(x))
+    assert block.shortcut.bias is None
+
+
 def test_parallel_puts_branches_side_by_side_or_adds_them() -> None:
     x, branches = rows((4,)), [[{"type": "tanh"}], [{"type": "relu"}]]
     outs = [torch.tanh(x), torch.relu(x)]
@@ -231,7 +246,9 @@ def sequence_of(*layers: dict[str, Any]) -> dict[str, Any]:
         ([{"type": "group_norm", "num_groups": 3}], "/network/layers/0", "3 groups"),
         ([{"type": "group_norm", "num_groups": 4}], "/network/layers/0", "no variance"),
         ([sequence_of({"type": "relu"}, {"type": "gru", "hidden_features": 2})], "/network/layers/0/layers/1", "gru"),
-        ([{"type": "reshape", "shape": [3]}], "/network/layers/0", "reshape"),
+        ([{"type": "reshape", "shape": [2, 2]}, {"type": "gru", "hidden_features": 2}, {"type": "last_place"}],
+         "/network/layers/2", '"output": "sequence"'),
+        ([{"type": "reshape", "shape": [3]}], "/network/layers/0", "reshape takes 3 numbers a row for [3] and got 4"),
         ([{"type": "reshape", "shape": [2, 2]}, sequence_of({"type": "flatten"})], "/network/layers/1", "residual"),
         ([{"type": "parallel", "merge": "sum", "branches": [[{"type": "linear", "out_features": 3}], []]}],
          "/network/layers/0", "sum"),
@@ -240,7 +257,15 @@ def sequence_of(*layers: dict[str, Any]) -> dict[str, Any]:
         ([{"type": "reshape", "shape": [2, 2]}, {"type": "self_attention", "num_heads": 3}],
          "/network/layers/1", "3 heads"),
         ([{"type": "reshape", "shape": [1, 2, 2]}, {"type": "max_pool2d", "kernel_size": 5}],
-         "/network/layers/1", "max_pool2d"),
+         "/network/layers/1", "max_pool2d has a window of 5 and got lengths of [2, 2]; "),
+        ([{"type": "reshape", "shape": [2, 2]}, {"type": "avg_pool1d", "padding": 2}],
+         "/network/layers/1", "a padding of 1 at most, half its kernel_size, and got 2"),
+        ([{"type": "reshape", "shape": [1, 4]},
+          {"type": "conv1d", "out_channels": 1, "padding": 1, "kernel_size": 4, "dilation": 2}],
+         "/network/layers/1", "conv1d has a window of 7 and got lengths of [4] padded by 1 on each side"),
+        ([{"type": "reshape", "shape": [1, 2, 2]},
+          sequence_of({"type": "conv2d", "out_channels": 1, "padding": 1, "kernel_size": 1})],
+         "/network/layers/1", "residual adds its input [1, 2, 2] to its layers' output [1, 4, 4]"),
         ([{"type": "reshape", "shape": [1, 1, 2, 2]}, {"type": "batch_norm"}], "/network/layers/1", "batch_norm"),
     ],
 )  # fmt: skip
