@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from app.learning.cuda_graph import CapturedSteps
-from app.learning.layers import BATCH_NORMS
 from app.learning.library import Compilation, CompilationFailed, Libraries, compiler_missing, digest_of
+from app.learning.modules import BATCH_NORMS
 from app.learning.rows import Rows
 from app.learning.run_tensors import Loop, RunTensors
 from app.learning.step_graph import trace_loop, trace_step

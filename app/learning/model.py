@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from app.learning.evaluate import forward_all
 from app.learning.features import Features
-from app.learning.layers import WholeNumbers
+from app.learning.modules import WholeNumbers
 from app.learning.network import build_network
 from app.learning.targets import Targets
 from app.specs.network import LayeredNetwork

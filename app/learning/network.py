@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import InvalidInput, ShapeMismatch
-from app.learning.layers import BATCH_NORMS, build_sequence, reshape, shape_after
+from app.learning.layers import build_sequence, shape_after
+from app.learning.modules import BATCH_NORMS, reshape
 from app.specs import network as specs
 
 FROZEN = "frozen"  # an attribute of batch norms

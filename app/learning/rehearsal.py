@@ -21,8 +21,8 @@ from torch.utils.flop_counter import flop_registry
 
 from app.learning.allocator import MAX_BLOCK_BYTES
 from app.learning.batches import Batching
-from app.learning.layers import Recurrent
 from app.learning.losses import build_loss
+from app.learning.modules import Recurrent
 from app.learning.rows import Rows
 from app.learning.steps import EagerSteps
 from app.specs.training import TrainingSpec

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from app.learning.averaging import WeightAverage
 from app.learning.batches import Batching
 from app.learning.chain import Chain, chained
-from app.learning.layers import BATCH_NORMS
 from app.learning.losses import LossFunction
+from app.learning.modules import BATCH_NORMS
 from app.learning.network import FROZEN, set_to_learn
 from app.learning.optimizers import Optimizers, set_learning_rate
 from app.learning.rows import Rows

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from app.learning.cuda_graph import Turn
-from app.learning.layers import build_sequence, reshape
+from app.learning.layers import build_sequence
 from app.learning.losses import build_loss
+from app.learning.modules import reshape
 from app.learning.network import initialize
 from app.learning.rows import Rows
 from app.learning.run_tensors import Loop, RunTensors

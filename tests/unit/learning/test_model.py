@@ -15,9 +15,9 @@ from app.learning.cost import MERGED, MOVED_PER_SECOND
 from app.learning.devices import devices, resolve_device, usable_cores
 from app.learning.evaluate import Judgement, forward_all, mean_loss, rows_at_once
 from app.learning.features import InputColumns
-from app.learning.layers import Recurrent, SelfAttention
 from app.learning.losses import build_loss
 from app.learning.model import Model
+from app.learning.modules import Recurrent, SelfAttention
 from app.learning.network import count_parameters
 from app.learning.plan import expected_network, plan, step_cost
 from app.learning.rehearsal import Rehearsal

@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from app.learning import rehearsal
 from app.learning.batches import Batching
-from app.learning.layers import build_sequence, reshape
+from app.learning.layers import build_sequence
+from app.learning.modules import reshape
 from app.learning.rehearsal import HEAP_SHARE, KEPT_FREE_BYTES, Ledger, Rehearsal, rehearse
 from tests.samples import posted
 from tests.unit.learning.test_network import EXAMPLES, Shape, layer
