@@ -103,7 +103,7 @@ def _follow(client: "Client", job: dict[str, Any]) -> None:
         from rich import print as rich_print
 
         from app.client.errors import JobFailed
-        from app.terminal import TrainingProgress, kept_epoch, loss_curve, metrics_table
+        from app.terminal import TrainingProgress, loss_curve, metrics_table
 
         with TrainingProgress(job["model"]) as progress:
             for event in client.events(job["id"]):
@@ -115,8 +115,8 @@ def _follow(client: "Client", job: dict[str, Any]) -> None:
         raise JobFailed(job)
     history = client.history(job["id"])
     rich_print(loss_curve(history), metrics_table(job["metrics"]), sep="\n")
-    epoch = kept_epoch(history, job["metrics"])
-    kept = f"; kept are the weights of epoch {epoch}, the best" if epoch else ""
+    epoch = job["metrics"].get("best_epoch", len(history))
+    kept = f"; kept are the weights of epoch {epoch}, the best" if epoch < len(history) else ""
     typer.echo(
         f"Stopped by {job['stop_reason']}{kept}. "
         f"Model: {client.base_url}/models/{job['model']}/versions/{job['version']}"

@@ -89,13 +89,6 @@ def metrics_table(metrics: Json) -> Table:
     return listing([{"metric": name, "value": value} for name, value in numbers.items()], ["metric", "value"])
 
 
-def kept_epoch(history: Sequence[Json], metrics: Json) -> int | None:
-    """The epoch that the metrics are of, where it is not the last."""
-    losses = {name: metrics[name] for name in ("train_loss", "val_loss") if name in metrics}
-    epochs = [row["epoch"] for row in history if losses and losses.items() <= row.items()]
-    return epochs[0] if epochs and epochs[-1] != history[-1]["epoch"] else None
-
-
 def listing(rows: Iterable[Json], columns: Sequence[str]) -> Table:
     """Rows by column; the first one names a row and is never cut."""
     table = Table(box=None, header_style="bold", pad_edge=False)

@@ -1,6 +1,7 @@
 """The watcher of a job's fits: reports, checkpoints, and stops on request."""
 
 import time
+from collections import deque
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from app.specs.training import TrainingSpec
 from app.storage.checkpoints import Checkpoints
 
 PROGRESS_SECONDS = 0.2
+PACE_SECONDS = 10.0  # that a run is followed for before it is foretold by them alone
 
 
 class Journal:
@@ -26,6 +28,7 @@ class Journal:
         self.folds: list[dict[str, Any]] = []
         self.history: list[dict[str, Any]] = []
         self.num_fits = spec.num_fits
+        self.pace = Pace()
         self.last_checkpoint = self.last_progress = time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -48,11 +51,11 @@ class Journal:
         before = {row.get("fold"): row["step"] for row in self.history[: self.epochs_before]}
         self.steps_before = sum(before.values())
 
-    def end_fold(self, metrics: dict[str, Any], state: State) -> None:
+    def end_fold(self, metrics: dict[str, Any], state: State, reason: str) -> None:
         """Count a fit whose session has no more to say."""
         del self.session
-        best = state.best_epoch if self.spec.stop.restore_best else state.epoch
-        self.folds.append(metrics | {"best_epoch": best, "num_epochs": state.epoch})
+        best = metrics.get("best_epoch", state.epoch)
+        self.folds.append(metrics | {"best_epoch": best, "num_epochs": state.epoch, "stop_reason": reason})
 
     def warn(self, detail: str) -> None:
         self.emit("warning", {"detail": detail})
@@ -90,10 +93,14 @@ class Journal:
 
     def losses(self) -> dict[str, Any]:
         """The losses of the epoch whose weights are kept."""
-        state = self.session.state
-        kept = state.best_epoch if state.best_weights is not None else state.epoch
+        kept = self.best_epoch().get("best_epoch", self.session.state.epoch)
         row = self.history[self.epochs_before + kept - 1]
         return {key: row[key] for key in ("train_loss", "val_loss") if row[key] is not None}
+
+    def best_epoch(self) -> dict[str, Any]:
+        """The epoch whose weights are kept, where that is the best."""
+        state = self.session.state
+        return {} if state.best_weights is None else {"best_epoch": state.best_epoch}
 
     def progress(self) -> dict[str, Any]:
         """How far, by the nearest of the ends that are known; within an epoch, by its steps."""
@@ -108,11 +115,31 @@ class Journal:
         num_epochs = stop.max_epochs and stop.max_epochs * self.num_fits
         if stop.max_epochs and len(self.folds) == self.num_fits - 1:  # the last fit is as long as the folds tell it
             num_epochs = self.epochs_before + stop.max_epochs
-        eta = state.elapsed_seconds * (self.num_fits - len(self.folds) - fraction) / fraction if fraction else None
+        whole = state.elapsed_seconds / fraction if fraction else None
+        done = len(self.folds) + fraction
+        seconds = self.pace.seconds(time.monotonic(), done) or whole
         return {
             "epoch": self.epochs_before + state.epoch,
             "num_epochs": num_epochs,
             "step": self.steps_before + state.step,
-            "fraction": (len(self.folds) + fraction) / self.num_fits,
-            "eta_seconds": eta,
+            "fraction": done / self.num_fits,
+            "eta_seconds": None if seconds is None else seconds * (self.num_fits - done),
         }
+
+
+class Pace:
+    """How long a fit takes at the pace of late, whatever was slower before: eager steps, or a compile beside them."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque()
+        self._begun: float | None = None
+
+    def seconds(self, now: float, done: float) -> float | None:
+        """What a whole fit takes, where so many were `done` by `now`; None until that can be told."""
+        self._begun = now if self._begun is None else self._begun
+        lately = max(PACE_SECONDS, (now - self._begun) / 5)
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] <= now - lately:
+            self._seen.popleft()
+        before, done_before = self._seen[0]
+        return (now - before) / (done - done_before) if now - before >= lately and done > done_before else None

@@ -107,9 +107,9 @@ class Training:
                 return self._interrupted(reason)
             model = session.finish()
             _require_finite(model)
-            metrics = self.journal.losses() | session.measure()
+            metrics = self.journal.losses() | session.measure() | self.journal.best_epoch()
             if held_out is not None:
-                self.journal.end_fold(metrics, session.state)
+                self.journal.end_fold(metrics, session.state, reason)
                 del prepared, session, model  # before the next ones take memory
         if folds:
             model = replace(model, spec=self.spec)  # what the job can be repeated from, not its last fit alone

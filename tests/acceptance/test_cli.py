@@ -192,6 +192,16 @@ def test_null_may_be_set_where_an_option_stands_for_the_same(cli: Cli, client: C
     assert client.model("cli-null", "1")["spec"]["stop"]["max_epochs"] is None
 
 
+def test_the_epoch_that_is_kept_is_said_where_it_is_not_the_last(cli: Cli, client: Client) -> None:
+    steep = ["--optimizer", "sgd", "--learning-rate", "0.5", "--epochs", "25"]
+    printed = cli("train", str(PENGUINS), "--target", "body_mass_g", "--model", "steep", *steep)
+    best = client.model("steep", "1")["metrics"]["best_epoch"]
+    assert best < 25
+    assert f"; kept are the weights of epoch {best}, the best. Model" in printed
+    printed = cli("train", str(PENGUINS), "--target", "body_mass_g", "--model", "steep", "--epochs", "1")
+    assert "kept are the weights" not in printed
+
+
 MEASURED = """
 import re, sys
 from pathlib import Path

@@ -44,7 +44,7 @@ def test_a_job_is_accepted_and_succeeds(client: httpx.Client) -> None:
     assert (job["terminal"], job["model"], job["version"], job["error"]) == (False, "quick", None, None)
     job = finished(client, job["id"])
     assert (job["state"], job["terminal"], job["stop_reason"]) == ("succeeded", True, "max_epochs")
-    assert set(job["metrics"]) == {"train_loss", "val_loss", "val_mae", "val_rmse", "val_r2"}
+    assert set(job["metrics"]) == {"train_loss", "val_loss", "val_mae", "val_rmse", "val_r2", "best_epoch"}
     assert (job["progress"]["epoch"], job["progress"]["num_epochs"], job["progress"]["fraction"]) == (2, 2, 1.0)
     assert datetime.fromisoformat(job["created_at"]) <= datetime.fromisoformat(job["started_at"])
     assert datetime.fromisoformat(job["started_at"]) <= datetime.fromisoformat(job["finished_at"])

@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from app.client import Event
-from app.terminal import TrainingProgress, duration, kept_epoch, listing, loss_curve, metrics_table, number
+from app.terminal import TrainingProgress, duration, listing, loss_curve, metrics_table, number
 
 
 def rendered(thing: object, width: int = 100) -> str:
@@ -62,14 +62,6 @@ def test_a_list_keeps_the_first_column_whole() -> None:
 def test_metrics_are_named() -> None:
     metrics = {"val_accuracy": 0.98765, "folds": [{"val_accuracy": 0.9}]}
     assert rendered(metrics_table(metrics)).split() == ["metric", "value", "val_accuracy", "0.9877"]
-
-
-def test_the_epoch_that_was_kept_is_told_where_it_is_not_the_last() -> None:
-    history = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": abs(epoch - 2) + 0.5} for epoch in (1, 2, 3)]
-    assert kept_epoch(history, {"train_loss": 1 / 2, "val_loss": 0.5, "val_accuracy": 1.0}) == 2
-    assert kept_epoch(history, {"train_loss": 1 / 3, "val_loss": 1.5}) is None
-    assert kept_epoch(history, {"folds": []}) is None
-    assert kept_epoch([], {"train_loss": 1.0}) is None
 
 
 def test_numbers_and_durations() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from app.jobs import journal
-from app.jobs.journal import Journal
+from app.jobs.journal import Journal, Pace
 from app.learning.fit import fit
 from app.learning.rows import Rows
 from app.learning.steps import Engine
@@ -98,3 +98,23 @@ def test_what_is_left_is_foretold_of_all_folds(stop: dict[str, Any], num_epochs:
         "fraction": 1.25 / 4,
         "eta_seconds": 10.0 * 2.75 / 0.25,
     }
+
+
+def test_what_is_left_is_foretold_by_the_pace_of_late() -> None:
+    """A compiled run: for a minute it is a hundred times slower than from then on."""
+    pace, done = Pace(), 0.0
+    told = []
+    for second in range(100):
+        told.append(pace.seconds(float(second), done))
+        done += 1e-4 if second < 60 else 1e-2
+    assert told[:10] == [None] * 10
+    assert told[10:60] == pytest.approx([1e4] * 50)
+    assert told[75:] == pytest.approx([100.0] * 25, rel=0.2)
+
+
+def test_a_run_that_stands_still_has_no_pace_and_one_with_pauses_has_their_mean() -> None:
+    pace = Pace()
+    assert [pace.seconds(float(second), 0.5) for second in range(20)] == [None] * 20
+    pace = Pace()
+    told = [pace.seconds(float(second), (second - second // 10 * 5) / 1000) for second in range(0, 500, 10)]
+    assert told[20:] == pytest.approx([2000.0] * 30, rel=0.2)

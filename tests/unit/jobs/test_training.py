@@ -133,6 +133,7 @@ def test_cross_validation_holds_out_each_fold_and_publishes_a_model_of_all_rows(
         best = min(rows[4 * index : 4 * index + 4], key=lambda row: row["val_loss"])
         assert (fold["train_loss"], fold["val_loss"]) == (best["train_loss"], best["val_loss"])
         assert (fold["best_epoch"], fold["num_epochs"]) == (best["epoch"] - 4 * index, 4)
+        assert fold["stop_reason"] == "max_epochs"
     assert len(rows) == 12 + round(np.mean([fold["best_epoch"] for fold in folds]))
     fractions = [data["fraction"] for data in told(events, "progress")]
     assert fractions == sorted(fractions)
@@ -154,6 +155,7 @@ def test_patience_of_the_folds_ends_the_last_run(tmp_path: Path) -> None:
     outcome, events = run(tmp_path, stop={"max_epochs": 200, "patience": 2, "restore_best": False}, **spec)
     lengths = [fold["num_epochs"] for fold in outcome.metrics["folds"]]
     assert max(lengths) < 200
+    assert {fold["stop_reason"] for fold in outcome.metrics["folds"]} == {"patience"}
     assert len(told(events, "metrics")) == sum(lengths) + round(np.mean(lengths))
 
 
@@ -203,6 +205,9 @@ def test_losses_are_those_of_the_epoch_that_is_kept(tmp_path: Path) -> None:
     best = min(rows, key=lambda row: row["val_loss"])
     assert 1 < best["epoch"] < 12
     assert {name: outcome.metrics[name] for name in ("train_loss", "val_loss")}.items() <= best.items()
+    assert outcome.metrics["best_epoch"] == best["epoch"]
+    last, _ = run(tmp_path, job="last", stop={"max_epochs": 2, "restore_best": False})
+    assert "best_epoch" not in last.metrics
 
 
 @pytest.mark.parametrize("pause_at", [2, 6, 9])
