@@ -111,7 +111,7 @@ def fit(run: Run, state: State, watcher: Watcher, clock: Callable[[], float] = t
             losses = run.engine.run(run.train, order, state.step_in_epoch, rates)
             num_taken = losses.shape[0]
             if num_taken:
-                _take_in(losses.tolist(), batching, state)
+                _take_in(losses.tolist(), batching, state, spec)
                 rate = rates[num_taken - 1]
             state.elapsed_seconds = clock() - started
             chunk = max(1, min(4 * chunk, int(num_taken * CHUNK_SECONDS / max(clock() - begun, 1e-9))))
@@ -148,7 +148,7 @@ def _learning_rates(spec: TrainingSpec, state: State, span: Span, chunk: int) ->
     return [learning_rate_at(spec.schedule, base, step, span) * state.plateau_factor for step in steps]
 
 
-def _take_in(losses: list[float], batching: Batching, state: State) -> None:
+def _take_in(losses: list[float], batching: Batching, state: State, spec: TrainingSpec) -> None:
     """Count the steps and sum the losses one by one, so that the sum doesn't depend on how steps came in chunks."""
     sizes = batching.sizes(state.step_in_epoch, state.step_in_epoch + len(losses))
     for loss, size in zip(losses, sizes, strict=True):
@@ -156,9 +156,12 @@ def _take_in(losses: list[float], batching: Batching, state: State) -> None:
     state.step += len(losses)
     state.step_in_epoch += len(losses)
     if not math.isfinite(state.loss_sum):
+        cures = ["a smaller optimizer.learning_rate"]
+        cures += ["descent.max_grad_norm"] if spec.descent.max_grad_norm is None else []
+        cures += [] if spec.features and spec.features.standardize is True else ["standardised features"]
         raise Diverged(
             f"the loss was no finite number any more by step {state.step} (epoch {state.epoch + 1}); "
-            "try a smaller optimizer.learning_rate, descent.max_grad_norm, or standardised features"
+            f"try {' or '.join(cures)}"
         )
 
 

@@ -115,6 +115,11 @@ def prepare(
     known = fitted and fitted.targets
     train, classes = _usable(spec, signature, table, warnings, known)
     warnings += _look_alikes(classes or ())
+    if spec.task == "multilabel" and train.truth.shape[1] > 1 and (train.truth.sum(1) == 1).all():
+        warnings.append(
+            "each row has one label and no other, which multilabel does not know of: as a single column of their names "
+            "they are classes, of which every row is given one"
+        )
     train, held_out = _split(spec, train, fold)
     if fitted is None:
         features = Features.fit(signature.inputs, train, spec.features, flags=not is_laid_out(spec))

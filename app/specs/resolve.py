@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 from app.errors import InvalidInput
+from app.specs.layers import Convolution
+from app.specs.network import LayeredNetwork
 from app.specs.resolve_columns import check_features, resolve_columns
 from app.specs.resolve_network import resolve_network, resolve_whole_numbers
 from app.specs.resolve_task import METRICS_OF_TASK, resolve_loss, resolve_task
@@ -12,6 +14,7 @@ from app.specs.training import TrainingSpec, ValidationDataset, ValidationFolds,
 
 DEFAULT_EPOCHS = 100
 DEFAULT_BATCH_SIZE = 32
+MAX_COLORS = 4  # channels of a picture
 FEW_ROWS = 20  # of validation: by fewer, neither an epoch nor a model is told from another
 
 
@@ -129,6 +132,15 @@ def _surprises(spec: TrainingSpec, table: Table) -> Iterator[str]:
         yield f"stop.target_loss is of the loss, whatever stop.metric is: the run does not wait for {spec.stop.metric}"
     if spec.freeze and spec.warm_start is None:
         yield "freeze without warm_start: what is frozen keeps the random weights that it begins with"
+    if getattr(spec.loss, "class_weight", None) == "balanced" and spec.descent.sampling == "class_balanced":
+        yield "loss.class_weight and descent.sampling both balance the classes: rows of rare ones count twice over"
+    assert isinstance(spec.network, LayeredNetwork)
+    shape, is_convolved = spec.network.input_shape, isinstance(next(iter(spec.network.layers), None), Convolution)
+    if shape is not None and len(shape) == 3 and is_convolved and shape[2] <= MAX_COLORS < shape[0]:
+        yield (
+            f"network.input_shape is [channels, height, width], and {list(shape)} has {shape[0]} channels; pictures of "
+            f"{shape[2]} are {[shape[2], *shape[:2]]}, with the rows' numbers in that order"
+        )
 
 
 def _check_extras(spec: TrainingSpec) -> None:

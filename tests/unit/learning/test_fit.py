@@ -271,11 +271,16 @@ def test_the_moving_average_is_what_is_validated_and_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "scale"), [({"optimizer": SGD | {"learning_rate": 1e6}}, 1), ({"features": None}, 1e15)]
+    ("spec", "scale", "cures"),
+    [
+        ({"optimizer": SGD | {"learning_rate": 1e6}}, 1, "rate or descent.max_grad_norm"),
+        ({"features": None}, 1e15, "rate or descent.max_grad_norm or standardised features"),
+        ({"features": None, "descent": {"max_grad_norm": 1e-3}}, 1e38, "rate or standardised features"),
+    ],
 )
-def test_a_loss_that_is_no_number_ends_the_run(spec: dict[str, Any], scale: float) -> None:
+def test_a_loss_that_is_no_number_ends_the_run(spec: dict[str, Any], scale: float, cures: str) -> None:
     started = session(FRAME.with_columns(a=pl.col("a") * scale), stop={"max_epochs": 50}, **{"optimizer": SGD} | spec)
-    with pytest.raises(Diverged, match="learning_rate"):
+    with pytest.raises(Diverged, match=f"try a smaller optimizer.learning_{cures}$"):
         run(started)
 
 

@@ -49,6 +49,18 @@ def test_rows_are_drawn_the_same_some_at_a_time(of_rows: list[int], fraction: fl
     np.testing.assert_array_equal(whole, parts)
 
 
+@pytest.mark.parametrize(
+    ("flags", "is_told"),
+    [([[0, 1], [1, 0], [1, 0]], True), ([[0, 1], [1, 1], [1, 0]], False), ([[0, 1], [0, 0], [1, 0]], False)],
+)
+def test_labels_of_which_each_row_has_one_are_told(flags: list[list[int]], is_told: bool) -> None:
+    frame = pl.DataFrame({"x": [1.0, 2.0, 3.0], "a": [a for a, _ in flags], "b": [b for _, b in flags]})
+    spec = resolved(frame, ["a", "b"], {"features": ["x"]}, validation=None)
+    assert spec.task == "multilabel"
+    told = [warning for warning in prepared(spec, frame).warnings if warning.startswith("each row has one label")]
+    assert len(told) == is_told
+
+
 @pytest.mark.parametrize("target", ["y", "k"])
 def test_rows_are_the_same_some_at_a_time(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = resolved(FRAME, target, {"features": ["x"], "sample_weight": "w"}, validation={"fraction": 0.3})

@@ -250,6 +250,33 @@ def test_what_is_allowed_and_perhaps_not_meant_is_told(fields: dict[str, Any], t
     assert len(warnings) == len(as_before) + (told is not None)
 
 
+@pytest.mark.parametrize("sampling", ["every_row", "class_balanced"])
+def test_classes_that_are_balanced_twice_are_told(sampling: str) -> None:
+    loss = {"type": "cross_entropy", "class_weight": "balanced"}
+    _, warnings = settle("answer", loss=loss, descent={"sampling": sampling})
+    told = [warning for warning in warnings if "both balance the classes" in warning]
+    assert len(told) == (sampling == "class_balanced")
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer", "is_told"),
+    [
+        ([28, 28, 1], "conv2d", True),
+        ([8, 6, 3], "conv2d", True),
+        ([1, 28, 28], "conv2d", False),
+        ([3, 2, 2], "conv2d", False),
+        ([28, 28, 1], "flatten", False),
+        ([28, 1], "conv1d", False),
+    ],
+)
+def test_pictures_whose_channels_come_last_are_told(shape: list[int], layer: str, is_told: bool) -> None:
+    """As other libraries have them."""
+    first = {"type": layer} | ({"out_channels": 2} if layer.startswith("conv") else {})
+    _, warnings = settle("amount", network={"input_shape": shape, "layers": [first, {"type": "flatten"}]})
+    said = f"pictures of {shape[-1]} are {[shape[-1], *shape[:-1]]}"
+    assert any(said in warning for warning in warnings) is is_told
+
+
 def test_stochastic_descent_sees_one_row() -> None:
     assert settle(descent={"variant": "stochastic"})[0].descent.batch_size == 1
 
