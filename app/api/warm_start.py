@@ -5,12 +5,12 @@ from typing import NamedTuple
 from app.api.services import Services
 from app.errors import InvalidInput, UnknownColumn
 from app.specs.network import LayeredNetwork
+from app.specs.outputs import new_output_layer, with_outputs
 from app.specs.resolve import count_outputs, signature_of
 from app.specs.resolve_columns import are_whole, note_of
-from app.specs.resolve_network import with_outputs
 from app.specs.sentences import some_of, unknown_column
 from app.specs.table import Signature, StoredData, Table, as_key
-from app.specs.training import TrainingSpec, WarmStart
+from app.specs.training import TrainingSpec, ValidationDataset, ValidationFraction, WarmStart
 from app.storage.version import Version
 
 
@@ -39,7 +39,13 @@ def filled_in_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[Trai
     """
     data = spec.data
     assert isinstance(data, StoredData)
-    goes_on = [column.name for column in start.signature.targets] == list(data.targets)
+    names = tuple(column.name for column in start.signature.targets)
+    goes_on = set(names) == set(data.targets)
+    if goes_on and len(names) > 1:
+        data = data.model_copy(update={"target": names})  # in the order of the version's outputs
+    goes_on &= "task" not in spec.model_fields_set or spec.task == start.spec.task
+    if goes_on:
+        _check_kinds(start, table)
     left_out = {"network", "features", *(("task", "loss") if goes_on else ())} - spec.model_fields_set
     data, news = _columns_of(start, data, table)
     spec = spec.model_copy(update={name: getattr(start.spec, name) for name in left_out} | {"data": data})
@@ -48,15 +54,29 @@ def filled_in_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[Trai
     return spec, table, news
 
 
+def _check_kinds(start: Start, table: Table) -> None:
+    """Raise InvalidInput where targets are words now and were numbers, or the other way round."""
+    for column in start.signature.targets:
+        found = table.column(column.name)
+        if found is not None and "categorical" in (found.kind, column.kind) and found.kind != column.kind:
+            raise InvalidInput.at(
+                "/data/target",
+                f"{start} learnt {column.name!r} as {column.kind}, and here it is {found.kind}{note_of(found)}; with a "
+                "task of its own it is learnt anew",
+            )
+
+
 def _columns_of(start: Start, data: StoredData, table: Table) -> tuple[StoredData, list[str]]:
     """`data` with the columns that the version was trained on, where it names none; and a warning of those left out.
 
-    Plain numbers are left alone, as no name says which of them are which, and so is a target among those columns.
+    Plain numbers are left alone, as no name says which of them are which.
     """
     inputs, signature = [column.name for column in start.signature.inputs], start.signature
     others = {*data.targets, *data.ignored_columns, data.sample_weight}
-    if data.features is not None or data.positional or others & set(inputs):
+    if data.features is not None or data.positional:
         return data, []
+    if taken := [name for name in inputs if name in others]:
+        raise InvalidInput.at("/warm_start", f"{start} takes {taken[0]!r} as an input, and here it is to be none")
     for column in signature.inputs:
         found = table.column(column.name)
         if found is None:
@@ -89,7 +109,8 @@ def _with_all_labels(start: Start, data: StoredData, table: Table) -> Table:
         if too_many or unknown is not None:
             has = f"{found.num_unique} labels" if too_many else f"the label {unknown!r}"
             knows = f"{start} knows {len(classes)}: {some_of([repr(label) for label in classes])}"
-            raise InvalidInput.at("/warm_start", f"{target.name!r} has {has}, and {knows}")
+            cure = "" if data.positional else "; under another name the column is learnt anew, with all of its labels"
+            raise InvalidInput.at("/warm_start", f"{target.name!r} has {has}, and {knows}{cure}")
     whole = found.model_copy(update={"num_unique": len(classes)})
     return Table(
         digest=table.digest,
@@ -99,26 +120,59 @@ def _with_all_labels(start: Start, data: StoredData, table: Table) -> Table:
 
 
 def go_on_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, list[str]]:
-    """The resolved spec with the version and its network, and a warning where the output layer has to be a new one.
+    """The resolved spec with the version and its network, and warnings of what is not as a reader may think.
 
     Raises:
         InvalidInput: another network, other columns or other features.
     """
     assert spec.warm_start is not None
     assert isinstance(start.spec.network, LayeredNetwork)
-    num_outputs = count_outputs(spec, table)
-    network = with_outputs(start.spec.network, num_outputs)
+    network = with_outputs(start.spec.network, count_outputs(spec, table))
     if spec.network not in (network, start.spec.network):
         raise InvalidInput.at("/warm_start", f"{start} has another network; leave it out, and its own is taken")
-    if start.signature.inputs != signature_of(spec, table).inputs:
-        columns = some_of([f"{column.name} ({column.kind})" for column in start.signature.inputs])
-        raise InvalidInput.at("/warm_start", f"{start} has other input columns: {columns}")
+    _check_inputs(start, signature_of(spec, table))
     if start.spec.features != spec.features:
         raise InvalidInput.at("/features", f"{start} has other features; leave them out, and its own are taken")
-    is_new, output = network != start.spec.network, f"layers.{len(network.layers) - 1}"
-    if is_new and any(part.startswith(output) for part in spec.freeze):
-        raise InvalidInput.at("/freeze", f"{output} is the output layer, a new one, which has nothing to keep yet")
     begun = spec.warm_start.model_copy(update={"version": start.version.version})
     spec = spec.model_copy(update={"network": network, "warm_start": begun})
-    told = f"warm_start: the output layer is a new one, as the target takes {num_outputs} outputs, not those of {start}"
-    return spec, [told] if is_new else []
+    output, news = new_output_layer(start.spec, spec), list[str]()
+    if output is not None:
+        if any(part.startswith(output) for part in spec.freeze):
+            raise InvalidInput.at("/freeze", f"{output} is the output layer, a new one, which has nothing to keep yet")
+        news.append(f"warm_start: the output layer is a new one, as that of {start} is of another target, task or loss")
+    if _has_seen_held_out(start.spec, spec):
+        news.append(
+            f"warm_start: {start} has learnt from rows that are held out here, so the metrics are better than on new "
+            "ones; a validation dataset of others tells"
+        )
+    return spec, news
+
+
+def _check_inputs(start: Start, signature: Signature) -> None:
+    """Raise InvalidInput unless the columns are those of the version, in their order."""
+    before, now = start.signature.inputs, signature.inputs
+    if before == now:
+        return
+    kinds, kinds_now = ({column.name: column.kind for column in columns} for columns in (before, now))
+    lost, added = [name for name in kinds if name not in kinds_now], [name for name in kinds_now if name not in kinds]
+    changed = [f"{name!r} as {kinds[name]}" for name in kinds if kinds_now.get(name, kinds[name]) != kinds[name]]
+    differences = {
+        f"without {some_of(list(map(repr, added)))}": added,
+        f"with {some_of(list(map(repr, lost)))}": lost,
+        f"with {some_of(changed)}": changed,
+    }
+    told = [difference for difference, names in differences.items() if names] or ["in another order"]
+    raise InvalidInput.at("/warm_start", f"{start} has other input columns: these {', '.join(told)}")
+
+
+def _has_seen_held_out(before: TrainingSpec, now: TrainingSpec) -> bool:
+    """Whether the version of `before` may have learnt from the validation rows of `now`; by its own table alone."""
+    assert isinstance(before.data, StoredData)
+    assert isinstance(now.data, StoredData)
+    if isinstance(now.validation, ValidationDataset):
+        return now.validation.digest == before.data.digest
+    held_out_alike = isinstance(before.validation, ValidationFraction) and (before.validation, before.seed) == (
+        now.validation,
+        now.seed,
+    )
+    return now.validation is not None and now.data.digest == before.data.digest and not held_out_alike

@@ -15,7 +15,7 @@ from app.learning.batches import add_up, epoch_order, plan_batches
 from app.learning.compiled import CompiledSteps
 from app.learning.cost import StepCost
 from app.learning.evaluate import Judgement, mean_loss
-from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory
+from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory, watched
 from app.learning.library import Libraries
 from app.learning.losses import build_loss
 from app.learning.memory import MAX_KEPT_BYTES
@@ -252,6 +252,20 @@ class Session:
                     "tell more"
                 )
         return {f"{prefix}_{name}": value for name, value in values.items()}
+
+    def compare(self, metrics: dict[str, Any], start: Model) -> None:
+        """Warn where the validation rows tell that the run began with a better model than it ended with."""
+        if self.validation is None or self.workplace is None:
+            return
+        judgement, metric = self._judge(), self.spec.stop.metric
+        begun = {"val_loss": mean_loss(start.network.to(self.device), self.loss, self.validation, judgement)}
+        begun |= {f"val_{name}": value for name, value in judgement.values().items()}
+        name = f"val_{metric}"
+        if name in metrics and name in begun and watched(self.spec, begun) < watched(self.spec, metrics):
+            self.workplace.warn(
+                f"warm_start: the model is worse than the version that it began with: {name} is {metrics[name]:.4g}, "
+                f"and that one's is {begun[name]:.4g}; try a smaller optimizer.learning_rate"
+            )
 
     def _one_label(self, label: Label) -> str:
         """The sentence for a model that tells no labels apart."""

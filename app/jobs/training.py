@@ -31,7 +31,7 @@ from app.learning.memory import part_rows
 from app.learning.model import Model
 from app.learning.plan import encoded_bytes
 from app.learning.prepare import Fitted, Frames, Prepared, in_memory, prepare
-from app.specs.network import LayeredNetwork
+from app.specs.outputs import new_output_layer, same_target
 from app.specs.resolve import signature_of
 from app.specs.table import StoredData
 from app.specs.training import TrainingSpec, ValidationDataset
@@ -111,6 +111,8 @@ class Training:
             if held_out is not None:
                 self.journal.end_fold(metrics, session.state, reason)
                 del prepared, session, model  # before the next ones take memory
+        if self.start is not None and new_output_layer(self.start.spec, self.spec) is None:
+            session.compare(metrics, self.start)
         if folds:
             model = replace(model, spec=self.spec)  # what the job can be repeated from, not its last fit alone
         elif reason == "max_epochs" and still_gaining(self.spec, self.journal.history):
@@ -187,24 +189,19 @@ class Training:
 
     def _starting_weights(self, start: Model) -> dict[str, Tensor]:
         """All but those of the output layer, where that is a new one."""
+        new = new_output_layer(start.spec, self.spec)
         weights = start.network.state_dict()
-        assert isinstance(self.spec.network, LayeredNetwork)
-        if start.spec.network == self.spec.network:
-            return weights
-        new = f"layers.{len(self.spec.network.layers) - 1}."
-        return {name: value for name, value in weights.items() if not name.startswith(new)}
+        return {name: value for name, value in weights.items() if new is None or not name.startswith(f"{new}.")}
 
     def _fitted(self) -> Fitted | None:
         """Features of the version that the run goes on from, and its targets where they are the same."""
         if self.start is None:
             return None
-        known, now = self.start.targets, self.signature
-        loss, are_labels = self.spec.loss.type, now.task in ("binary", "multiclass")  # which a loss does not scale
-        before = known.signature.task, [column.name for column in known.signature.targets]
-        if before != (now.task, [column.name for column in now.targets]) or not (are_labels or known.loss == loss):
+        if not same_target(self.start.spec, self.spec):
             return Fitted(self.start.features, None)
-        signature = now.model_copy(update={"classes": known.signature.classes})
-        return Fitted(self.start.features, replace(known, signature=signature, loss=loss))
+        known = self.start.targets
+        signature = self.signature.model_copy(update={"classes": known.signature.classes})
+        return Fitted(self.start.features, replace(known, signature=signature, loss=self.spec.loss.type))
 
     # ---- after
 

@@ -24,6 +24,7 @@ from app.specs.training import TrainingSpec, ValidationFolds, ValidationFraction
 
 MAX_NAMED = 10  # of what is new
 ALIKE = {"roc_auc": "are all of one class", "r2": "have only one value of a target"}  # metrics that tell rows apart
+FAR = 10  # deviations
 SPLIT_STREAM = 1  # which of the seed's streams the split draws from
 
 
@@ -128,6 +129,8 @@ def prepare(
         features.check_all(train)
         warnings += _news(features, train)
     targets = known or Targets.fit(signature, spec, train.truth, classes)
+    if known is not None and spec.task == "regression":
+        warnings += _other_scale(known, train.truth)
     if other is not None:
         held_out, _ = _usable(spec, signature, other, warnings, targets)
     if held_out is not None:
@@ -219,6 +222,17 @@ def _news(features: Features, rows: Iterable[pl.DataFrame]) -> Iterator[str]:
             yield f"warm_start: categories of {name!r} that are new to the version share one place: {named}"
     for name in gaps:
         yield f"warm_start: {name!r} has gaps, which it had not for the version; they are taken for its mean"
+
+
+def _other_scale(known: Targets, truth: NDArray[np.float64]) -> Iterator[str]:
+    """Warnings of standardised targets `[N, T]` that are far from all that the version has learnt."""
+    for column, mean, std, values in zip(known.signature.targets, known.mean, known.std, truth.T, strict=True):
+        now = float(values.mean())
+        if mean and abs(now - mean) > FAR * std:
+            yield (
+                f"warm_start: the mean of {column.name!r} is {now:.4g} here, and was {mean:.4g} for the version, whose "
+                "scale it is learnt on; under another name the column has a scale of its own"
+            )
 
 
 def _split(spec: TrainingSpec, rows: Part, fold: int | None) -> tuple[Part, Part | None]:

@@ -35,15 +35,6 @@ def resolve_network(spec: TrainingSpec, num_outputs: int) -> LayeredNetwork:
     return LayeredNetwork(layers=tuple(layers), head=False, input_shape=shape)
 
 
-def with_outputs(network: LayeredNetwork, num_outputs: int) -> LayeredNetwork:
-    """A resolved network with an output layer of another width, where it needs one and ends with a linear layer."""
-    *layers, last = network.layers
-    if not isinstance(last, Linear) or last.out_features == num_outputs:
-        return network
-    last = last.model_copy(update={"out_features": num_outputs})
-    return network.model_copy(update={"layers": (*layers, last)})
-
-
 def resolve_whole_numbers(spec: TrainingSpec, table: Table) -> TrainingSpec:
     """A network that begins with an embedding takes its inputs as they are: whole numbers that have a place in it."""
     assert isinstance(spec.network, LayeredNetwork)

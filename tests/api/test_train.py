@@ -512,6 +512,7 @@ def test_a_label_that_a_version_does_not_know_is_refused(client: httpx.Client) -
     answer = client.post("/train", json=month("others", rows, warm_start={"model": "yes-or-no"}))
     assert pointers(answer) == ["/warm_start"]
     assert "'y' has the label 'never', and version 1 of 'yes-or-no' knows 2: 'no', 'yes'" in answer.json()["detail"]
+    assert "under another name the column is learnt anew" in answer.json()["detail"]
 
 
 def test_a_label_that_a_version_does_not_know_and_the_profile_does_not_show_fails_the_run(
@@ -596,7 +597,7 @@ def test_a_target_of_other_outputs_has_a_new_output_layer(client: httpx.Client, 
     spec |= network | {"freeze": ["input", "layers.0"], "optimizer": {"type": "adam", "learning_rate": 0.1}}
     job = train(client, spec | {"stop": {"max_epochs": 40}})
     whence = f"version {first['version']} of 'numbers'"
-    told = f"warm_start: the output layer is a new one, as the target takes 2 outputs, not those of {whence}"
+    told = f"warm_start: the output layer is a new one, as that of {whence} is of another target, task or loss"
     assert told in job["warnings"]
     assert job["spec"]["network"]["layers"][-1]["out_features"] == 2
     assert job["metrics"]["train_loss"] < 0.3
@@ -607,6 +608,109 @@ def test_a_target_of_other_outputs_has_a_new_output_layer(client: httpx.Client, 
     again = job["spec"] | {"freeze": [], "validation": {"folds": 3}, "stop": {"max_epochs": 2}}
     assert len(train(client, again)["metrics"]["folds"]) == 3
     assert pointers(client.post("/train", json=spec | {"freeze": ["layers.2"]})) == ["/freeze"]
+
+
+def test_another_target_of_as_many_outputs_has_a_new_output_layer_as_well(client: httpx.Client) -> None:
+    """What its numbers stood for says nothing of these."""
+    spec = month("colours", LAST_MONTH, network={"hidden_features": [5]}, stop={"max_epochs": 30})
+    begun = {"model": "colours", "version": train(client, spec)["version"]}
+    rows = [{**row, "z": {"no": "red", "yes": "blue"}[row.pop("y")]} for row in spec["data"]["records"]]
+    other = {**spec, "data": spec["data"] | {"records": rows, "target": "z"}, "warm_start": begun}
+    other |= {"optimizer": {"type": "sgd", "learning_rate": 1e-30}, "stop": {"max_epochs": 1}}
+    job = train(client, other)
+    assert "the output layer is a new one" in str(job["warnings"])
+    assert job["metrics"]["train_loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert pointers(client.post("/train", json=other | {"freeze": ["layers.2.weight"]})) == ["/freeze"]
+
+
+def test_targets_in_another_order_are_those_of_the_version(client: httpx.Client) -> None:
+    rows = [{"x": x, "one": x % 3 + 0.5, "two": 10.0 * x} for x in range(60)]
+    data: dict[str, Any] = {"records": rows, "target": ["one", "two"]}
+    first = train(client, body("both", data=data, validation=None, stop={"max_epochs": 40}))
+    still = {"optimizer": {"type": "sgd", "learning_rate": 1e-30}, "warm_start": {"model": "both"}}
+    again = train(client, body("both", data=data | {"target": ["two", "one"]}, validation=None, **still))
+    assert again["spec"]["data"]["target"] == ["one", "two"]
+    assert again["metrics"]["train_r2"] == pytest.approx(first["metrics"]["train_r2"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_told"),
+    [
+        ({"validation": None}, {"validation": {"fraction": 0.5}}, True),
+        ({"validation": {"fraction": 0.5}}, {"validation": {"folds": 2}}, True),
+        ({"validation": {"fraction": 0.5}}, {"validation": {"fraction": 0.5}, "seed": 1}, True),
+        ({"validation": {"fraction": 0.5}}, {"validation": {"fraction": 0.5}}, False),
+        ({"validation": None}, {"validation": None}, False),
+        ({"validation": None}, {"validation": {"dataset": "seen"}}, True),
+        ({"validation": None}, {"validation": {"dataset": "others"}}, False),
+    ],
+)
+def test_a_version_that_has_learnt_from_what_is_held_out_is_told(
+    client: httpx.Client, before: dict[str, Any], now: dict[str, Any], is_told: bool
+) -> None:
+    for name, shift in (("seen", 0), ("others", 1)):
+        csv = "\n".join(["x,y", *(f"{x},{2 * x + shift}.5" for x in range(50))])
+        client.put(f"/datasets/{name}", content=csv).raise_for_status()
+    data = {"dataset": "seen", "target": "y"}
+    train(client, body("knows", data=data, **before))
+    warnings = train(client, body("knows", data=data, warm_start={"model": "knows"}, **now))["warnings"]
+    assert any("has learnt from rows that are held out here" in warning for warning in warnings) is is_told
+
+
+def test_a_model_that_got_worse_than_it_began_is_told(client: httpx.Client) -> None:
+    data = {"inputs": [[x / 10, x % 7] for x in range(200)], "targets": [x / 5 + 0.5 for x in range(200)]}
+    spec = body("better", data=data, validation={"fraction": 0.2}, optimizer={"type": "adam", "learning_rate": 0.02})
+    train(client, spec | {"stop": {"max_epochs": 60}})
+    for rate, is_told in ((0.5, True), (1e-5, False)):
+        steps = {"optimizer": {"type": "sgd", "learning_rate": rate}, "stop": {"max_epochs": 1}}
+        job = train(client, spec | steps | {"warm_start": {"model": "better", "version": "1"}})
+        told = [warning for warning in job["warnings"] if "worse than the version that it began with" in warning]
+        assert len(told) == is_told
+        assert not told or f"val_loss is {job['metrics']['val_loss']:.4g}, and that one's is" in told[0]
+
+
+def test_a_task_of_its_own_is_learnt_anew_whatever_the_name_of_the_target(client: httpx.Client) -> None:
+    """Lists have targets that are all called `y`."""
+    inputs = [[x, x % 5] for x in range(40)]
+    train(client, body("lists", data={"inputs": inputs, "targets": [x / 3 for x in range(40)]}, validation=None))
+    words = body("lists", data={"inputs": inputs, "targets": ["ab"[x % 2] for x in range(40)]}, validation=None)
+    words |= {"warm_start": {"model": "lists", "version": "1"}}
+    answer = client.post("/train", json=words)
+    assert pointers(answer) == ["/data/target"]
+    assert "learnt 'y' as numeric, and here it is categorical" in answer.json()["detail"]
+    assert "with a task of its own it is learnt anew" in answer.json()["detail"]
+    job = train(client, words | {"task": "binary"})
+    assert job["spec"]["loss"]["type"] == "binary_cross_entropy"
+    assert "the output layer is a new one" in str(job["warnings"])
+
+
+def test_a_target_on_another_scale_is_told(client: httpx.Client) -> None:
+    train(client, month("scaled", LAST_MONTH, "q"))
+    rows = [[x, p, 1000 * q, y] for x, p, q, y in LAST_MONTH]
+    warnings = train(client, month("scaled", rows, "q", warm_start={"model": "scaled", "version": "1"}))["warnings"]
+    assert "the mean of 'q' is 1500 here, and was 1.5 for the version" in str(warnings)
+    assert "the mean of" not in str(train(client, month("scaled", LAST_MONTH, "q", warm_start={"model": "scaled"})))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"target": "b"}, "takes 'b' as an input, and here it is to be none"),
+        ({"features": ["a"]}, "has other input columns: these with 'b'"),
+        ({"features": ["a", "b", "c"]}, "has other input columns: these without 'c'"),
+        ({"features": ["b", "a"]}, "has other input columns: these in another order"),
+        ({"features": ["a", "c"]}, "has other input columns: these without 'c', with 'b'"),
+    ],
+)
+def test_columns_that_are_not_those_of_the_version_are_named(
+    client: httpx.Client, data: dict[str, Any], said: str
+) -> None:
+    rows = [{"a": x, "b": x * 7 % 5, "c": x * 3 % 11, "y": x / 3} for x in range(20)]
+    train(client, body("a-and-b", data={"records": rows, "target": "y", "ignored_columns": ["c"]}))
+    spec = body("columns-differ", data={"records": rows, "target": "y"} | data, warm_start={"model": "a-and-b"})
+    answer = client.post("/train", json=spec)
+    assert pointers(answer) == ["/warm_start"]
+    assert said in answer.json()["detail"]
 
 
 def test_a_run_that_goes_on_may_have_the_other_loss_of_two_classes(client: httpx.Client) -> None:
