@@ -172,5 +172,9 @@ class OutOfMemory(TrainingFailed):
     code = "out_of_memory"
 
 
+class EngineFailed(TrainingFailed):
+    code = "engine_failed"
+
+
 class BadData(TrainingFailed):
     code = "bad_data"

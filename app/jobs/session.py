@@ -14,6 +14,7 @@ from app.learning.averaging import WeightAverage
 from app.learning.batches import add_up, epoch_order, plan_batches
 from app.learning.compiled import CompiledSteps
 from app.learning.cost import StepCost
+from app.learning.devices import set_float32_precision
 from app.learning.evaluate import Judgement, mean_loss
 from app.learning.fit import InMemory, KeptWeights, Run, State, keep_in_memory, watched
 from app.learning.library import Libraries
@@ -63,10 +64,10 @@ class Session:
         workplace: Workplace | None = None,
     ) -> None:
         torch.manual_seed(spec.seed)
-        torch.set_float32_matmul_precision("high" if spec.precision == "tf32" else "highest")
         self.workplace = workplace
         self.spec, self.prepared, self.state = spec, prepared, State()
         self.device = torch.device(spec.device)
+        set_float32_precision(spec.precision, self.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # streams, graphs and the generator's state are the current device's
         self.network = assemble(spec, prepared.features, prepared.targets.num_outputs)
@@ -94,7 +95,7 @@ class Session:
         if spec.optimizer.learning_rate == "auto":
             spec = spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"learning_rate": 1e-3})})
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self.optimizers = build_optimizers(spec.optimizer, trained)
+        self.optimizers = build_optimizers(spec.optimizer, trained, scaled=spec.precision == "float16")
         self.average = WeightAverage(self.network, spec.ema_decay) if spec.ema_decay is not None else None
         self.eager = EagerSteps(
             self.network,
@@ -113,11 +114,12 @@ class Session:
 
     def _compiled(self, workplace: Workplace) -> CompiledSteps:
         cost = self._step_cost
+        meanwhile = cost.eager_steps(num_steps(self.spec, self.batching, cost.eager_seconds))
         return CompiledSteps(
             self.eager,
             self.spec.optimizer,
             workplace.libraries,
-            eager_steps=cost.eager_steps(num_steps(self.spec, self.batching, cost.eager_seconds)),
+            eager_steps=1 if self.device.type == "cuda" else meanwhile,  # a capture is made at once
             compile_seconds=cost.compile_seconds,
             warn=workplace.warn,
             leave_gradient=self.spec.stop.min_grad_norm is not None,

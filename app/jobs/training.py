@@ -44,6 +44,7 @@ from app.storage.tensors import write_tensors
 from app.storage.version import Version, write_version
 
 STORE_SECONDS = 5.0  # between two attempts to store a model for which the disk has no room
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of the host, of a card, of its libraries
 LOOK_SECONDS = 0.1  # for a request, meanwhile
 
 torch.manual_seed(0)  # what torch looks up at its first use is looked up before the fork, too
@@ -62,12 +63,14 @@ def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
     checkpoints = Checkpoints(order.job_dir)
     checkpoints.remove_leftovers()
     journal = Journal(spec, checkpoints, emit, control, order.checkpoint_interval_seconds)
-    try:
-        with _denormals_flushed(), _out_of_memory_explained():
-            return Training(order, spec, journal).run()
-    finally:
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # the next job starts as soon as this one's outcome is known
+    with _denormals_flushed(), _out_of_memory_explained():
+        return Training(order, spec, journal).run()
+
+
+def free_cards() -> None:
+    """Give back what is kept of cards' memory, before the next job starts: as soon as a run's outcome is known."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class Training:
@@ -298,9 +301,7 @@ def _denormals_flushed() -> Iterator[None]:
 def _out_of_memory_explained() -> Iterator[None]:
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory(f"memory ran out: {error}; try a smaller network or descent.batch_size") from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         raise OutOfMemory(f"memory ran out: {error}; try a smaller network or descent.batch_size") from error

@@ -130,8 +130,9 @@ def run(connection: socket.socket, order: dict[str, Any], training: ModuleType) 
     threading.Thread(target=channel.tell_alive, args=(control,), daemon=True).start()
     while True:
         told = _train(channel, control, order, training)
+        gc.collect()
+        training.free_cards()
         if told["type"] == "outcome":
-            gc.collect()
             told["stays"] = order["spec"].get("device", "cpu") == "cpu" and _is_small() and not _has_children()
         channel.say(told)
         sys.stdout.flush()

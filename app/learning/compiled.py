@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from app.errors import EngineFailed
 from app.learning.cuda_graph import CapturedSteps
 from app.learning.library import Compilation, CompilationFailed, Libraries, compiler_missing, digest_of
 from app.learning.modules import BATCH_NORMS
@@ -136,6 +137,8 @@ class CompiledSteps:
                     self._digest, lambda: trace_loop(step, tensors.tensors), arguments, threads, self.compile_seconds
                 )
             )
+        except (EngineFailed, torch.OutOfMemoryError):
+            raise
         except Exception as error:  # noqa: BLE001 (whatever torch can't trace, it can do eagerly)
             self._give_up(error)
 
@@ -160,6 +163,6 @@ class CompiledSteps:
         return self._loop
 
     def _give_up(self, error: Exception) -> None:
-        self._failed = True
+        self._failed, self._tensors = True, None
         text = str(error) if isinstance(error, CompilationFailed) else f"{type(error).__name__}: {error}"
         self.warn(f"training goes on without the compiled engine: {text.splitlines()[0][:500]}")

@@ -1,7 +1,11 @@
 """Steps on a CUDA device as a captured graph: one launch does a whole step, and no tensor comes back to the host."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
+from app.errors import EngineFailed
 from app.learning.step_graph import StepRecipe, StepTensors, make_step
 from app.learning.trial import taken_back
 
@@ -25,7 +29,12 @@ class Turn:
 
 
 class CapturedSteps:
-    """A turn as a CUDA graph."""
+    """A turn as a CUDA graph.
+
+    Raises:
+        EngineFailed: in the middle of a capture, after which nothing more can be drawn or computed on the device.
+        RuntimeError: before, which leaves all as it was.
+    """
 
     def __init__(self, recipe: StepRecipe, tensors: StepTensors) -> None:
         self.turn = Turn(recipe, tensors)
@@ -34,15 +43,39 @@ class CapturedSteps:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                for _ in range(WARM_UP_TURNS):
+                for number in range(WARM_UP_TURNS):
                     self.turn.place.zero_()
-                    self.turn()
+                    with _waits_refused(number == WARM_UP_TURNS - 1):
+                        self.turn()
             torch.cuda.current_stream().wait_stream(stream)
+            self._capture()
+
+    def _capture(self) -> None:
+        has_begun = False
+        try:
             with torch.cuda.graph(self.graph):
+                has_begun = True
                 self.turn()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if not has_begun:
+                raise
+            raise EngineFailed(f"the device can't capture the steps of this run ({error}); use engine eager") from error
 
     def run(self, first: int, last: int) -> None:
         """Take the steps at these places of the streams (the last one exclusive)."""
         self.turn.place.fill_(first)
         for _ in range(first, last):
             self.graph.replay()
+
+
+@contextmanager
+def _waits_refused(refused: bool) -> Iterator[None]:
+    """Let an operation that waits for the device fail here, where it does no harm; in a capture it would."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error" if refused else before)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -6,6 +6,7 @@ import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,6 +34,17 @@ def resolve_device(device: str) -> str:
         have = f"it has {num_cards} CUDA device(s)" if num_cards else "it has no CUDA device"
         raise InvalidInput.at("/device", f"this machine has no {device}: {have}; use cpu or auto")
     return f"cuda:{index}"
+
+
+def set_float32_precision(precision: str, device: torch.device) -> None:
+    """How a run's float32 numbers are multiplied: to the last bit, or on a card, where less is asked for, as TF32.
+
+    So is what is judged between the steps of a run in half the bits, which would wait for it otherwise.
+    """
+    rounds = device.type == "cuda" and precision != "float32"
+    torch.set_float32_matmul_precision("high" if rounds else "highest")  # of products alone
+    cudnn: Any = torch.backends.cudnn
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if rounds else "ieee"
 
 
 def memory_limit_bytes() -> int:
@@ -106,7 +118,7 @@ def require_room(memory: Memory, device: str, *, busy: Callable[[], bool]) -> li
     if memory.host_bytes > there:
         raise TooLarge(f"{needed}, and this machine has {there / 2**30:.1f} GiB", code="would_not_fit")
     if device != "cpu":
-        on_card = torch.cuda.get_device_properties(device).total_memory
+        on_card = card_bytes(device)
         if memory.card_bytes > on_card:
             raise TooLarge(
                 f"this run would take about {memory.card_bytes / 2**30:.1f} GiB, "
@@ -120,6 +132,11 @@ def require_room(memory: Memory, device: str, *, busy: Callable[[], bool]) -> li
     if busy():
         return [f"{found}{left / 2**30:.1f} GiB are left while other jobs run; it waits for them"]
     raise TooLarge(f"{found}{left / 2**30:.1f} GiB are left beside what runs on it", code="would_not_fit")
+
+
+def card_bytes(device: str) -> int:
+    """The memory of a card; 0 of the CPU."""
+    return 0 if device == "cpu" else torch.cuda.get_device_properties(device).total_memory
 
 
 def devices() -> list[dict[str, str | int]]:

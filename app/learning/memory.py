@@ -64,12 +64,18 @@ class RowsBytes:
     judging: int
 
 
-def run_memory(device: str, learning_bytes: int, rows: RowsBytes) -> Memory:
-    """One thing after the other: rows are made ready, then learnt from and judged by turns."""
+def run_memory(device: str, learning_bytes: int, rows: RowsBytes, on_card: int = 0) -> Memory:
+    """One thing after the other: rows are made ready, then learnt from and judged by turns.
+
+    `on_card`: what the card has in all, half of which, beside the network, rows may stay in.
+    """
     judging = max(learning_bytes, rows.judging) if device == "cpu" else rows.judging
     host = BASE_BYTES + rows.encoded + max(rows.preparing, rows.learning + judging)
-    on_card = CARD_BASE_BYTES + learning_bytes if device != "cpu" else 0
-    return Memory(host, on_card, SHARED_BYTES)
+    if device == "cpu":
+        return Memory(host, 0, SHARED_BYTES)
+    needed = CARD_BASE_BYTES + learning_bytes
+    stays = rows.encoded <= (on_card - needed) / 2
+    return Memory(host, needed + rows.encoded if stays else needed, SHARED_BYTES)
 
 
 def network_bytes(spec: TrainingSpec, network: nn.Module, gradient_bytes: int) -> int:

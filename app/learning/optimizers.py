@@ -19,7 +19,7 @@ def _betas(spec: Any) -> dict[str, Any]:
 
 def _sgd(spec: specs.SGD) -> dict[str, Any]:
     keys = ("momentum", "dampening", "nesterov", "weight_decay")
-    return {key: getattr(spec, key) for key in keys} | {"fused": True}
+    return {key: getattr(spec, key) for key in keys}
 
 
 def _rmsprop(spec: specs.RMSprop) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def _adagrad(spec: specs.Adagrad) -> dict[str, Any]:
 
 
 OPTIMIZERS: dict[type[Spec], tuple[Callable[..., torch.optim.Optimizer], Callable[[Any], dict[str, Any]]]] = {
-    specs.SGD: (torch.optim.SGD, _sgd),
+    specs.SGD: (torch.optim.SGD, lambda spec: _sgd(spec) | {"fused": True}),
     specs.Adam: (torch.optim.Adam, lambda spec: _betas(spec) | {"amsgrad": spec.amsgrad, "fused": True}),
     specs.AdamW: (torch.optim.AdamW, lambda spec: _betas(spec) | {"amsgrad": spec.amsgrad, "fused": True}),
     specs.RMSprop: (torch.optim.RMSprop, _rmsprop),
@@ -51,10 +51,16 @@ OPTIMIZERS: dict[type[Spec], tuple[Callable[..., torch.optim.Optimizer], Callabl
 }
 
 
-def build_optimizers(spec: Any, parameters: Iterable[nn.Parameter]) -> Optimizers:
-    """The optimizer of `spec` over `parameters`; for Muon, AdamW takes those that are no matrices."""
+def build_optimizers(spec: Any, parameters: Iterable[nn.Parameter], scaled: bool = False) -> Optimizers:
+    """The optimizer of `spec` over `parameters`; for Muon, AdamW takes those that are no matrices.
+
+    `scaled`: steps whose gradients overflow are left out. Where the first one is, torch's fused SGD goes on with
+    whatever was in the memory that its momentum is kept in.
+    """
     build, options = OPTIMIZERS[type(spec)]
     parameters = list(parameters)
+    if scaled and isinstance(spec, specs.SGD):
+        options = _sgd
     if not isinstance(spec, specs.Muon):
         return [build(parameters, lr=spec.learning_rate, **options(spec))]
     matrices = [parameter for parameter in parameters if parameter.ndim == 2]

@@ -11,7 +11,7 @@ from app.learning.batches import Batching, plan_batches
 from app.learning.chain import chained
 from app.learning.compiled import why_not_compiled
 from app.learning.cost import StepCost
-from app.learning.devices import require_room, resolve_device, usable_cores
+from app.learning.devices import card_bytes, require_room, resolve_device, usable_cores
 from app.learning.features import InputColumns, input_columns
 from app.learning.fit import CHUNK_SECONDS, last_step
 from app.learning.memory import FUSED, Memory, gathered_bytes, network_bytes, rows_bytes, run_memory, state_bytes
@@ -92,7 +92,8 @@ def plan(
     seconds = cost.compiled_seconds if compiles else cost.eager_seconds
     learning = network_bytes(spec, network, gradient.peak_bytes)
     learning += gathered_bytes(batching, num_inputs, CHUNK_SECONDS / cost.eager_seconds)
-    memory = run_memory(device, learning, rows_bytes(spec, table, num_inputs, num_outputs, max_rows_bytes))
+    rows = rows_bytes(spec, table, num_inputs, num_outputs, max_rows_bytes)
+    memory = run_memory(device, learning, rows, card_bytes(device))
     warnings += require_room(memory, device, busy=busy)
     if 0 < (last := last_step(spec, batching)) < spec.schedule.warmup_steps:
         warnings.append(

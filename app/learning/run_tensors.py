@@ -11,7 +11,8 @@ from app.learning.step_graph import StepRecipe, StepTensors, unflatten
 from app.learning.steps import EagerSteps
 from app.learning.update_rules import UPDATE_RULES
 
-MAX_STREAM_BYTES = 2 * 2**20  # rows of one call; they should stay in a core's cache
+MAX_STREAM_BYTES = 2**21  # rows of one call; they should stay in a core's cache
+CARD_STREAM_BYTES = 2**26  # on a card, which waits between calls
 MAX_STEPS_PER_CALL = 1024
 
 Loop = Callable[[int, int], None]
@@ -58,10 +59,12 @@ class RunTensors:
             tuple(self._scalars_by_name([0.0], 1)),
             has_weights=rows.weights is not None,
             has_average=eager.average is not None,
-            has_dropout=any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules()),
+            has_seeds=device.type == "cpu"
+            and any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules()),
         )
         num_rows = eager.batching.rows_per_step
-        num_steps = max(1, min(MAX_STEPS_PER_CALL, MAX_STREAM_BYTES // (num_rows * rows.inputs[:1].nbytes)))
+        stream_bytes = CARD_STREAM_BYTES if device.type == "cuda" else MAX_STREAM_BYTES
+        num_steps = max(1, min(MAX_STEPS_PER_CALL, stream_bytes // (num_rows * rows.inputs[:1].nbytes)))
         parts = [part for part in (rows.inputs, rows.targets, rows.weights) if part is not None]
         self.streams = [part.new_zeros(num_steps, num_rows, *part.shape[1:], device=device) for part in parts]
         self.seeds = torch.zeros(num_steps, dtype=torch.int64, device=device)
@@ -69,7 +72,7 @@ class RunTensors:
         self.tensors = StepTensors(
             state=[*(joined.tensor for joined in self.joined), *network.buffers()],
             fixed=[value.detach() for value in network.parameters() if not value.requires_grad],
-            streams=[*self.streams, *([self.seeds] if self.recipe.has_dropout else []), self.scalars],
+            streams=[*self.streams, *([self.seeds] if self.recipe.has_seeds else []), self.scalars],
             losses=torch.zeros(num_steps, device=device),
         )
 
@@ -103,7 +106,7 @@ class RunTensors:
         parts = [part for part in (block.inputs, block.targets, block.weights) if part is not None]
         for stream, part in zip(self.streams, parts, strict=True):
             stream[:num].copy_(part.view(num, size, *part.shape[1:]))
-        if self.recipe.has_dropout:
+        if self.recipe.has_seeds:
             self.seeds[:num] = torch.randint(2**62, (num,))  # as many draws as steps, however they come in calls
 
     def _scalars_by_name(self, rates: Sequence[float], step: int) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ class StepRecipe:
     scalars: tuple[str, ...]  # of its update rule, and `average_decay` where weights are averaged
     has_weights: bool  # of the rows
     has_average: bool  # of the parameters
-    has_dropout: bool
+    has_seeds: bool  # for dropout
 
 
 @dataclass
@@ -60,11 +60,14 @@ class StepTensors:
 
 
 class Dropout(TorchFunctionMode):
-    """Dropout whose masks follow from a seed: a graph can't draw from torch's generator in every turn of a loop."""
+    """Dropout whose masks follow from a seed: a graph can't draw from torch's generator in every turn of a loop.
+
+    Without a seed, masks are drawn from the device's generator, which a captured step goes on with by itself.
+    """
 
     def __init__(self, seed: Tensor | None) -> None:
         super().__init__()
-        self.seeds = (seed + number for number in count()) if seed is not None else iter(())
+        self.seeds = None if seed is None else (seed + number for number in count())
 
     def __torch_function__(
         self, function: Callable[..., Any], _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -72,11 +75,16 @@ class Dropout(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is not F.dropout or not kwargs["p"]:
             return function(*args, **kwargs)
+        x, p = args[0], kwargs["p"]
+        return torch.where(self._uniform(x) >= p, x / (1 - p), 0.0)
+
+    def _uniform(self, x: Tensor) -> Tensor:
+        if self.seeds is None:
+            return torch.rand_like(x)
         from torch._inductor.inductor_prims import random  # a second and 70 MB, for those who only plan a run
 
-        x, p = args[0], kwargs["p"]
-        uniform = random(list(x.shape), next(self.seeds), "rand")
-        return torch.where(uniform >= p, x / (1 - p), 0.0)
+        uniform: Tensor = random(list(x.shape), next(self.seeds), "rand")
+        return uniform
 
 
 def make_step(recipe: StepRecipe) -> Callable[..., list[Tensor]]:
@@ -95,7 +103,7 @@ def make_step(recipe: StepRecipe) -> Callable[..., list[Tensor]]:
         fixed = {name: next(given) for name in frozen}
         inputs, targets = next(given), next(given)
         weights = next(given) if recipe.has_weights else None
-        seed = next(given) if recipe.has_dropout else None
+        seed = next(given) if recipe.has_seeds else None
         scalars = dict(zip(recipe.scalars, next(given).unbind(), strict=True))
         leaf = params.detach().requires_grad_()
         with torch.enable_grad(), Dropout(seed):

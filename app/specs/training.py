@@ -73,7 +73,8 @@ class TrainingSpec(Spec):
     """The body of `POST /train`, and, resolved, what a run can be repeated from.
 
     `precision`: weights are float32 always; `tf32` (CUDA only) rounds what matrix products read, `bfloat16` and
-    `float16` (with scaled losses) compute activations in half the bits.
+    `float16` (with scaled losses) compute activations in half the bits. With any but `float32`, a card rounds as `tf32`
+    what is judged between the steps.
 
     `engine`: `compiled` makes machine code of the network's steps, in about ten seconds, and runs that; `auto` does so
     where it repays itself, which a long run measures at its start. Runs of one spec on one machine are given the same

@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from app.errors import EngineFailed
+from app.learning import cuda_graph
+from app.learning.cuda_graph import Turn
 from app.specs import optimizers as specs
 from tests.unit.learning.cases import (
+    MSE,
     Case,
     assert_close,
     assert_identical,
@@ -47,12 +52,19 @@ def test_killed_and_resumed_is_undisturbed(at_once: int, tmp_path: Path) -> None
 
 
 def test_dropout_draws_other_masks_in_every_step(tmp_path: Path) -> None:
-    case = build(with_dropout, optimizer=specs.SGD(learning_rate=1e-9), device=CUDA)
-    case.rows.inputs.fill_(1)
-    case.rows.targets.fill_(0)
-    engine = case.compiled(tmp_path)
-    losses = torch.cat([case.train(engine, 1), case.train(engine, 9, first=1)])
-    assert len(set(losses.tolist())) > 1
+    """Nothing else sets one step's loss apart from another's: all rows are alike, and nothing is learnt."""
+
+    def losses(seed: int) -> list[float]:
+        case = build(with_dropout, optimizer=specs.SGD(), device=CUDA)
+        case.rows.inputs.fill_(1)
+        case.rows.targets.fill_(0)
+        torch.manual_seed(seed)
+        found: list[float] = case.train(case.compiled(tmp_path), 8, rates=[0.0] * 8).tolist()
+        assert case.warnings == []
+        return found
+
+    assert len(set(losses(1))) > 4
+    assert losses(1) == losses(1) != losses(2)
 
 
 @pytest.mark.parametrize("make", [lambda: case_of_everything(CUDA), case_with_dropout])
@@ -73,3 +85,34 @@ def test_a_capture_that_fails_leaves_all_as_it_was(
     torch.testing.assert_close(losses, expected.train(expected.eager, 30))
     assert_close(found, expected)
     assert found.warnings == ["training goes on without the compiled engine: RuntimeError: no graph today"]
+
+
+def test_a_step_that_waits_for_the_card_is_not_captured(tmp_path: Path) -> None:
+    """It is found out before the capture, in which it would leave the card's generator as if one went on."""
+
+    def patient(outputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        loss = MSE(outputs, targets, weights)
+        return loss if loss.item() else loss * 2
+
+    found = build(with_dropout, loss=patient, device=CUDA)
+    torch.manual_seed(5)
+    losses = found.train(found.compiled(tmp_path), 30)
+    expected = build(with_dropout, loss=patient, device=CUDA)
+    torch.manual_seed(5)
+    torch.testing.assert_close(losses, expected.train(expected.eager, 30))
+    assert "synchronizing CUDA operation" in "".join(found.warnings)
+
+
+def test_a_capture_that_breaks_off_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known of the card's state then; with the eager engine the run can be begun again."""
+
+    class Breaking(Turn):
+        def __call__(self) -> None:
+            super().__call__()
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("not this one")
+
+    monkeypatch.setattr(cuda_graph, "Turn", Breaking)
+    case = case_with_dropout()
+    with pytest.raises(EngineFailed, match=r"not this one.* use engine eager"):
+        case.train(case.compiled(tmp_path), 30)

@@ -1,12 +1,15 @@
 """A whole run of a worker's training, in this process: cross-validation, large tables, what is kept on disk."""
 
 import errno
+import gc
 import json
 import math
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +20,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from app.errors import Diverged, OutOfMemory
 from app.jobs import journal, session, training
 from app.jobs.order import Outcome, WorkOrder
+from app.jobs.session import Session
 from app.learning import memory, rows, windows
 from app.learning.plan import plan
 from app.learning.steps import EagerSteps
@@ -67,6 +72,48 @@ def run(
             control.request = "pause"
 
     return training.train(work, emit, control), events
+
+
+def held_sessions(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Session | None]]:
+    """Looks whether the sessions are still there that runs have made since."""
+    found: list[Callable[[], Session | None]] = []
+
+    class Noted(Session):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            found.append(weakref.ref(self))
+
+    monkeypatch.setattr(training, "Session", Noted)
+    return found
+
+
+@pytest.mark.parametrize("diverges", [False, True])
+def test_nothing_of_a_run_is_left_when_its_outcome_is_known(
+    diverges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the next one finds a card's memory free."""
+    held = held_sessions(monkeypatch)
+    optimizer = {"type": "sgd", "learning_rate": 1e6 if diverges else 0.01}
+    with pytest.raises(Diverged) if diverges else nullcontext():
+        run(tmp_path, optimizer=optimizer, stop={"max_epochs": 50})
+    gc.collect()
+    assert [look() for look in held] == [None]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at alloc_cpu.cpp:130] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_memory_that_runs_out_is_told_whoever_asked_for_it(words: str) -> None:
+    with pytest.raises(OutOfMemory, match=r"descent\.batch_size") as caught, training._out_of_memory_explained():
+        raise RuntimeError(words)
+    assert words in caught.value.detail
+    with pytest.raises(RuntimeError, match="shapes"), training._out_of_memory_explained():
+        raise RuntimeError("shapes differ")
 
 
 def told(events: list[Any], kind: str) -> list[dict[str, Any]]:

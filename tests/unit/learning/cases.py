@@ -1,5 +1,6 @@
 """Small networks with what they learn from, for tests of engines: taken step by step, killed, resumed, compared."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,9 @@ class Case:
         options: dict[str, Any] = {"eager_steps": 1, "compile_seconds": 10.0, "warn": self.warnings.append} | changes
         return CompiledSteps(self.eager, self.optimizer, folder, **options)
 
-    def train(self, engine: Any, num_steps: int, *, first: int = 0, at_once: int = 100) -> Tensor:
+    def train(
+        self, engine: Any, num_steps: int, *, first: int = 0, at_once: int = 100, rates: Sequence[float] = RATES
+    ) -> Tensor:
         """Steps `first` to `num_steps` of a run, in calls of `at_once` steps at most; returns their losses."""
         losses: list[Tensor] = []
         step = first
@@ -106,7 +109,7 @@ class Case:
             epoch, place = divmod(step, self.batching.steps_per_epoch)
             order = epoch_order(self.batching, 3, epoch, self.device)
             num = min(at_once, self.batching.steps_per_epoch - place, num_steps - step)
-            losses.append(engine.run(self.rows, order, place, RATES[step : step + num]))
+            losses.append(engine.run(self.rows, order, place, rates[step : step + num]))
             step += len(losses[-1])
         return torch.cat(losses)
 

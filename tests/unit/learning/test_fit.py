@@ -29,6 +29,7 @@ from tests.unit.learning.runs import (
     stands_still,
     weights,
 )
+from tests.unit.learning.test_network import uninitialized_memory_is_nan
 
 SGD = {"type": "sgd", "learning_rate": 0.05}
 STUCK = {"type": "sgd", "learning_rate": 1e-30}
@@ -282,6 +283,17 @@ def test_a_loss_that_is_no_number_ends_the_run(spec: dict[str, Any], scale: floa
     started = session(FRAME.with_columns(a=pl.col("a") * scale), stop={"max_epochs": 50}, **{"optimizer": SGD} | spec)
     with pytest.raises(Diverged, match=f"try a smaller optimizer.learning_{cures}$"):
         run(started)
+
+
+@pytest.mark.parametrize("optimizer", [{"type": "sgd", "momentum": 0.9}, {"type": "adamw"}, {"type": "rmsprop"}])
+def test_a_first_step_that_overflows_in_float16_leaves_nothing_in_the_state(optimizer: dict[str, Any]) -> None:
+    with uninitialized_memory_is_nan():
+        started = session(precision="float16", optimizer=optimizer, descent={"batch_size": 1})
+        run(started)
+    scaler = started.eager.scaler
+    assert scaler is not None
+    assert scaler.get_scale() < scaler.__class__("cpu").get_scale()
+    assert all(value.isfinite().all() for value in weights(started).values())
 
 
 # ---- chunks

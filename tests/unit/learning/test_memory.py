@@ -14,8 +14,24 @@ from torch import nn
 from app.errors import TooLarge
 from app.learning import devices
 from app.learning.batches import Batching
-from app.learning.devices import ControlGroup, control_groups, memory_left_bytes, memory_limit_bytes, require_room
-from app.learning.memory import Memory, gathered_bytes, part_rows, rows_bytes, run_memory, state_bytes
+from app.learning.devices import (
+    ControlGroup,
+    control_groups,
+    memory_left_bytes,
+    memory_limit_bytes,
+    require_room,
+    set_float32_precision,
+)
+from app.learning.memory import (
+    CARD_BASE_BYTES,
+    Memory,
+    RowsBytes,
+    gathered_bytes,
+    part_rows,
+    rows_bytes,
+    run_memory,
+    state_bytes,
+)
 from app.learning.optimizers import build_optimizers
 from app.specs.optimizers import OptimizerSpec
 from tests.samples import resolved, table_of
@@ -84,6 +100,31 @@ def test_a_mapped_table_takes_few_bytes_a_row(target: str, most: int, more: dict
 
     few, many = 10**7, 4 * 10**7
     assert 8 < (takes(many) - takes(few)) / (many - few) <= most
+
+
+@pytest.mark.parametrize(("encoded", "stays"), [(2**30, True), (2**33, False)])
+def test_rows_are_counted_on_a_card_where_they_stay_there(encoded: int, stays: bool) -> None:
+    """That is in half of what it has beside the network."""
+    rows, learning = RowsBytes(encoded, 0, 0, 0), 2**32
+    found = run_memory("cuda:0", learning, rows, on_card=2**34)
+    assert found.card_bytes == CARD_BASE_BYTES + learning + (encoded if stays else 0)
+    assert found.host_bytes >= encoded
+    assert run_memory("cpu", learning, rows).card_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "rounds"),
+    [("float32", "cuda", False), ("tf32", "cuda", True), ("bfloat16", "cuda", True), ("bfloat16", "cpu", False)],
+)
+def test_float32_is_float32_in_convolutions_as_well(precision: str, device: str, rounds: bool) -> None:
+    """cuDNN has settings of its own, by which it would round."""
+    cudnn: Any = torch.backends.cudnn
+    set_float32_precision(precision, torch.device(device))
+    try:
+        assert torch.get_float32_matmul_precision() == ("high" if rounds else "highest")
+        assert cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == ("tf32" if rounds else "ieee")
+    finally:
+        set_float32_precision("float32", torch.device("cpu"))
 
 
 # ---- what there is
