@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from app.errors import InvalidInput
+from app.specs.axes import mixed_up
 from app.specs.layers import Convolution
 from app.specs.network import LayeredNetwork
 from app.specs.resolve_columns import check_features, resolve_columns
@@ -135,6 +136,7 @@ def _surprises(spec: TrainingSpec, table: Table) -> Iterator[str]:
     if getattr(spec.loss, "class_weight", None) == "balanced" and spec.descent.sampling == "class_balanced":
         yield "loss.class_weight and descent.sampling both balance the classes: rows of rare ones count twice over"
     assert isinstance(spec.network, LayeredNetwork)
+    yield from mixed_up(spec.network.layers)
     shape, is_convolved = spec.network.input_shape, isinstance(next(iter(spec.network.layers), None), Convolution)
     if shape is not None and len(shape) == 3 and is_convolved and shape[2] <= MAX_COLORS < shape[0]:
         yield (

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection, Sequence
 
-MAX_NAMED = 20  # names in a sentence, and unknown names that are told of
+MAX_NAMED = 20  # names in a sentence, and unknown names or sentences of one kind that are told
 MAX_COMPARED = 2**19  # pairs of letters: 0.1 s
 
 

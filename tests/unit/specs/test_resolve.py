@@ -277,6 +277,50 @@ def test_pictures_whose_channels_come_last_are_told(shape: list[int], layer: str
     assert any(said in warning for warning in warnings) is is_told
 
 
+CONV = {"type": "conv1d", "out_channels": 2}
+LSTM = {"type": "lstm", "hidden_features": 2, "output": "sequence"}
+RELU, TRANSPOSE = {"type": "relu"}, {"type": "transpose"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [
+        ([LSTM, CONV], ["conv1d at /network/layers/1 takes [channels, length], and what comes to it is [length, "]),
+        ([LSTM, TRANSPOSE, CONV], []),
+        ([LSTM, RELU, {"type": "layer_norm"}, {"type": "dropout"}, {"type": "global_avg_pool"}], ["global_avg_pool"]),
+        ([{"type": "self_attention", "num_heads": 1}, {"type": "max_pool1d"}], ["max_pool1d at /network/layers/1"]),
+        ([CONV, RELU, LSTM], ["lstm at /network/layers/2 takes [length, features], and what comes to it is [chann"]),
+        ([CONV, {"type": "max_pool1d"}, TRANSPOSE, LSTM, {"type": "last_place"}], []),
+        ([CONV, {"type": "max_over_sequence"}], ["max_over_sequence at /network/layers/1"]),
+        ([CONV, TRANSPOSE, TRANSPOSE, LSTM], ["lstm at"]),
+        ([CONV, {"type": "reshape", "shape": [4, 2]}, LSTM], []),
+        ([CONV, {"type": "linear", "out_features": 2}, LSTM], []),
+        ([TRANSPOSE, CONV, {"type": "global_avg_pool"}], []),
+        ([LSTM, {**LSTM, "output": "last"}], []),
+        ([LSTM, {"type": "residual", "layers": [RELU, CONV]}, LSTM],
+         ["conv1d at /network/layers/1/layers/1", "lstm at"]),
+        ([LSTM, {"type": "parallel", "branches": [[CONV], []]}, CONV], ["conv1d at /network/layers/1/branches/0/0"]),
+        ([{"type": "parallel", "branches": [[CONV], [CONV]]}, LSTM], ["lstm at /network/layers/1"]),
+    ],
+)  # fmt: skip
+def test_axes_in_the_order_of_another_layer_are_told(layers: list[dict[str, Any]], told: list[str]) -> None:
+    spec, warnings = settle("amount", network={"input_shape": [1, 1], "layers": layers}, validation={"fraction": 0.5})
+    assert [warning.startswith(words) for warning, words in zip(warnings, told, strict=True)] == [True] * len(told)
+    assert all(warning.endswith("put transpose between") for warning in warnings)
+    assert resolve(spec, TABLE)[1] == warnings
+
+
+def test_of_many_axes_in_another_order_the_first_are_told() -> None:
+    _, warnings = settle("amount", network={"input_shape": [1, 1], "layers": [LSTM, CONV] * 20}, validation=None)
+    assert [f"/network/layers/{index + 1} " in warning for index, warning in enumerate(warnings)] == [True] * 20
+
+
+def test_words_that_are_convolved_are_told() -> None:
+    words = {"type": "embedding", "num_embeddings": 5, "embedding_features": 2}
+    _, warnings = settle("amount", network={"layers": [words, CONV]}, data={"features": ["grade"]})
+    assert any(warning.startswith("conv1d at /network/layers/1 takes [channels, length]") for warning in warnings)
+
+
 def test_stochastic_descent_sees_one_row() -> None:
     assert settle(descent={"variant": "stochastic"})[0].descent.batch_size == 1
 
