@@ -24,6 +24,7 @@ from app.learning.modules import (
     reshape,
 )
 from app.specs import layers as specs
+from app.specs.axes import KEEPING, PICTURE, TAKES, has_channels, written
 from app.specs.base import Spec
 
 MAX_NUMBERS_A_ROW = 2**28  # a gibibyte in float32
@@ -45,16 +46,29 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "identity": nn.Identity,
 }
 PROJECTIONS: dict[int, Callable[..., nn.Module]] = {2: nn.Conv1d, 3: nn.Conv2d}  # by axes of a row
-KEEPS_LENGTH = ', and "output": "sequence" keeps the length in the gru or lstm before'
 
 
-def need(shape: Shape, num_axes: int, layer: str, wanted: str, pointer: str) -> None:
-    """Raise ShapeMismatch, naming layer, what it got and what it wants, unless a row has so many axes."""
-    if len(shape) != num_axes:
-        one_channel = f"; with one channel that is {[1, *shape]}" if (len(shape), num_axes) == (2, 3) else ""
-        flat = "; network.input_shape lays out a flat row" + (KEEPS_LENGTH if num_axes == 2 else "")
-        hint = flat if len(shape) == 1 else one_channel
-        raise ShapeMismatch.at(pointer, f"{layer} takes {wanted} a row and got {list(shape)}{hint}")
+def _check_axes(layers: Sequence[Any], index: int, shape: Shape, is_row: bool, pointer: str) -> None:
+    """Raise ShapeMismatch, naming layer, what it got and what it wants, unless a row has as many axes as it takes.
+
+    `is_row`: the first of the layers sees a row as it came.
+    """
+    takes = TAKES.get(layers[index].type)
+    if takes is None or len(shape) == len(takes):
+        return
+    hint = f"; with one channel that is {[1, *shape]}" if (len(shape), takes) == (2, PICTURE) else ""
+    if len(shape) == 1:
+        hint = _hint_of_flat(layers[:index], is_row, len(takes))
+    raise ShapeMismatch.at(pointer, f"{layers[index].type} takes {written(takes)} a row and got {list(shape)}{hint}")
+
+
+def _hint_of_flat(before: Sequence[Any], is_row: bool, num_axes: int) -> str:
+    """What would give a row the axes that it lacks, by the layer that made it flat, if there is one."""
+    made = next((layer for layer in reversed(before) if not isinstance(layer, (*KEEPING, specs.Linear))), None)
+    if made is None:
+        return "; network.input_shape lays out a flat row" if is_row else ""
+    keeps = isinstance(made, specs.Recurrent) and num_axes == 2
+    return f'; "output": "sequence" keeps the length in the {made.type} before' if keeps else ""
 
 
 def _need_window(spec: specs.Convolution | specs.Pooling, lengths: Shape, window: int, pointer: str) -> None:
@@ -85,12 +99,10 @@ def _group_norm(spec: specs.GroupNorm, shape: Shape, pointer: str) -> nn.Module:
 
 
 def _convolution(spec: specs.Convolution, shape: Shape, pointer: str) -> nn.Module:
-    one = spec.type == "conv1d"
-    need(shape, 2 if one else 3, spec.type, "[channels, length]" if one else "[channels, height, width]", pointer)
     if shape[0] % spec.groups or spec.out_channels % spec.groups:
         raise ShapeMismatch.at(pointer, f"{spec.groups} groups must divide {shape[0]} and {spec.out_channels} channels")
     _need_window(spec, shape[1:], spec.dilation * (spec.kernel_size - 1) + 1, pointer)
-    return (nn.Conv1d if one else nn.Conv2d)(
+    return (nn.Conv1d if spec.type == "conv1d" else nn.Conv2d)(
         shape[0],
         spec.out_channels,
         spec.kernel_size,
@@ -111,8 +123,6 @@ POOLS: dict[str, Callable[..., nn.Module]] = {
 
 
 def _pooling(spec: specs.Pooling, shape: Shape, pointer: str) -> nn.Module:
-    one = spec.type.endswith("1d")
-    need(shape, 2 if one else 3, spec.type, "[channels, length]" if one else "[channels, height, width]", pointer)
     if spec.padding > spec.kernel_size // 2:
         most = f"a padding of {spec.kernel_size // 2} at most, half its kernel_size,"
         raise ShapeMismatch.at(pointer, f"{spec.type} takes {most} and got {spec.padding}")
@@ -142,28 +152,7 @@ def _reshape(spec: specs.Reshape, shape: Shape, pointer: str) -> nn.Module:
     return reshape(spec.shape)
 
 
-def _sequence_pooling(spec: specs.SequencePooling, shape: Shape, pointer: str) -> nn.Module:
-    need(shape, 2, spec.type, "[length, features]", pointer)
-    return Function(SEQUENCE_POOLS[spec.type], spec.type)
-
-
-def _transpose(_spec: specs.Transpose, shape: Shape, pointer: str) -> nn.Module:
-    need(shape, 2, "transpose", "two axes", pointer)
-    return Function(lambda x: x.transpose(1, 2), "transpose")
-
-
-def _embedding(spec: specs.EmbeddingLayer, shape: Shape, pointer: str) -> nn.Module:
-    need(shape, 1, "embedding", "[length] whole numbers", pointer)
-    return WholeNumbers(spec.num_embeddings, spec.embedding_features)
-
-
-def _positional(_spec: specs.PositionalEmbedding, shape: Shape, pointer: str) -> nn.Module:
-    need(shape, 2, "positional_embedding", "[length, features]", pointer)
-    return PositionalEmbedding(shape)
-
-
-def _recurrent(spec: specs.Recurrent, shape: Shape, pointer: str) -> nn.Module:
-    need(shape, 2, spec.type, "[length, features]", pointer)
+def _recurrent(spec: specs.Recurrent, shape: Shape, _pointer: str) -> nn.Module:
     rnn = (nn.GRU if spec.type == "gru" else nn.LSTM)(
         shape[1],
         spec.hidden_features,
@@ -176,9 +165,12 @@ def _recurrent(spec: specs.Recurrent, shape: Shape, pointer: str) -> nn.Module:
 
 
 def _check_heads(layer: str, num_heads: int, shape: Shape, pointer: str) -> None:
-    need(shape, 2, layer, "[length, features]", pointer)
     if shape[1] % num_heads:
-        raise ShapeMismatch.at(pointer, f"{layer} can't divide {shape[1]} features among {num_heads} heads")
+        raise ShapeMismatch.at(
+            pointer,
+            f"{layer} can't divide {shape[1]} features among {num_heads} heads; use num_heads that divide them, or a "
+            "linear before it",
+        )
 
 
 def _self_attention(spec: specs.SelfAttention, shape: Shape, pointer: str) -> nn.Module:
@@ -205,28 +197,39 @@ def _transformer(spec: specs.TransformerEncoder, shape: Shape, pointer: str) -> 
 
 def _residual(spec: specs.Residual, shape: Shape, pointer: str) -> nn.Module:
     body, out = build_sequence(spec.layers, shape, f"{pointer}/layers")
-    shortcut = _shortcut(shape, out)
-    if shortcut is None:
-        raise ShapeMismatch.at(
-            pointer, f"residual adds its input {list(shape)} to its layers' output {list(out)}, and no projection does"
-        )
-    return Residual(body, shortcut)
+    return Residual(body, _shortcut(spec, shape, out, pointer))
 
 
-def _shortcut(shape: Shape, out: Shape) -> nn.Module | None:
+def _shortcut(spec: specs.Residual, shape: Shape, out: Shape, pointer: str) -> nn.Module:
     """From one shape of a row to another in the simplest way: as it is, along the last axis, or by channels and
-    strides; None where none of them leads there.
+    strides. Raises ShapeMismatch where none of them leads there.
     """
     if out == shape:
         return nn.Identity()
-    if out[:-1] == shape[:-1]:
+    is_convolved, stride = has_channels(spec.layers), _stride(spec.layers)
+    if out[:-1] == shape[:-1] and not is_convolved:
         return nn.Linear(shape[-1], out[-1], bias=False)
-    if len(out) != len(shape) or len(shape) not in PROJECTIONS:
-        return None
-    stride = max(-(-length // left) for length, left in zip(shape[1:], out[1:], strict=True))
-    if out[1:] != tuple(-(-length // stride) for length in shape[1:]):
-        return None
-    return PROJECTIONS[len(shape)](shape[0], out[0], kernel_size=1, stride=stride, bias=False)
+    lengths = tuple(-(-length // stride) for length in shape[1:])
+    if len(shape) in PROJECTIONS and out[1:] == lengths:
+        return PROJECTIONS[len(shape)](shape[0], out[0], kernel_size=1, stride=stride, bias=False)
+    hint = (
+        f"; strides of {stride} in all make lengths of {list(shape[1:])} {list(lengths)}: use padding same or, with a "
+        "stride, (kernel_size - 1) // 2 of a kernel_size that is odd"
+    )
+    raise ShapeMismatch.at(
+        pointer,
+        f"residual adds its input {list(shape)} to its layers' output {list(out)}, and no projection does"
+        + (hint if is_convolved and len(out) == len(shape) else ""),
+    )
+
+
+def _stride(layers: Sequence[Any]) -> int:
+    """By how much layers shorten lengths on purpose: the product of the strides of convolutions and poolings."""
+    return math.prod(
+        _stride(layer.layers) if isinstance(layer, specs.Residual) else layer.stride or layer.kernel_size
+        for layer in layers
+        if isinstance(layer, (specs.Convolution, specs.Pooling, specs.Residual))
+    )
 
 
 def _parallel(spec: specs.Parallel, shape: Shape, pointer: str) -> nn.Module:
@@ -256,12 +259,12 @@ LAYERS: dict[type[Spec], Callable[[Any, Shape, str], nn.Module]] = {
     specs.Convolution: _convolution,
     specs.Pooling: _pooling,
     specs.GlobalPooling: _global_pooling,
-    specs.SequencePooling: _sequence_pooling,
+    specs.SequencePooling: lambda spec, shape, pointer: Function(SEQUENCE_POOLS[spec.type], spec.type),
     specs.Flatten: lambda spec, shape, pointer: nn.Flatten(),
     specs.Reshape: _reshape,
-    specs.Transpose: _transpose,
-    specs.EmbeddingLayer: _embedding,
-    specs.PositionalEmbedding: _positional,
+    specs.Transpose: lambda spec, shape, pointer: Function(lambda x: x.transpose(1, 2), "transpose"),
+    specs.EmbeddingLayer: lambda spec, shape, pointer: WholeNumbers(spec.num_embeddings, spec.embedding_features),
+    specs.PositionalEmbedding: lambda spec, shape, pointer: PositionalEmbedding(shape),
     specs.Recurrent: _recurrent,
     specs.SelfAttention: _self_attention,
     specs.TransformerEncoder: _transformer,
@@ -270,8 +273,12 @@ LAYERS: dict[type[Spec], Callable[[Any, Shape, str], nn.Module]] = {
 }
 
 
-def build_sequence(layers: Sequence[Any], shape: Shape, pointer: str) -> tuple[nn.Sequential, Shape]:
+def build_sequence(
+    layers: Sequence[Any], shape: Shape, pointer: str, *, is_row: bool = False
+) -> tuple[nn.Sequential, Shape]:
     """The layers' modules, and the shape of a row after them. Called under the meta device.
+
+    `is_row`: the shape is that of a row as it came, before any layer.
 
     Raises:
         ShapeMismatch: naming the first layer that does not fit.
@@ -279,6 +286,7 @@ def build_sequence(layers: Sequence[Any], shape: Shape, pointer: str) -> tuple[n
     modules = []
     for index, layer in enumerate(layers):
         here = f"{pointer}/{index}"
+        _check_axes(layers, index, shape, is_row, here)
         module = LAYERS[type(layer)](layer, shape, here)
         shape = shape_after(module, shape, layer.type, here)
         modules.append(module)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from app.errors import InvalidInput, ShapeMismatch
 from app.learning.layers import build_sequence, shape_after
-from app.learning.modules import BATCH_NORMS, reshape
+from app.learning.modules import BATCH_NORMS, Shape, reshape
 from app.specs import network as specs
+from app.specs.layers import Linear
 
 FROZEN = "frozen"  # an attribute of batch norms
 
@@ -35,14 +36,31 @@ def build_network(spec: specs.LayeredNetwork, front: nn.Module, num_inputs: int,
                 raise ShapeMismatch.at("/network/input_shape", f"{wanted}, and a row has {math.prod(shape)}")
             modules["shape"] = reshape(spec.input_shape)
             shape = spec.input_shape
-        modules["layers"], out = build_sequence(spec.layers, shape, "/network/layers")
-    if out != (num_outputs,):
-        last = f"/network/layers/{max(0, len(spec.layers) - 1)}"
-        hint = "; flatten or pool before the output layer" if len(out) > 1 else ""
-        raise ShapeMismatch.at(
-            last, f"the last layer gives {list(out)} a row, and the target needs [{num_outputs}]{hint}"
-        )
+        modules["layers"], out = build_sequence(spec.layers, shape, "/network/layers", is_row=True)
+    _check_output(spec, modules["layers"], out, num_outputs)
     return nn.Sequential(modules)
+
+
+def _check_output(spec: specs.LayeredNetwork, layers: nn.Module, out: Shape, num_outputs: int) -> None:
+    """Raise ShapeMismatch unless a row ends as the target needs it. The output layer, which was perhaps added, is not
+    to blame where it is given more than a flat row: what is before it is.
+    """
+    if out == (num_outputs,):
+        return
+    num_layers = len(spec.layers)
+    if len(out) > 1 and isinstance(spec.layers[-1], Linear):
+        given = [*out[:-1], layers.get_submodule(str(num_layers - 1)).in_features]
+        at, said = f"layers/{num_layers - 2}", f"the last layer gives {given} a row"
+        if num_layers == 1:
+            at, said = "input_shape", f"a row is laid out as {given}"
+        raise ShapeMismatch.at(
+            f"/network/{at}", f"{said}, and the output layer takes a flat one: flatten or pool before it"
+        )
+    hint = "; flatten or pool before the output layer" if len(out) > 1 else ""
+    raise ShapeMismatch.at(
+        f"/network/layers/{max(0, num_layers - 1)}",
+        f"the last layer gives {list(out)} a row, and the target needs [{num_outputs}]{hint}",
+    )
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -130,7 +130,9 @@ class Convolution(Spec):
     @model_validator(mode="after")
     def _same_needs_stride_one(self) -> Convolution:
         if self.padding == "same" and self.stride != 1:
-            raise ValueError("padding same needs stride 1; give the padding as a number, such as kernel_size // 2")
+            raise ValueError(
+                "padding same needs stride 1; give the padding as a number, such as (kernel_size - 1) // 2"
+            )
         return self
 
 
@@ -221,8 +223,8 @@ class TransformerEncoder(Spec):
 
 
 class Residual(Spec):
-    """`x + layers(x)`; where the last axis changes, `x` goes through a linear projection, and where channels change or
-    strides shorten the lengths, through a convolution of kernel 1 that does so, too (He et al. 2016).
+    """`x + layers(x)`; where the last axis changes, `x` goes through a linear projection, and where convolutions change
+    channels or their strides shorten lengths, through one of kernel 1 that has all their strides (He et al. 2016).
     """
 
     type: Literal["residual"] = "residual"

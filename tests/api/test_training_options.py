@@ -80,7 +80,7 @@ def test_nets_of_whole_numbers_learn_and_predict(client: httpx.Client, layers: l
 @pytest.mark.parametrize(
     ("spec", "pointer", "got", "wants"),
     [
-        (layered(EMBEDDING), "/network/layers/1", "[6, 1]", "[1]"),
+        (layered(EMBEDDING), "/network/layers/0", "[6, 6]", "takes a flat one: flatten or pool"),
         (layered(EMBEDDING, {"type": "self_attention"}), "/network/layers/1", "6 features", "4 heads"),
         (layered({"type": "conv2d", "out_channels": 2}), "/network/layers/0", "[6]", "[channels, height, width]"),
         (layered(EMBEDDING, {"type": "group_norm", "num_groups": 4}), "/network/layers/1", "6 channels", "4 groups"),

@@ -198,6 +198,54 @@ def test_residual_projects_channels_with_the_stride_of_its_layers() -> None:
     assert block.shortcut.bias is None
 
 
+CONV = {"type": "conv1d", "out_channels": 4}
+HALVING = {**CONV, "stride": 2, "padding": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "stride"),
+    [
+        ([{**CONV, "stride": 2, "padding": 1}, CONV], (2, 8), 2),
+        ([HALVING, {"type": "relu"}, HALVING], (2, 9), 4),
+        ([{"type": "residual", "layers": [HALVING]}, HALVING], (2, 9), 4),
+        ([CONV, {"type": "max_pool1d"}], (2, 8), 2),
+        ([CONV, {"type": "max_pool1d", "kernel_size": 3, "stride": 1, "padding": 1}], (2, 8), 1),
+        ([HALVING], (4, 8), 2),  # as many channels: not a matrix that mixes places
+        ([HALVING], (2, 1), 2),
+        ([{"type": "parallel", "branches": [[CONV], [{**CONV, "kernel_size": 5}]]}], (2, 8), 1),
+    ],
+)
+def test_a_projection_has_all_strides_of_its_layers(body: list[dict[str, Any]], shape: Shape, stride: int) -> None:
+    shortcut = build({"type": "residual", "layers": body}, shape=shape)[0].shortcut
+    assert (shortcut.kernel_size, shortcut.stride) == ((1,), (stride,))
+
+
+def test_residual_projects_the_features_of_a_sequence_that_is_convolved() -> None:
+    body = [{"type": "transpose"}, CONV, {"type": "transpose"}]
+    shortcut = build({"type": "residual", "layers": body}, shape=(7, 2))[0].shortcut
+    assert shortcut.weight.shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "hint"),
+    [
+        ([{**CONV, "kernel_size": 5, "padding": "valid"}], (2, 8), "strides of 1 in all make lengths of [8] [8]: use"),
+        ([{**CONV, "padding": "valid"}], (4, 8), "strides of 1 in all make lengths of [8] [8]"),
+        ([{**CONV, "padding": "valid", "stride": 2}], (2, 8), "strides of 2 in all make lengths of [8] [4]"),
+        ([HALVING, {"type": "max_pool1d"}], (2, 9), "strides of 4 in all make lengths of [9] [3]"),
+        ([{"type": "parallel", "branches": [[HALVING]]}], (2, 8), "strides of 1 in all"),
+        ([{"type": "reshape", "shape": [4, 4]}], (2, 8), "no projection does"),
+        ([{"type": "flatten"}, {"type": "reshape", "shape": [1, 4, 4]}], (2, 8), "no projection does"),
+    ],
+)  # fmt: skip
+def test_what_shortens_otherwise_than_by_strides_has_no_projection(
+    body: list[dict[str, Any]], shape: Shape, hint: str
+) -> None:
+    with pytest.raises(ShapeMismatch) as caught:
+        build({"type": "residual", "layers": body}, shape=shape)
+    assert hint in caught.value.detail
+
+
 def test_parallel_puts_branches_side_by_side_or_adds_them() -> None:
     x, branches = rows((4,)), [[{"type": "tanh"}], [{"type": "relu"}]]
     outs = [torch.tanh(x), torch.relu(x)]
@@ -255,7 +303,11 @@ def sequence_of(*layers: dict[str, Any]) -> dict[str, Any]:
         ([{"type": "parallel", "branches": [[], [{"type": "transpose"}]]}],
          "/network/layers/0/branches/1/0", "transpose"),
         ([{"type": "reshape", "shape": [2, 2]}, {"type": "self_attention", "num_heads": 3}],
-         "/network/layers/1", "3 heads"),
+         "/network/layers/1", "3 heads; use num_heads that divide them, or a linear before it"),
+        ([{"type": "reshape", "shape": [2, 2]}, {"type": "linear", "out_features": 1}],
+         "/network/layers/0", "the last layer gives [2, 2] a row, and the output layer takes a flat one"),
+        ([{"type": "reshape", "shape": [2, 2]}, {"type": "relu"}],
+         "/network/layers/1", "gives [2, 2] a row, and the target needs [1]; flatten or pool"),
         ([{"type": "reshape", "shape": [1, 2, 2]}, {"type": "max_pool2d", "kernel_size": 5}],
          "/network/layers/1", "max_pool2d has a window of 5 and got lengths of [2, 2]; "),
         ([{"type": "reshape", "shape": [2, 2]}, {"type": "avg_pool1d", "padding": 2}],
@@ -274,6 +326,37 @@ def test_what_does_not_fit_names_the_layer(layers: list[dict[str, Any]], pointer
         network(*layers)
     assert caught.value.faults[0].pointer == pointer
     assert words in caught.value.detail
+
+
+GRU = {"type": "gru", "hidden_features": 2}
+LAID_OUT, AS_SEQUENCE = (
+    "; network.input_shape lays out a flat row",
+    '; "output": "sequence" keeps the length in the gru',
+)
+
+
+@pytest.mark.parametrize(
+    ("layers", "hint"),
+    [
+        ([GRU], LAID_OUT),
+        ([{"type": "relu"}, {"type": "linear", "out_features": 4}, GRU], LAID_OUT),
+        ([{"type": "reshape", "shape": [2, 2]}, {"type": "flatten"}, GRU], ""),
+        ([{"type": "reshape", "shape": [2, 2]}, {"type": "global_avg_pool"}, {"type": "relu"}, GRU], ""),
+        ([{"type": "reshape", "shape": [2, 2]}, GRU, {"type": "dropout"}, GRU], AS_SEQUENCE + " before"),
+        ([{"type": "reshape", "shape": [2, 2]}, GRU, {"type": "conv2d", "out_channels": 2}], ""),
+        ([{"type": "reshape", "shape": [2, 2]}, GRU, sequence_of(GRU)], ""),
+    ],
+)
+def test_a_row_that_is_flat_is_told_what_would_help(layers: list[dict[str, Any]], hint: str) -> None:
+    with pytest.raises(ShapeMismatch) as caught:
+        network(*layers)
+    assert caught.value.detail.partition("]")[2].partition("]")[2] == hint
+
+
+def test_an_input_shape_that_the_output_layer_does_not_take_is_to_blame_itself() -> None:
+    with pytest.raises(ShapeMismatch, match=r"a row is laid out as \[2, 2\], and the output layer takes") as caught:
+        network({"type": "linear", "out_features": 1}, input_shape=(2, 2))
+    assert caught.value.faults[0].pointer == "/network/input_shape"
 
 
 def test_an_input_shape_must_hold_a_rows_numbers() -> None:
