@@ -2,7 +2,7 @@
 
 from fastapi import Request
 
-from app.api.problems import instead
+from app.api.meant import instead
 from app.errors import Fault, InvalidInput
 
 

@@ -3,7 +3,7 @@
 import errno
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from starlette.routing import Match
 
 from app import errors
 from app.api.fields import fields_at, fields_below, fields_beside, types_at
+from app.api.meant import no_such_field, unknown_type
 from app.serving.encode import escape
 from app.specs.base import NAME_PATTERN
 from app.specs.sentences import nearest, some_of
@@ -28,7 +29,7 @@ MEDIA_TYPE = "application/problem+json"
 MAX_FAULTS = 100  # more say nothing new
 MAX_SHOWN = 60  # letters of what was sent
 MUST_BE, PYDANTIC_MUST_BE = "this must be ", "Input should be "
-ALIKE = 0.7  # of two names of which one is surely the other, misspelt
+OF_ALL_AXES = {"kernel_size", "stride", "padding", "dilation"}
 STATUS: dict[type[errors.GradserveError], int] = {
     errors.InvalidInput: 422,
     errors.TrainingFailed: 422,
@@ -174,7 +175,8 @@ def faults_of(items: Sequence[Any], body: Any, body_type: Any = None) -> list[er
         fault = fault_of(item, body, body_type, missing.get(item["loc"][:-1], ()))
         others = found.setdefault(fault.pointer, [])
         if others and others[-1].startswith(MUST_BE) and fault.detail.startswith(MUST_BE):
-            others[-1] += " or " + fault.detail.removeprefix(MUST_BE)
+            (one, *hints), (other, *more) = others[-1].split("; "), fault.detail.removeprefix(MUST_BE).split("; ")
+            others[-1] = "; ".join([f"{one} or {other}", *hints, *more])
         else:
             others.append(fault.detail)
     faults = [errors.Fault(pointer, detail) for pointer, details in found.items() for detail in details]
@@ -198,13 +200,17 @@ def fault_of(item: Any, body: Any, body_type: Any = None, missing: Sequence[str]
     if item["type"] in ARRAY and type(item["input"]) in (str, int, float) and len(str(item["input"])) < MAX_SHOWN:
         message += f", as in {json.dumps([item['input']])}"
     if item["type"] == "union_tag_invalid":
-        path, message = [*path, "type"], _unknown_type(**item["ctx"])
+        tag, known = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "").split(", ")
+        path, message = [*path, "type"], unknown_type(tag, known, in_layer="layers" in path)
+    if item["type"] == "int_type" and isinstance(item["input"], list) and OF_ALL_AXES.intersection(path):
+        message += ", one for all axes"
     if item["type"] == "extra_forbidden" and (known := fields_at(body_type, path[:-1])):
         if path[-1] in known:
             message = _out_of_place(fields_beside(body_type, path))
         else:
             below = fields_below(body_type) if len(path) == 1 else {}
-            message = _no_such_field(str(path[-1]), known, below, missing)
+            given = _fields_given(path[:-1], body)
+            message = no_such_field(str(path[-1]), known, given, missing, below, in_layer="layers" in path)
     if item["type"] == "union_tag_not_found" and (known := types_at(body_type, path)):
         message += f"; there are {some_of(known)}"
     if item["type"] in OBJECT and (known := fields_at(body_type, path)):
@@ -229,38 +235,24 @@ def _in_our_words(message: str) -> str:
     return message.removeprefix("Value error, ")
 
 
-def _no_such_field(name: str, known: Sequence[str], below: dict[str, list[str]], missing: Sequence[str]) -> str:
-    """`known` are the fields of the object, and `below` where those within them are: what was meant may be there, or
-    it is what is `missing`.
-    """
-    if missing and name not in below and nearest(name, (*known, *below), ALIKE) is None:
-        return f"there is no such field; did you mean {' or '.join(map(repr, missing))}?"
-    if name not in below and nearest(name, known) is None:
-        name = nearest(name, below) or name
-    places = " or ".join(map(repr, below.get(name, ())))
-    return f"there is no such field; {f'did you mean {places}?' if places else instead(name, known)}"
+def _pointer(path: Sequence[str | int], body: Any, *, missing: bool) -> str:
+    parts = [*_followed(path[:-1], body)[0], *path[-1:]] if missing else _followed(path, body)[0]
+    return "".join("/" + escape(str(part)) for part in parts)
 
 
-def _unknown_type(tag: str, expected_tags: str, **_: Any) -> str:
-    known = expected_tags.replace("'", "").split(", ")
-    return f"there is no type {tag!r}; {instead(tag, known)}"
+def _fields_given(path: Sequence[str | int], body: Any) -> Collection[str]:
+    _, value = _followed(path, body)
+    return value if isinstance(value, dict) else ()
 
 
-def instead(name: str, known: Sequence[str]) -> str:
-    """What was perhaps meant, or all that there is."""
-    near = nearest(name, known)
-    return f"there are {', '.join(map(repr, known))}" if near is None else f"did you mean {near!r}?"
-
-
-def _pointer(path: Sequence[str | int], value: Any, *, missing: bool) -> str:
-    parts = []
-    for index, part in enumerate(path):
-        present = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
-        if present:
+def _followed(path: Sequence[str | int], value: Any) -> tuple[list[str | int], Any]:
+    """The parts of a location that are in the body, as union tags are not, and what is there."""
+    parts: list[str | int] = []
+    for part in path:
+        if part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int):
             value = value[part]
-        if present or (missing and index == len(path) - 1):
-            parts.append("/" + escape(str(part)))
-    return "".join(parts)
+            parts.append(part)
+    return parts, value
 
 
 async def _http(request: Request, error: Exception) -> Response:

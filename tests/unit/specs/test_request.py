@@ -1,17 +1,21 @@
 """What a request may say: the examples, the defaults of api.md, and a pointer to whatever is wrong."""
 
-from typing import Any
+import re
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
 from app.api import examples
 from app.api.evaluate import EvaluateRequest
+from app.api.meant import OF_LAYERS
 from app.api.predict import PredictRequest
 from app.api.problems import faults_of
 from app.errors import Fault
 from app.specs.alias import Alias
 from app.specs.base import Spec
+from app.specs.layers import LAYER_SPECS
+from app.specs.losses import CrossEntropyLoss
 from app.specs.training import TrainingSpec
 
 INPUTS = {"inputs": [[1]], "targets": [1]}
@@ -265,6 +269,69 @@ def test_what_is_missing_is_what_an_unknown_field_was_meant_to_be() -> None:
     assert faults(spec)[1:] == [Fault("/optimiser", "there is no such field; did you mean 'optimizer'?")]
 
 
+def layered(**fields: Any) -> dict[str, Any]:
+    return training(network={"layers": [fields]})
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (layered(type="conv1d", out_channels=2, in_channels=1), "it is inferred; leave it out"),
+        (layered(type="linear", out_features=2, in_features=1), "it is inferred; leave it out"),
+        (layered(type="lstm", hidden_features=2, input_size=1), "it is inferred; leave it out"),
+        (layered(type="embedding", num_embeddings=2, embedding_features=2, input_dim=1),
+         "there are 'type', 'num_embeddings', 'embedding_features'"),
+        (layered(type="linear", out_features=2, out_feature=1), "there are 'type', 'out_features', 'bias', 'init'"),
+        (layered(type="lstm", hidden_features=2, return_sequences=True),
+         'gru and lstm have "output": "sequence" for that'),
+        (layered(type="lstm", hidden_features=2, batch_first=True), "it is always so; leave it out"),
+        (layered(type="dropout", rate=0.5), "dropout has 'p' for that"),
+        (training(optimizer={"type": "sgd", "learning_rate": 0.1, "lr": 0.1}),
+         "there are 'type', 'learning_rate', 'momentum', 'dampening', 'nesterov', 'weight_decay'"),
+        (training(in_features=5), "did you mean 'features'?"),
+        (training(network={"layers": [], "layered": 5}), "did you mean 'layers'?"),
+    ],
+)  # fmt: skip
+def test_what_is_given_already_or_goes_without_saying_was_not_meant(body: Any, words: str) -> None:
+    assert [fault.detail for fault in faults(body)] == [f"there is no such field; {words}"]
+
+
+def test_of_several_that_are_missing_the_nearest_was_meant() -> None:
+    found = faults(layered(type="embedding", features=3, embedding_dim=3, num_words=2, size=3))
+    assert [fault.detail.partition("; ")[2].partition("', ")[0] for fault in found if "/0/" in fault.pointer][2:] == [
+        "did you mean 'embedding_features'?",
+        "did you mean 'embedding_features'?",
+        "there are 'type",
+        "there are 'type",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Dense", "did you mean 'linear'?"),
+        ("softmax", "the loss 'cross_entropy' takes logits; leave it out"),
+        ("AdaptiveAvgPool2d", "did you mean 'global_avg_pool'?"),
+        ("GlobalAveragePooling2D", "did you mean 'global_avg_pool'?"),
+        ("conv_transpose2d", "nor is there one of its kind"),
+        ("MaxPooling2D", "did you mean 'max_pool2d'?"),
+    ],
+)
+def test_layers_of_other_libraries_are_known(name: str, words: str) -> None:
+    assert faults(layered(type=name)) == [Fault("/network/layers/0/type", f"there is no type {name!r}; {words}")]
+    elsewhere = faults(training(loss={"type": name}))[0].detail
+    assert elsewhere.startswith(f"there is no type {name!r}; ")
+    assert words not in elsewhere
+
+
+def test_words_for_other_libraries_names_say_what_there_is() -> None:
+    fields = {name: field for spec in LAYER_SPECS for name, field in spec.model_fields.items()}
+    types = {name for spec in LAYER_SPECS for name in get_args(spec.model_fields["type"].annotation)}
+    there_are = {*fields, *types, *get_args(fields["output"].annotation), CrossEntropyLoss.model_fields["type"].default}
+    assert {name for words in OF_LAYERS.values() for name in re.findall("['\"](.+?)['\"]", words)} <= there_are
+    assert not there_are.intersection(OF_LAYERS)
+
+
 @pytest.mark.parametrize("block", [{"type": "residual", "layers": [{}]}, {"type": "parallel", "branches": [[{}]]}])
 def test_a_list_of_wrong_things_is_not_said_to_be_too_short(block: Any) -> None:
     assert len(faults(training(network={"layers": [block]}))) == 1
@@ -274,6 +341,26 @@ def test_a_list_of_wrong_things_is_not_said_to_be_too_short(block: Any) -> None:
 def test_one_thing_or_another_is_one_fault() -> None:
     found = faults(training(optimizer={"type": "sgd", "learning_rate": "fast"}))
     assert found == [Fault("/optimizer/learning_rate", "this must be a valid number or 'auto'")]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("padding", "SAME", "'same' or 'valid' or a valid integer; did you mean 'same'?"),
+        ("padding", [1, 1], "'same' or 'valid' or a valid integer, one for all axes"),
+        ("kernel_size", [3, 3], "a valid integer, one for all axes"),
+        ("kernel_size", "3", "a valid integer"),
+        ("out_channels", [3, 3], "a valid integer"),
+    ],
+)
+def test_one_number_or_a_word_is_what_a_convolution_takes(field: str, value: Any, words: str) -> None:
+    body = layered(**{"type": "conv2d", "out_channels": 2, field: value})
+    assert faults(body) == [Fault(f"/network/layers/0/{field}", f"this must be {words}")]
+
+
+def test_padding_that_keeps_lengths_goes_without_a_stride() -> None:
+    found = faults(layered(type="conv1d", out_channels=2, stride=2))
+    assert found[0].detail.endswith("give the padding as a number, such as (kernel_size - 1) // 2")
 
 
 def test_nothing_is_told_that_would_be_wrong_too() -> None:
