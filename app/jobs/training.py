@@ -118,6 +118,7 @@ class Training:
             session.compare(metrics, self.start)
         if folds:
             model = replace(model, spec=self.spec)  # what the job can be repeated from, not its last fit alone
+            metrics |= {"num_epochs": session.state.epoch}
         elif reason == "max_epochs" and still_gaining(self.spec, self.journal.history):
             self.journal.warn(
                 f"the model was still getting better in the last of {len(self.journal.history)} epochs: "

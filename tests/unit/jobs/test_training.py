@@ -181,7 +181,8 @@ def test_cross_validation_holds_out_each_fold_and_publishes_a_model_of_all_rows(
         assert (fold["train_loss"], fold["val_loss"]) == (best["train_loss"], best["val_loss"])
         assert (fold["best_epoch"], fold["num_epochs"]) == (best["epoch"] - 4 * index, 4)
         assert fold["stop_reason"] == "max_epochs"
-    assert len(rows) == 12 + round(np.mean([fold["best_epoch"] for fold in folds]))
+    assert outcome.metrics["num_epochs"] == round(np.mean([fold["best_epoch"] for fold in folds]))
+    assert len(rows) == 12 + outcome.metrics["num_epochs"]
     fractions = [data["fraction"] for data in told(events, "progress")]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
