@@ -6,7 +6,6 @@ import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -43,8 +42,7 @@ def set_float32_precision(precision: str, device: torch.device) -> None:
     """
     rounds = device.type == "cuda" and precision != "float32"
     torch.set_float32_matmul_precision("high" if rounds else "highest")  # of products alone
-    cudnn: Any = torch.backends.cudnn
-    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if rounds else "ieee"
+    torch.backends.cudnn.allow_tf32 = rounds
 
 
 def memory_limit_bytes() -> int:

@@ -1,5 +1,6 @@
 """The whole service, in a thread of this process: real jobs, real files, real HTTP."""
 
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -36,6 +37,15 @@ def service(root: Path, **settings: Any) -> Iterator[httpx.Client]:
         finally:
             server.should_exit = True
             thread.join()
+            _log_no_more()
+
+
+def _log_no_more() -> None:
+    """What a service logs to is a test's standard error, which is closed before the next test says something."""
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
+        root.removeHandler(handler)
 
 
 def train(client: httpx.Client, body: Any, **headers: str) -> Answer:

@@ -118,11 +118,10 @@ def test_rows_are_counted_on_a_card_where_they_stay_there(encoded: int, stays: b
 )
 def test_float32_is_float32_in_convolutions_as_well(precision: str, device: str, rounds: bool) -> None:
     """cuDNN has settings of its own, by which it would round."""
-    cudnn: Any = torch.backends.cudnn
     set_float32_precision(precision, torch.device(device))
     try:
         assert torch.get_float32_matmul_precision() == ("high" if rounds else "highest")
-        assert cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == ("tf32" if rounds else "ieee")
+        assert torch.backends.cudnn.allow_tf32 is rounds
     finally:
         set_float32_precision("float32", torch.device("cpu"))
 
