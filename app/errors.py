@@ -25,6 +25,7 @@ GradserveError
 └── TrainingFailed        a run that ended without a model
     ├── Diverged          the loss or the weights stopped being finite numbers
     ├── OutOfMemory
+    ├── EngineFailed      the compiled engine broke off where no other could go on
     └── BadData           something in the table that only a full read shows
 """
 
@@ -33,6 +34,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of the host, of a card, of its libraries
 DISK_FAILED = (errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 
 

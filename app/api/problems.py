@@ -169,7 +169,10 @@ def faults_of(items: Sequence[Any], body: Any, body_type: Any = None) -> list[er
             *place, name = item["loc"]
             missing[tuple(place)].append(str(name))
     found: dict[str, list[str]] = {}
+    num_found = 0
     for item in items:
+        if num_found == MAX_FAULTS:
+            break  # to look for what was meant takes a while, and may be wanted of thousands
         if item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]:
             continue  # it counts what is right alone, and what is wrong has a fault of its own
         fault = fault_of(item, body, body_type, missing.get(item["loc"][:-1], ()))
@@ -179,8 +182,8 @@ def faults_of(items: Sequence[Any], body: Any, body_type: Any = None) -> list[er
             others[-1] = "; ".join([f"{one} or {other}", *hints, *more])
         else:
             others.append(fault.detail)
-    faults = [errors.Fault(pointer, detail) for pointer, details in found.items() for detail in details]
-    return faults[:MAX_FAULTS]
+            num_found += 1
+    return [errors.Fault(pointer, detail) for pointer, details in found.items() for detail in details]
 
 
 def fault_of(item: Any, body: Any, body_type: Any = None, missing: Sequence[str] = ()) -> errors.Fault:

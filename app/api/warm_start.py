@@ -1,25 +1,31 @@
 """What a run takes over from the version that it goes on from, and whether its table fits that."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.api.services import Services
 from app.errors import InvalidInput, UnknownColumn
-from app.specs.network import LayeredNetwork
-from app.specs.outputs import new_output_layer, with_outputs
+from app.specs.outputs import Learnt, has_seen_held_out, new_output_layer, same_target, with_outputs
 from app.specs.resolve import count_outputs, signature_of
 from app.specs.resolve_columns import are_whole, note_of
 from app.specs.sentences import some_of, unknown_column
 from app.specs.table import Signature, StoredData, Table, as_key
-from app.specs.training import TrainingSpec, ValidationDataset, ValidationFraction, WarmStart
+from app.specs.training import TrainingSpec, WarmStart
 from app.storage.version import Version
 
 
 class Start(NamedTuple):
-    """A version whose weights a run begins with, and the spec of the run that it is of."""
+    """A version whose weights a run begins with, and what it has learnt."""
 
     version: Version
-    spec: TrainingSpec
-    signature: Signature
+    learnt: Learnt
+
+    @property
+    def spec(self) -> TrainingSpec:
+        return self.learnt.spec
+
+    @property
+    def signature(self) -> Signature:
+        return self.learnt.signature
 
     def __str__(self) -> str:
         return f"version {self.version.version} of {self.version.model!r}"
@@ -28,7 +34,8 @@ class Start(NamedTuple):
 def find_start(deps: Services, start: WarmStart) -> Start:
     version = deps.models.get(start.model, deps.models.resolve(start.model, start.version))
     spec, signature = version.config["spec"], version.config["signature"]
-    return Start(version, TrainingSpec.model_validate(spec), Signature.model_validate(signature))
+    loss = version.config["targets"]["loss"]
+    return Start(version, Learnt(TrainingSpec.model_validate(spec), Signature.model_validate(signature), loss))
 
 
 def filled_in_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, Table, list[str]]:
@@ -43,13 +50,17 @@ def filled_in_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[Trai
     goes_on = set(names) == set(data.targets)
     if goes_on and len(names) > 1:
         data = data.model_copy(update={"target": names})  # in the order of the version's outputs
-    goes_on &= "task" not in spec.model_fields_set or spec.task == start.spec.task
+    goes_on &= spec.task in ("auto", start.signature.task)
     if goes_on:
         _check_kinds(start, table)
-    left_out = {"network", "features", *(("task", "loss") if goes_on else ())} - spec.model_fields_set
     data, news = _columns_of(start, data, table)
-    spec = spec.model_copy(update={name: getattr(start.spec, name) for name in left_out} | {"data": data})
-    if goes_on and spec.task == start.spec.task in ("binary", "multiclass"):
+    left_out = {"network", "features"} - spec.model_fields_set
+    taken: dict[str, Any] = {name: getattr(start.spec, name) for name in left_out}
+    if goes_on:
+        taken["task"] = start.signature.task
+        taken |= {"loss": start.spec.loss} if spec.loss.type == "auto" else {}
+    spec = spec.model_copy(update=taken | {"data": data})
+    if goes_on and spec.task in ("binary", "multiclass"):
         table = _with_all_labels(start, data, table)
     return spec, table, news
 
@@ -61,8 +72,8 @@ def _check_kinds(start: Start, table: Table) -> None:
         if found is not None and "categorical" in (found.kind, column.kind) and found.kind != column.kind:
             raise InvalidInput.at(
                 "/data/target",
-                f"{start} learnt {column.name!r} as {column.kind}, and here it is {found.kind}{note_of(found)}; with a "
-                "task of its own it is learnt anew",
+                f"{start} learnt {column.name!r} as {column.kind}, and here it is {found.kind}{note_of(found)}; with "
+                "another task, or under another name, it is learnt anew",
             )
 
 
@@ -126,21 +137,22 @@ def go_on_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[Training
         InvalidInput: another network, other columns or other features.
     """
     assert spec.warm_start is not None
-    assert isinstance(start.spec.network, LayeredNetwork)
-    network = with_outputs(start.spec.network, count_outputs(spec, table))
-    if spec.network not in (network, start.spec.network):
+    network = with_outputs(start.learnt.network, count_outputs(spec, table))
+    if spec.network not in (network, start.learnt.network):
         raise InvalidInput.at("/warm_start", f"{start} has another network; leave it out, and its own is taken")
     _check_inputs(start, signature_of(spec, table))
     if start.spec.features != spec.features:
         raise InvalidInput.at("/features", f"{start} has other features; leave them out, and its own are taken")
     begun = spec.warm_start.model_copy(update={"version": start.version.version})
     spec = spec.model_copy(update={"network": network, "warm_start": begun})
-    output, news = new_output_layer(start.spec, spec), list[str]()
+    output, news = new_output_layer(start.learnt, spec), list[str]()
     if output is not None:
-        if any(part.startswith(output) for part in spec.freeze):
+        if any(part.startswith(output) or output.startswith(f"{part}.") for part in spec.freeze):
             raise InvalidInput.at("/freeze", f"{output} is the output layer, a new one, which has nothing to keep yet")
         news.append(f"warm_start: the output layer is a new one, as that of {start} is of another target, task or loss")
-    if _has_seen_held_out(start.spec, spec):
+    elif not same_target(start.learnt, spec):
+        news.append(f"warm_start: all weights are those of {start}, for another target, as no linear layer ends them")
+    if has_seen_held_out(start.learnt, spec):
         news.append(
             f"warm_start: {start} has learnt from rows that are held out here, so the metrics are better than on new "
             "ones; a validation dataset of others tells"
@@ -163,16 +175,3 @@ def _check_inputs(start: Start, signature: Signature) -> None:
     }
     told = [difference for difference, names in differences.items() if names] or ["in another order"]
     raise InvalidInput.at("/warm_start", f"{start} has other input columns: these {', '.join(told)}")
-
-
-def _has_seen_held_out(before: TrainingSpec, now: TrainingSpec) -> bool:
-    """Whether the version of `before` may have learnt from the validation rows of `now`; by its own table alone."""
-    assert isinstance(before.data, StoredData)
-    assert isinstance(now.data, StoredData)
-    if isinstance(now.validation, ValidationDataset):
-        return now.validation.digest == before.data.digest
-    held_out_alike = isinstance(before.validation, ValidationFraction) and (before.validation, before.seed) == (
-        now.validation,
-        now.seed,
-    )
-    return now.validation is not None and now.data.digest == before.data.digest and not held_out_alike

@@ -14,6 +14,7 @@ from app.specs.training import TrainingSpec
 from app.storage.checkpoints import Checkpoints
 
 PROGRESS_SECONDS = 0.2
+MAX_SEEN = 50  # looks at how far it was that are kept, of those ten seconds or more
 PACE_SECONDS = 10.0  # that a run is followed for before it is foretold by them alone
 
 
@@ -138,7 +139,8 @@ class Pace:
         """What a whole fit takes, where so many were `done` by `now`; None until that can be told."""
         self._begun = now if self._begun is None else self._begun
         lately = max(PACE_SECONDS, (now - self._begun) / 5)
-        self._seen.append((now, done))
+        if not self._seen or now - self._seen[-1][0] >= lately / MAX_SEEN:
+            self._seen.append((now, done))
         while len(self._seen) > 2 and self._seen[1][0] <= now - lately:
             self._seen.popleft()
         before, done_before = self._seen[0]

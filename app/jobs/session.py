@@ -38,6 +38,7 @@ from app.storage.checkpoints import Checkpoints, OnDisk
 from app.storage.choice import Choice
 
 T = TypeVar("T")
+WORSE = 0.02  # of what is watched, than before: less is no news
 LEAST_R2 = 0.01  # of a regression that has learnt something
 
 
@@ -263,7 +264,10 @@ class Session:
         begun = {"val_loss": mean_loss(start.network.to(self.device), self.loss, self.validation, judgement)}
         begun |= {f"val_{name}": value for name, value in judgement.values().items()}
         name = f"val_{metric}"
-        if name in metrics and name in begun and watched(self.spec, begun) < watched(self.spec, metrics):
+        if not (name in metrics and name in begun):
+            return
+        before, after = watched(self.spec, begun), watched(self.spec, metrics)
+        if after - before > abs(before) * WORSE:
             self.workplace.warn(
                 f"warm_start: the model is worse than the version that it began with: {name} is {metrics[name]:.4g}, "
                 f"and that one's is {begun[name]:.4g}; try a smaller optimizer.learning_rate"

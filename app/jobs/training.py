@@ -21,7 +21,7 @@ import torch._dynamo  # as do torch.optim and meta tensors, where it takes a sec
 from torch import Tensor
 
 from app import __version__
-from app.errors import CorruptVersion, Diverged, NotFound, OutOfMemory, StorageFailed
+from app.errors import OUT_OF_MEMORY, CorruptVersion, Diverged, NotFound, OutOfMemory, StorageFailed
 from app.jobs.journal import Journal
 from app.jobs.order import Control, Emit, Outcome, WorkOrder
 from app.jobs.session import Session, Workplace
@@ -31,7 +31,7 @@ from app.learning.memory import part_rows
 from app.learning.model import Model
 from app.learning.plan import encoded_bytes
 from app.learning.prepare import Fitted, Frames, Prepared, in_memory, prepare
-from app.specs.outputs import new_output_layer, same_target
+from app.specs.outputs import Learnt, has_seen_held_out, new_output_layer, same_target
 from app.specs.resolve import signature_of
 from app.specs.table import StoredData
 from app.specs.training import TrainingSpec, ValidationDataset
@@ -44,7 +44,6 @@ from app.storage.tensors import write_tensors
 from app.storage.version import Version, write_version
 
 STORE_SECONDS = 5.0  # between two attempts to store a model for which the disk has no room
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of the host, of a card, of its libraries
 LOOK_SECONDS = 0.1  # for a request, meanwhile
 
 torch.manual_seed(0)  # what torch looks up at its first use is looked up before the fork, too
@@ -114,7 +113,7 @@ class Training:
             if held_out is not None:
                 self.journal.end_fold(metrics, session.state, reason)
                 del prepared, session, model  # before the next ones take memory
-        if self.start is not None and new_output_layer(self.start.spec, self.spec) is None:
+        if self.start is not None and self._is_fair():
             session.compare(metrics, self.start)
         if folds:
             model = replace(model, spec=self.spec)  # what the job can be repeated from, not its last fit alone
@@ -193,7 +192,7 @@ class Training:
 
     def _starting_weights(self, start: Model) -> dict[str, Tensor]:
         """All but those of the output layer, where that is a new one."""
-        new = new_output_layer(start.spec, self.spec)
+        new = new_output_layer(_learnt(start), self.spec)
         weights = start.network.state_dict()
         return {name: value for name, value in weights.items() if new is None or not name.startswith(f"{new}.")}
 
@@ -201,11 +200,18 @@ class Training:
         """Features of the version that the run goes on from, and its targets where they are the same."""
         if self.start is None:
             return None
-        if not same_target(self.start.spec, self.spec):
+        if not same_target(_learnt(self.start), self.spec):
             return Fitted(self.start.features, None)
         known = self.start.targets
         signature = self.signature.model_copy(update={"classes": known.signature.classes})
         return Fitted(self.start.features, replace(known, signature=signature, loss=self.spec.loss.type))
+
+    def _is_fair(self) -> bool:
+        """Whether the validation rows are as new to the version that the run goes on from as to its own model."""
+        assert self.start is not None
+        learnt = _learnt(self.start)
+        is_same = same_target(learnt, self.spec) and new_output_layer(learnt, self.spec) is None
+        return is_same and not has_seen_held_out(learnt, self.spec)
 
     # ---- after
 
@@ -250,6 +256,10 @@ class Training:
         while (asked := self.journal.control.request) is None and time.monotonic() < end:
             time.sleep(LOOK_SECONDS)
         return asked
+
+
+def _learnt(start: Model) -> Learnt:
+    return Learnt(start.spec, start.signature, start.targets.loss)
 
 
 def _load(version: Version) -> Model:

@@ -24,7 +24,7 @@ from typing import Any, Literal, NoReturn
 
 import orjson
 
-from app.errors import GradserveError, StorageFailed
+from app.errors import OUT_OF_MEMORY, GradserveError, StorageFailed
 from app.jobs.order import WorkOrder
 from app.jobs.taken import taken_bytes
 
@@ -130,10 +130,10 @@ def run(connection: socket.socket, order: dict[str, Any], training: ModuleType) 
     threading.Thread(target=channel.tell_alive, args=(control,), daemon=True).start()
     while True:
         told = _train(channel, control, order, training)
-        gc.collect()
-        training.free_cards()
+        is_free = _let_go(channel, training)
         if told["type"] == "outcome":
-            told["stays"] = order["spec"].get("device", "cpu") == "cpu" and _is_small() and not _has_children()
+            on_card = order["spec"].get("device", "cpu") != "cpu"
+            told["stays"] = is_free and not on_card and _is_small() and not _has_children()
         channel.say(told)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -159,12 +159,23 @@ def _train(channel: Channel, control: Control, order: dict[str, Any], training: 
     }
 
 
+def _let_go(channel: Channel, training: ModuleType) -> bool:
+    """Give back what the run has taken, before its outcome is told; whether that could be done."""
+    gc.collect()
+    try:
+        training.free_cards()
+    except Exception:  # noqa: BLE001 (a card that a run has left in disorder; the process's end gives it back)
+        channel.say({"type": "log", "message": "a card's memory is not free yet", "traceback": traceback.format_exc()})
+        return False
+    return True
+
+
 def explain(error: Exception) -> tuple[str, str]:
     """A code and a sentence for the user."""
     if isinstance(error, GradserveError):
         return error.code, error.detail
     what = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or "OutOfMemory" in what or "can't allocate memory" in what:
+    if isinstance(error, MemoryError) or "OutOfMemory" in what or any(words in what for words in OUT_OF_MEMORY):
         return (
             "out_of_memory",
             f"the run needs more memory than there is; a smaller network or batch needs less ({what})",

@@ -207,7 +207,7 @@ def _shortcut(spec: specs.Residual, shape: Shape, out: Shape, pointer: str) -> n
     if out == shape:
         return nn.Identity()
     is_convolved, stride = has_channels(spec.layers), _stride(spec.layers)
-    if out[:-1] == shape[:-1] and not is_convolved:
+    if out[:-1] == shape[:-1]:
         return nn.Linear(shape[-1], out[-1], bias=False)
     lengths = tuple(-(-length // stride) for length in shape[1:])
     if len(shape) in PROJECTIONS and out[1:] == lengths:
@@ -224,12 +224,19 @@ def _shortcut(spec: specs.Residual, shape: Shape, out: Shape, pointer: str) -> n
 
 
 def _stride(layers: Sequence[Any]) -> int:
-    """By how much layers shorten lengths on purpose: the product of the strides of convolutions and poolings."""
-    return math.prod(
-        _stride(layer.layers) if isinstance(layer, specs.Residual) else layer.stride or layer.kernel_size
-        for layer in layers
-        if isinstance(layer, (specs.Convolution, specs.Pooling, specs.Residual))
-    )
+    """By how much layers shorten lengths on purpose: the product of the strides of convolutions and poolings, and of
+    branches that have all the same.
+    """
+    strides = 1
+    for layer in layers:
+        if isinstance(layer, (specs.Convolution, specs.Pooling)):
+            strides *= layer.stride or layer.kernel_size
+        elif isinstance(layer, specs.Residual):
+            strides *= _stride(layer.layers)
+        elif isinstance(layer, specs.Parallel):
+            of_branches = set(map(_stride, layer.branches))
+            strides *= of_branches.pop() if len(of_branches) == 1 else 1
+    return strides
 
 
 def _parallel(spec: specs.Parallel, shape: Shape, pointer: str) -> nn.Module:

@@ -48,7 +48,7 @@ def _check_output(spec: specs.LayeredNetwork, layers: nn.Module, out: Shape, num
     if out == (num_outputs,):
         return
     num_layers = len(spec.layers)
-    if len(out) > 1 and isinstance(spec.layers[-1], Linear):
+    if len(out) > 1 and spec.layers and isinstance(spec.layers[-1], Linear):
         given = [*out[:-1], layers.get_submodule(str(num_layers - 1)).in_features]
         at, said = f"layers/{num_layers - 2}", f"the last layer gives {given} a row"
         if num_layers == 1:

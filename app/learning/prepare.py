@@ -228,7 +228,7 @@ def _other_scale(known: Targets, truth: NDArray[np.float64]) -> Iterator[str]:
     """Warnings of standardised targets `[N, T]` that are far from all that the version has learnt."""
     for column, mean, std, values in zip(known.signature.targets, known.mean, known.std, truth.T, strict=True):
         now = float(values.mean())
-        if mean and abs(now - mean) > FAR * std:
+        if (mean, std) != (0.0, 1.0) and abs(now - mean) > FAR * std:
             yield (
                 f"warm_start: the mean of {column.name!r} is {now:.4g} here, and was {mean:.4g} for the version, whose "
                 "scale it is learnt on; under another name the column has a scale of its own"

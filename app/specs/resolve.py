@@ -138,7 +138,7 @@ def _surprises(spec: TrainingSpec, table: Table) -> Iterator[str]:
     assert isinstance(spec.network, LayeredNetwork)
     yield from mixed_up(spec.network.layers)
     shape, is_convolved = spec.network.input_shape, isinstance(next(iter(spec.network.layers), None), Convolution)
-    if shape is not None and len(shape) == 3 and is_convolved and shape[2] <= MAX_COLORS < shape[0]:
+    if shape is not None and len(shape) == 3 and is_convolved and shape[2] <= MAX_COLORS < min(shape[:2]):
         yield (
             f"network.input_shape is [channels, height, width], and {list(shape)} has {shape[0]} channels; pictures of "
             f"{shape[2]} are {[shape[2], *shape[:2]]}, with the rows' numbers in that order"

@@ -640,6 +640,7 @@ def test_targets_in_another_order_are_those_of_the_version(client: httpx.Client)
         ({"validation": {"fraction": 0.5}}, {"validation": {"folds": 2}}, True),
         ({"validation": {"fraction": 0.5}}, {"validation": {"fraction": 0.5}, "seed": 1}, True),
         ({"validation": {"fraction": 0.5}}, {"validation": {"fraction": 0.5}}, False),
+        ({"validation": {"fraction": 0.5}}, {"validation": {"fraction": 0.5}, "task": "multiclass"}, True),
         ({"validation": None}, {"validation": None}, False),
         ({"validation": None}, {"validation": {"dataset": "seen"}}, True),
         ({"validation": None}, {"validation": {"dataset": "others"}}, False),
@@ -649,7 +650,7 @@ def test_a_version_that_has_learnt_from_what_is_held_out_is_told(
     client: httpx.Client, before: dict[str, Any], now: dict[str, Any], is_told: bool
 ) -> None:
     for name, shift in (("seen", 0), ("others", 1)):
-        csv = "\n".join(["x,y", *(f"{x},{2 * x + shift}.5" for x in range(50))])
+        csv = "\n".join(["x,y", *(f"{x},{x % 9 + shift}.5" for x in range(50))])
         client.put(f"/datasets/{name}", content=csv).raise_for_status()
     data = {"dataset": "seen", "target": "y"}
     train(client, body("knows", data=data, **before))
@@ -667,6 +668,11 @@ def test_a_model_that_got_worse_than_it_began_is_told(client: httpx.Client) -> N
         told = [warning for warning in job["warnings"] if "worse than the version that it began with" in warning]
         assert len(told) == is_told
         assert not told or f"val_loss is {job['metrics']['val_loss']:.4g}, and that one's is" in told[0]
+    still = spec | {"optimizer": {"type": "sgd", "learning_rate": 0.1}, "validation": {"folds": 2}}
+    begun = {"warm_start": {"model": "better", "version": "1"}}
+    unfair = spec | steps | begun | {"optimizer": {"type": "sgd", "learning_rate": 0.5}, "seed": 1}
+    for other in (still | begun, unfair):  # of which the version knows what is held out
+        assert "worse than" not in str(train(client, other | {"stop": {"max_epochs": 1}})["warnings"])
 
 
 def test_a_task_of_its_own_is_learnt_anew_whatever_the_name_of_the_target(client: httpx.Client) -> None:
@@ -678,10 +684,45 @@ def test_a_task_of_its_own_is_learnt_anew_whatever_the_name_of_the_target(client
     answer = client.post("/train", json=words)
     assert pointers(answer) == ["/data/target"]
     assert "learnt 'y' as numeric, and here it is categorical" in answer.json()["detail"]
-    assert "with a task of its own it is learnt anew" in answer.json()["detail"]
+    assert "with another task, or under another name, it is learnt anew" in answer.json()["detail"]
     job = train(client, words | {"task": "binary"})
     assert job["spec"]["loss"]["type"] == "binary_cross_entropy"
     assert "the output layer is a new one" in str(job["warnings"])
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], ["c"], ["b", "d"]])
+def test_a_task_that_is_to_be_found_out_is_the_version_s(client: httpx.Client, labels: list[str]) -> None:
+    """`auto` is what it is when left out."""
+    known = [["u", number, 0, label] for number, label in enumerate(["a", "b", "c"])]
+    train(client, month("auto", known, loss={"type": "cross_entropy", "label_smoothing": 0.1}))
+    rows = [["u", number, 0, label] for number, label in enumerate(labels)]
+    spec = month("auto", rows, warm_start={"model": "auto", "version": "1"}, task="auto", loss={"type": "auto"})
+    if "d" in labels:
+        assert pointers(client.post("/train", json=spec)) == ["/warm_start"]
+        return
+    job = train(client, spec)
+    assert (job["spec"]["task"], job["spec"]["loss"]["label_smoothing"]) == ("multiclass", 0.1)
+    assert job["warnings"] == []
+
+
+def test_what_would_freeze_a_new_output_layer_is_refused(client: httpx.Client) -> None:
+    train(client, month("of-q", LAST_MONTH, "q"))
+    for part in ("layers", "layers.2", "layers.2.bias"):
+        spec = month("of-y", LAST_MONTH, "y", warm_start={"model": "of-q"}, freeze=[part])
+        assert pointers(client.post("/train", json=spec)) == ["/freeze"]
+
+
+def test_a_network_without_a_linear_end_keeps_all_of_its_weights(client: httpx.Client) -> None:
+    data = {"records": [{"x": x, "a": x / 2, "b": x / 3} for x in range(30)], "target": "a"}
+    network = {"layers": [{"type": "linear", "out_features": 1}, {"type": "softplus"}], "head": False}
+    begun = train(client, body("positive", data=data, network=network, validation=None))
+    other = body("positive", data=data | {"target": "b", "features": ["x"]}, validation={"fraction": 0.5})
+    del other["network"]
+    data["features"] = ["x"]
+    begun = train(client, body("positive", data=data, network=network, validation=None))
+    other |= {"warm_start": {"model": "positive", "version": begun["version"]}}
+    warnings = train(client, other)["warnings"]
+    assert any("for another target, as no linear layer ends them" in warning for warning in warnings)
 
 
 def test_a_target_on_another_scale_is_told(client: httpx.Client) -> None:

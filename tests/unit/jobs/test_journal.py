@@ -112,6 +112,14 @@ def test_what_is_left_is_foretold_by_the_pace_of_late() -> None:
     assert told[75:] == pytest.approx([100.0] * 25, rel=0.2)
 
 
+def test_a_pace_takes_no_more_memory_the_longer_it_is_followed() -> None:
+    pace = Pace()
+    for second in range(0, 10**6, 5):
+        told = pace.seconds(float(second), second / 1e7)
+    assert told == pytest.approx(1e7)
+    assert len(pace._seen) < 100
+
+
 def test_a_run_that_stands_still_has_no_pace_and_one_with_pauses_has_their_mean() -> None:
     pace = Pace()
     assert [pace.seconds(float(second), 0.5) for second in range(20)] == [None] * 20

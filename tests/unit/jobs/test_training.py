@@ -289,6 +289,23 @@ def test_a_paused_run_that_went_on_from_a_version_encodes_as_it_does(tmp_path: P
 
 
 @pytest.mark.parametrize("validation", [{"fraction": 0.1}, {"folds": 2}])
+def test_a_paused_run_with_a_new_output_layer_ends_as_an_undisturbed_one(
+    tmp_path: Path, validation: dict[str, Any]
+) -> None:
+    network = {"hidden_features": [64, 64], "dropout": 0.5}
+    publish(ModelStore(tmp_path / "models"), untrained(FRAME, "y", validation=None, network=network))
+    spec: dict[str, Any] = {"warm_start": {"model": "m", "version": "1"}, "network": network, "validation": validation}
+    spec |= {"stop": {"max_epochs": 4}, "loss": {"type": "poisson_nll"}}  # rates, on a scale of their own
+    frame = FRAME.with_columns(pl.col("y").abs())
+    run(tmp_path, frame, job="undisturbed", **spec)
+    run(tmp_path, frame, job="paused", pause_at=2, **spec)
+    run(tmp_path, frame, job="paused", **spec)
+    one, two = weights(tmp_path, "undisturbed"), weights(tmp_path, "paused")
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+@pytest.mark.parametrize("validation", [{"fraction": 0.1}, {"folds": 2}])
 def test_a_run_goes_on_from_a_version_that_was_deleted_since(tmp_path: Path, validation: dict[str, Any]) -> None:
     store = ModelStore(tmp_path / "models")
     publish(store, untrained(FRAME, validation=None))

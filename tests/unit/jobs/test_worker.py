@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from app.jobs.worker import offer_to_oom_killer
+from app.jobs.worker import _let_go, offer_to_oom_killer
 
 SCORE = Path("/proc/self/oom_score_adj")
 
@@ -28,3 +30,19 @@ def test_where_linux_hears_no_offer_the_worker_trains_all_the_same(monkeypatch: 
     monkeypatch.setattr(Path, "write_text", refuses)
     offer_to_oom_killer(500)
     assert asked == [(str(SCORE), "500")]
+
+
+def test_a_card_in_disorder_keeps_no_outcome_from_being_told() -> None:
+    said: list[dict[str, Any]] = []
+
+    def free_cards() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    channel: Any = SimpleNamespace(say=said.append)
+    tidy: Any = SimpleNamespace(free_cards=lambda: None)
+    untidy: Any = SimpleNamespace(free_cards=free_cards)
+    assert _let_go(channel, tidy)
+    assert said == []
+    assert not _let_go(channel, untidy)
+    assert [message["type"] for message in said] == ["log"]
+    assert "device-side assert" in said[0]["traceback"]

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from app.api import examples
+from app.api import examples, problems
 from app.api.evaluate import EvaluateRequest
 from app.api.meant import OF_LAYERS
 from app.api.predict import PredictRequest
@@ -336,6 +336,14 @@ def test_words_for_other_libraries_names_say_what_there_is() -> None:
 def test_a_list_of_wrong_things_is_not_said_to_be_too_short(block: Any) -> None:
     assert len(faults(training(network={"layers": [block]}))) == 1
     assert "at least 1 item" in faults(training(network={"layers": [{"type": "residual", "layers": []}]}))[0].detail
+
+
+def test_a_body_of_many_faults_is_answered_with_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look for what was meant by each would hold up everyone."""
+    looked: list[str] = []
+    monkeypatch.setattr(problems, "no_such_field", lambda name, *_, **__: looked.append(name) or name)
+    assert len(faults(training(**{f"q{number}": 1 for number in range(1000)}))) == problems.MAX_FAULTS
+    assert len(looked) == problems.MAX_FAULTS
 
 
 def test_one_thing_or_another_is_one_fault() -> None:

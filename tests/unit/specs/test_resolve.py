@@ -267,6 +267,7 @@ def test_classes_that_are_balanced_twice_are_told(sampling: str) -> None:
         ([3, 2, 2], "conv2d", False),
         ([28, 28, 1], "flatten", False),
         ([28, 1], "conv1d", False),
+        ([16, 4, 4], "conv2d", False),
     ],
 )
 def test_pictures_whose_channels_come_last_are_told(shape: list[int], layer: str, is_told: bool) -> None:
