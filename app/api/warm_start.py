@@ -154,8 +154,8 @@ def go_on_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[Training
         news.append(f"warm_start: all weights are those of {start}, for another target, as no linear layer ends them")
     if has_seen_held_out(start.learnt, spec):
         news.append(
-            f"warm_start: {start} has learnt from rows that are held out here, so the metrics are better than on new "
-            "ones; a validation dataset of others tells"
+            f"warm_start: {start} has learnt from rows that are held out here, so the metrics may be better than on "
+            "new ones; a validation dataset of others tells"
         )
     return spec, news
 
