@@ -40,10 +40,14 @@ def _models_at(body_type: Any, path: Sequence[str | int]) -> list[Model]:
     models = list(_models(body_type))
     for part in path:
         inner = [model.model_fields[part].annotation for model in models if part in model.model_fields]
-        if any(get_origin(kind) is dict for kind in inner):
+        if any(map(_may_be_dict, inner)):
             return []  # its names are the user's own
         models = [model for kind in inner for model in _models(kind)] or _tagged(models, part)
     return models
+
+
+def _may_be_dict(kind: Any) -> bool:
+    return get_origin(kind) is dict or any(map(_may_be_dict, get_args(kind)))
 
 
 def _models(kind: Any) -> Iterator[Model]:

@@ -252,6 +252,7 @@ def test_missing_fields_are_named(body: Any, pointer: str) -> None:
         (training(device="gpu"), "/device", "cuda"),
         (training(model="../etc"), "/model", "a-z"),
         (training(tags={"a": 1}), "/tags/a", "string"),
+        (training(loss={"type": "cross_entropy", "class_weight": 5}), "/loss/class_weight", "'balanced' or an object"),
         (training(optimizer={"type": "sgd", "learning_rate": float("nan")}), "/optimizer/learning_rate", "finite"),
     ],
 )  # fmt: skip
@@ -374,6 +375,11 @@ def test_padding_that_keeps_lengths_goes_without_a_stride() -> None:
 def test_nothing_is_told_that_would_be_wrong_too() -> None:
     assert faults(training(freeze=True)) == [Fault("/freeze", "this must be an array")]
     assert faults(training(tags=["a"])) == [Fault("/tags", "this must be an object")]
+
+
+def test_an_object_of_the_user_s_own_names_needs_no_type() -> None:
+    (fault,) = faults(training(loss={"type": "cross_entropy", "class_weight": 5}))
+    assert "type" not in fault.detail
 
 
 def test_a_fault_names_the_class_of_no_python_object() -> None:
