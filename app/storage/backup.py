@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 MANIFEST = "backup.json"
 _UNFINISHED = "FROM jobs WHERE state NOT IN ('succeeded', 'failed', 'cancelled')"
 UNFINISHED = f"SELECT id {_UNFINISHED}"
+BEGIN_ANEW = "UPDATE jobs SET version = NULL, metrics = NULL, stop_reason = NULL WHERE id = ?"
 STARTS = (
     "SELECT DISTINCT json_extract(spec, '$.warm_start.model'), json_extract(spec, '$.warm_start.version') "
     + _UNFINISHED
@@ -65,6 +66,8 @@ def back_up(places: Places, target: Path) -> int:
         database.execute("PRAGMA journal_mode=DELETE")  # one file
         unfinished = {row[0] for row in database.execute(UNFINISHED)}
         starts = database.execute(STARTS).fetchall()
+        database.executemany(BEGIN_ANEW, [(job_id,) for job_id in unfinished])  # also where a version was to come out
+        database.commit()
     _copy_folders(places.datasets, copy.datasets)
     for model in _folders(places.models):
         _copy_model(model, copy.models / model.name, unfinished)

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import orjson
 import pytest
 
 from app.jobs.queue import JobQueue
 from app.storage.backup import Places, back_up, places_of, restore
+from app.storage.database import Database
 from app.storage.models import ModelStore
 from tests.databases import new_database
 from tests.published import numbers_model, publish
@@ -34,6 +36,29 @@ def test_a_broken_version_is_copied_as_it_is_and_stops_no_backup(tmp_path: Path,
     assert (kept.read_bytes() if kept.exists() else None) == content
     assert (kept.parent / "model.safetensors").exists()
     assert ModelStore(restored.models).newest("m").version == "2"
+
+
+def test_a_job_whose_version_was_just_to_be_published_begins_anew(tmp_path: Path) -> None:
+    """Its version is none of the backup's, so nothing there may say that it only has to be put in place."""
+    places = at(tmp_path)
+    database = new_database(places.database)
+    queue = JobQueue(database, max_queued_jobs=10)
+    done, begun = (queue.submit({}, "m").id for _ in range(2))
+    queue.claim(2)
+    for number, job_id in enumerate((done, begun), 1):
+        assert queue.reserve(job_id, str(number), {"val_loss": 0.5}, "max_epochs")
+        config = places.models / "m" / publish(places.models, "m", numbers_model()) / "config.json"
+        config.write_bytes(orjson.dumps(orjson.loads(config.read_bytes()) | {"job_id": job_id}))
+    queue.finish(done, "succeeded")
+    database.close()
+    back_up(places, tmp_path / "copy")
+    restored = at(tmp_path / "new")
+    restore(tmp_path / "copy", restored)
+    queue = JobQueue(Database(f"sqlite:///{restored.database}"), max_queued_jobs=10)
+    assert (queue.get(done).version, queue.get(done).metrics) == ("1", {"val_loss": 0.5})
+    found = queue.get(begun)
+    assert (found.state, found.version, found.metrics, found.stop_reason) == ("running", None, None, None)
+    assert [version for _, version in ModelStore(restored.models).all_versions()] == ["1"]
 
 
 def test_files_are_on_disk_before_the_list_that_vouches_for_them(
