@@ -10,7 +10,7 @@ digests is written last; without it, it is no backup.
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ import orjson
 
 from app.errors import Conflict, GradserveError
 from app.storage.files import digest_of, sync_folder, write_synced
-from app.storage.models import deleted_folders
+from app.storage.models import VERSION, deleted_folders
 
 FORMAT_VERSION = 1
 MANIFEST = "backup.json"
@@ -122,25 +122,38 @@ def _verified(source: Path) -> dict[str, str]:
 
 
 def _copy_model(model: Path, target: Path, unfinished: set[str]) -> None:
-    """A model with the versions that the jobs of this state of the database have published."""
+    """A model with the versions that the jobs of this state of the database have published; the numbers of those that
+    are left out are free again.
+    """
     target.mkdir()
     for entry in sorted(model.iterdir()):
         if entry.is_file() and not entry.name.startswith("."):
             shutil.copyfile(entry, target / entry.name)
-    _copy_folders(model, target, unfinished)
+    if left_out := _numbers(_copy_folders(model, target, unfinished)):
+        last = max([min(left_out) - 1, *_numbers(folder.name for folder in _folders(target))])
+        (target / "last_version").write_text(str(last))
 
 
-def _copy_folders(source: Path, target: Path, unfinished: set[str] | None = None) -> None:
-    """Folders that never change; one that is deleted meanwhile is left out."""
+def _numbers(names: Iterable[str]) -> list[int]:
+    return [int(name) for name in names if VERSION.fullmatch(name)]
+
+
+def _copy_folders(source: Path, target: Path, unfinished: set[str] | None = None) -> list[str]:
+    """Folders that never change; one that is deleted meanwhile is left out. Returns those of unfinished jobs, which
+    are left out as well.
+    """
+    left_out = []
     for folder in _folders(source):
         try:
             if unfinished and _job_of(folder) in unfinished:
+                left_out.append(folder.name)
                 continue
             shutil.copytree(folder, target / folder.name)
         except (FileNotFoundError, shutil.Error):
             if folder.exists():
                 raise
             shutil.rmtree(target / folder.name, ignore_errors=True)
+    return left_out
 
 
 def _job_of(version: Path) -> str | None:

@@ -59,6 +59,7 @@ def test_a_job_whose_version_was_just_to_be_published_begins_anew(tmp_path: Path
     found = queue.get(begun)
     assert (found.state, found.version, found.metrics, found.stop_reason) == ("running", None, None, None)
     assert [version for _, version in ModelStore(restored.models).all_versions()] == ["1"]
+    assert ModelStore(restored.models).next_version("m") == "2", "as if it had not been there"
 
 
 def test_files_are_on_disk_before_the_list_that_vouches_for_them(
