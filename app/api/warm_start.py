@@ -169,9 +169,9 @@ def _check_inputs(start: Start, signature: Signature) -> None:
     lost, added = [name for name in kinds if name not in kinds_now], [name for name in kinds_now if name not in kinds]
     changed = [f"{name!r} as {kinds[name]}" for name in kinds if kinds_now.get(name, kinds[name]) != kinds[name]]
     differences = {
-        f"without {some_of(list(map(repr, added)))}": added,
-        f"with {some_of(list(map(repr, lost)))}": lost,
-        f"with {some_of(changed)}": changed,
+        f"also {some_of(list(map(repr, lost)))}": lost,
+        f"not {some_of(list(map(repr, added)))}": added,
+        some_of(changed): changed,
     }
-    told = [difference for difference, names in differences.items() if names] or ["in another order"]
-    raise InvalidInput.at("/warm_start", f"{start} has other input columns: these {', '.join(told)}")
+    told = [difference for difference, names in differences.items() if names] or ["the same in another order"]
+    raise InvalidInput.at("/warm_start", f"{start} takes other columns: {', and '.join(told)}")

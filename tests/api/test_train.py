@@ -737,10 +737,10 @@ def test_a_target_on_another_scale_is_told(client: httpx.Client) -> None:
     ("data", "said"),
     [
         ({"target": "b"}, "takes 'b' as an input, and here it is to be none"),
-        ({"features": ["a"]}, "has other input columns: these with 'b'"),
-        ({"features": ["a", "b", "c"]}, "has other input columns: these without 'c'"),
-        ({"features": ["b", "a"]}, "has other input columns: these in another order"),
-        ({"features": ["a", "c"]}, "has other input columns: these without 'c', with 'b'"),
+        ({"features": ["a"]}, "takes other columns: also 'b'"),
+        ({"features": ["a", "b", "c"]}, "takes other columns: not 'c'"),
+        ({"features": ["b", "a"]}, "takes other columns: the same in another order"),
+        ({"features": ["a", "c"]}, "takes other columns: also 'b', and not 'c'"),
     ],
 )
 def test_columns_that_are_not_those_of_the_version_are_named(
