@@ -134,6 +134,11 @@ class Features:
     num_places: int | None = None
     """Where the network begins with an embedding: it takes whole numbers below that."""
 
+    @property
+    def standardizes(self) -> bool:
+        """Whether inputs are scaled, rather than the target alone, or nothing."""
+        return self.spec is not None and self.spec.standardize is True
+
     @classmethod
     def fit(
         cls,
@@ -168,7 +173,7 @@ class Features:
             found.mean, std = moments.mean, moments.std()
             if not (finite := np.isfinite(found.mean + std)).all():
                 raise BadData(f"column {_measured(columns)[finite.argmin()]!r} holds numbers {TOO_LARGE}")
-            found.std = std if spec.standardize is True else found.std
+            found.std = std if found.standardizes else found.std
         return found
 
     def check(self, frame: pl.DataFrame) -> None:
@@ -249,7 +254,7 @@ class Features:
         """Standardised, and without gaps, as far as the spec says so; what comes in float32 stays in it."""
         if self.spec is None:
             return rows_NK
-        if self.spec.standardize is not True:
+        if not self.standardizes:
             return np.where(np.isnan(rows_NK), self.mean, rows_NK)
         is_single = rows_NK.dtype == np.float32 and self._is_ordinary()
         mean, std = (part.astype(np.float32) if is_single else part for part in (self.mean, self.std))

@@ -30,9 +30,8 @@ class Dense:
 
     def __init__(self, model: Model, steps: list[Step]) -> None:
         features = model.features
-        standardized = features.spec is not None and features.spec.standardize
-        self._mean = as_row(features.mean if standardized else np.zeros(1))
-        self._std = as_row(features.std if standardized else np.ones(1))
+        self._mean = as_row(features.mean if features.standardizes else np.zeros(1))
+        self._std = as_row(features.std if features.standardizes else np.ones(1))
         self._width = len(features.columns)
         self._row_bytes = 8 * self._width
         self._pack = struct.Struct(f"{self._width}d").pack

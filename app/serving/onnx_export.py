@@ -96,7 +96,7 @@ class _WholeModel(nn.Module):
         self.network, self.targets = model.network, model.targets
         self.kinds = [column.kind for column in features.columns]
         self.positional = model.signature.positional
-        self.standardize = features.spec is not None and features.spec.standardize is True
+        self.standardizes = features.standardizes
         self.impute = features.spec is not None
         places = first_measures(features)
         self.flagged = [places[name] for name in features.flagged]
@@ -138,7 +138,7 @@ class _WholeModel(nn.Module):
         assert isinstance(self.std, Tensor)
         if not self.impute:
             return measures
-        if self.standardize:
+        if self.standardizes:
             return torch.where(absent, 0.0, (measures - self.mean) / self.std)
         return torch.where(absent, self.mean, measures)
 

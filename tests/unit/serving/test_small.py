@@ -40,7 +40,10 @@ def served(target: str | list[str] = "y", activation: str = "relu", **spec: Any)
 
 
 @pytest.mark.parametrize("target", ["y", ["y", "z"], "k", "f"])
-@pytest.mark.parametrize("features", [{}, {"features": None}, {"features": {"standardize": False}}])
+@pytest.mark.parametrize(
+    "features",
+    [{}, {"features": None}, {"features": {"standardize": False}}, {"features": {"standardize": "target"}}],
+)
 @pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "silu", "identity"])
 def test_values_are_those_of_the_network(target: Any, features: Any, activation: str) -> None:
     model = served(target, activation, **features)
