@@ -51,9 +51,9 @@ class Library:
 
 
 def digest_of(graph: fx.GraphModule, tensors: Sequence[Tensor], num_threads: int) -> str:
-    """Of a graph, the shapes that it is for, and the machine."""
+    """Of a graph, the shapes and places of numbers that it is for, and the machine."""
     parts = [FORMAT, torch.__version__, _processor(), num_threads, graph.code]
-    parts += [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+    parts += [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in tensors]
     parts += [(name, value.tolist()) for name, value in graph.named_buffers()]
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
 

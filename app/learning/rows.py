@@ -9,6 +9,7 @@ from torch import Tensor
 from app.learning.windows import Windows, windows_of
 
 MAPPED_BYTES = 256 * 2**20  # of a mapped file, which may be in memory at once
+ALIGNED_BYTES = 64  # where matrices begin that libraries round alike: elsewhere they take other instructions
 SCATTERED_ROWS = MAPPED_BYTES // 2**16  # a row that is read comes with the pages around it: 16 of them on Linux
 
 
@@ -116,6 +117,12 @@ class Rows:
             return self
         weights = self.weights.to(device) if self.weights is not None else None
         return Rows(self.inputs.to(device), self.targets.to(device), weights)
+
+    def aligned(self) -> "Rows":
+        """The same rows, whose inputs do not begin in the middle of a block of `ALIGNED_BYTES`."""
+        if self.inputs.storage_offset() * self.inputs.element_size() % ALIGNED_BYTES == 0:
+            return self
+        return Rows(self.inputs.clone(), self.targets, self.weights)
 
     def split(self, sizes: list[int]) -> list["Rows"]:
         weights = self.weights.split(sizes) if self.weights is not None else [None] * len(sizes)

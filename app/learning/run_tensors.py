@@ -1,12 +1,13 @@
 """The network's and the optimizer's tensors end to end, as a compiled loop works on them, and room for rows."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from app.learning.rows import Rows
+from app.learning.rows import ALIGNED_BYTES, Rows
 from app.learning.step_graph import StepRecipe, StepTensors, unflatten
 from app.learning.steps import EagerSteps
 from app.learning.update_rules import UPDATE_RULES
@@ -38,6 +39,15 @@ class Joined:
         torch._foreach_copy_(self.parts, self.views)
 
 
+def _stream(like: Tensor, num_steps: int, num_rows: int, device: torch.device) -> Tensor:
+    """Room `[S, N, …]` for the rows of steps, each of which begins where a vector of the processor may."""
+    shape = (num_rows, *like.shape[1:])
+    size = math.prod(shape)
+    unit = ALIGNED_BYTES // like.element_size()
+    room = like.new_zeros(num_steps, -(-size // unit) * unit, device=device)
+    return room[:, :size].unflatten(1, shape)
+
+
 class RunTensors:
     """The network's and the optimizer's tensors in the form that a loop works on, and room for rows."""
 
@@ -66,7 +76,7 @@ class RunTensors:
         stream_bytes = CARD_STREAM_BYTES if device.type == "cuda" else MAX_STREAM_BYTES
         num_steps = max(1, min(MAX_STEPS_PER_CALL, stream_bytes // (num_rows * rows.inputs[:1].nbytes)))
         parts = [part for part in (rows.inputs, rows.targets, rows.weights) if part is not None]
-        self.streams = [part.new_zeros(num_steps, num_rows, *part.shape[1:], device=device) for part in parts]
+        self.streams = [_stream(part, num_steps, num_rows, device) for part in parts]
         self.seeds = torch.zeros(num_steps, dtype=torch.int64, device=device)
         self.scalars = torch.zeros(num_steps, len(self.recipe.scalars), device=device)
         self.tensors = StepTensors(

@@ -107,7 +107,7 @@ class EagerSteps:
             self.learning_rate = learning_rate
         for parameter in self.parameters:
             parameter.grad = None
-        loss = self.gradient(rows)
+        loss = self.gradient(rows.aligned())
         if self.scaler:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)

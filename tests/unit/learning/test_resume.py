@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from app.learning.step_graph import trace_loop, trace_step
 from app.learning.update_rules import UPDATE_RULES
 from app.storage.checkpoints import Checkpoints
 from tests.unit.learning.cases import loop_of
-from tests.unit.learning.runs import SlowClock, Watcher, assert_equal, run, session, weights
+from tests.unit.learning.runs import SlowClock, Watcher, assert_equal, run, session, stands_still, weights
 from tests.unit.learning.test_optimizers import TABLE as OPTIMIZERS
 from tests.unit.learning.test_optimizers import spec_of
 from tests.unit.learning.test_schedules import TABLE as SCHEDULES
@@ -27,6 +28,13 @@ BASE: dict[str, Any] = {
     "descent": {"batch_size": 7, "max_grad_norm": 1.0},
     "stop": {"max_epochs": 2},
 }
+
+
+NARROW = [
+    {"type": "linear", "out_features": 5},
+    {"type": "linear", "out_features": 1},
+    {"type": "flatten"},
+]
 
 
 Start = Callable[..., Session]
@@ -96,6 +104,28 @@ def test_every_optimizer_at_every_step(fields: dict[str, Any], start: Start, tmp
 @pytest.mark.parametrize("fields", [fields for fields, _ in SCHEDULES], ids=lambda fields: fields["type"])
 def test_every_schedule_at_every_step(fields: dict[str, Any], start: Start, tmp_path: Path) -> None:
     assert_resumes(start, tmp_path, schedule={**fields, "warmup_steps": 3})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"descent": {"batch_size": 7}},
+        {"descent": {"batch_size": 7, "shuffle": False}},
+        {"descent": {"batch_size": 3, "accumulate_steps": 2}},
+        {"descent": {"variant": "stochastic"}, "network": {"input_shape": [5, 1], "layers": NARROW}},
+    ],
+)
+def test_steps_are_the_same_however_they_come_in_chunks(spec: dict[str, Any], start: Start) -> None:
+    """Rows of 20 bytes, whose batches begin anywhere in a chunk: products with few columns are rounded by the place."""
+    rows = torch.randn(300, 6, generator=torch.Generator().manual_seed(0)).numpy()
+    frame = pl.DataFrame(rows, [*"abcdey"])
+    spec = {"data": {}, "frame": frame, "network": {"hidden_features": [8]}, "stop": {"max_epochs": 2}} | spec
+    one, other = start(**spec), start(**spec)
+    run(one, few := Watcher(), stands_still)
+    run(other, many := Watcher(), SlowClock())
+    assert len(few.steps) < len(many.steps) / 4
+    assert few.history == many.history
+    assert_equal(weights(one), weights(other))
 
 
 @pytest.mark.parametrize(
