@@ -63,6 +63,9 @@ def _evaluate(deps: Services, model: ServedModel, data: StoredData | RecordsData
     _check_columns(names, stored, table, places)
     weight = [stored.sample_weight] if stored.sample_weight else []
     frame = read_table(deps.datasets.path(table.digest), list(dict.fromkeys([*names, *target_names, *weight])))
+    if isinstance(data, StoredData):  # what comes as JSON is as it was written
+        with _found_at(places.rows):
+            frame = frame.with_columns(map(model.model.features.as_written, frame.get_columns()))
     inputs = pl.DataFrame(
         _fit(column, frame[name], places.of_cells(index, name), table)
         for index, (column, name) in enumerate(zip(signature.inputs, names, strict=True))

@@ -24,6 +24,7 @@ from app.specs.training import FeaturesSpec
 
 UNSEEN, MISSING = 0, 1  # the first two codes of every category; the vocabulary follows
 NUM_RESERVED_CODES = 2
+FLAGS = {"true": True, "false": False}  # words that a CSV's flags are read from, in any case
 MAX_VOCABULARY = 100_000
 FEW_ROWS = 256  # in which words are looked up one by one; for more of them, polars goes through the vocabulary once
 CALENDAR = ("year", "month", "day", "weekday", "hour", "minute", "second")
@@ -267,8 +268,31 @@ class Features:
             scaled[missing] = 0.0
         return scaled
 
+    def as_written(self, cells: pl.Series) -> pl.Series:
+        """A category's cells as the words that were learnt, where a file has only such as read as numbers or flags.
+
+        Raises:
+            BadData: several words read alike, as 1.1 and 1.10 do.
+        """
+        if cells.name not in self.vocabularies or not (cells.dtype.is_numeric() or cells.dtype == pl.Boolean):
+            return cells
+        words = pl.Series(self.vocabularies[cells.name], dtype=pl.String)
+        if cells.dtype == pl.Boolean:
+            read = words.str.to_lowercase().replace_strict(FLAGS, default=None, return_dtype=pl.Boolean)
+        else:
+            read = words.str.replace(",", ".", literal=True).cast(cells.dtype, strict=False)
+        known = pl.DataFrame({"word": words, "read": read}).drop_nulls()
+        known = known.filter(pl.col("read").is_in(cells.unique().implode()))
+        alike = known.filter(pl.col("read").is_duplicated()).sort("read")["word"].to_list()[:2]
+        if alike:
+            raise BadData(
+                f"column {cells.name!r} was learnt as text and was read as numbers or flags here, by which {alike[0]!r} "
+                f"and {alike[1]!r} are the same; NDJSON, Parquet and Arrow keep text"
+            )
+        return cells.replace_strict(known["read"], known["word"], default=cells.cast(pl.String), return_dtype=pl.String)
+
     def _codes(self, series: pl.Series) -> NDArray[Any]:
-        text = series.cast(pl.String)
+        text = self.as_written(series).cast(pl.String)
         if len(text) <= FEW_ROWS:
             codes = self._places[series.name]
             return np.array([MISSING if word is None else codes.get(word, UNSEEN) for word in text])

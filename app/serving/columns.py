@@ -15,7 +15,7 @@ TAKES = {
     "categorical": "text",
     "datetime": "times such as 2026-01-31T12:00:00",
 }
-_FLAGS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "1": 1.0, "0": 0.0}
+_FLAGS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 
 At = Callable[[int], str]
 """From a row's number, from 0, to the pointer of its cell."""

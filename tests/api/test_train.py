@@ -365,6 +365,43 @@ def test_a_dataset_to_judge_by_has_labels_that_are_learnt(
     assert detail in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("learnt", "read"),
+    [
+        (["True", "False", "unknown"], ["True", "False"]),
+        (["007", "10", "x"], ["007", "10"]),
+        (["1.10", "1.2", "2.0.1"], ["1.10", "1.2"]),
+        (["1", "20", "3.5", "x"], ["1", "20", "3.5"]),
+        (["9007199254740992", "9007199254740993", "x"], ["9007199254740992", "9007199254740993"]),
+    ],
+)
+def test_categories_of_which_a_file_has_only_numbers_or_flags_are_those_that_were_learnt(
+    client: httpx.Client, learnt: list[str], read: list[str]
+) -> None:
+    for name, words in (("words", learnt), ("read", read)):
+        rows = [f"{word},{learnt.index(word)}" for word in words * 20]
+        client.put(f"/datasets/{name}", content="\n".join(["k,y", *rows])).raise_for_status()
+    data, judged = {"dataset": "words", "target": "y"}, {"dataset": "read"}
+    learns = {"stop": {"max_epochs": 60}, "task": "regression", "optimizer": {"type": "adam", "learning_rate": 0.03}}
+    job = train(client, body("words", data=data, validation=judged, **learns))
+    evaluated = client.post("/evaluate", json={"model": "words", "data": data | judged}).json()
+    assert job["metrics"]["val_mae"] == pytest.approx(evaluated["metrics"]["mae"])
+    assert evaluated["metrics"]["mae"] < 0.1
+
+
+def test_categories_that_read_alike_are_told(client: httpx.Client) -> None:
+    client.put("/datasets/words", content="k,y\n" + "1.1,1\n1.10,2\nx,3\n" * 8).raise_for_status()
+    client.put("/datasets/read", content="k,y\n" + "1.1,1\n" * 8).raise_for_status()
+    data, judged = {"dataset": "words", "target": "y"}, {"dataset": "read"}
+    train(client, body("words", data=data))
+    told = "column 'k' was learnt as text and was read as numbers or flags here, by which '1.1' and '1.10' are the same"
+    evaluated = client.post("/evaluate", json={"model": "words", "data": data | judged})
+    assert pointers(evaluated) == ["/data"]
+    assert told in evaluated.json()["detail"]
+    answer = client.post("/train", json=body("judged", data=data, validation=judged))
+    assert told in finished(client, answer.json()["id"])["error"]["detail"]
+
+
 def test_a_dataset_to_judge_by_has_flags_for_labels_of_which_each_row_has_any_number(client: httpx.Client) -> None:
     for name, flag in (("learnt", 1), ("judged", 3)):
         client.put(f"/datasets/{name}", content=f"x,p,q\n1,{flag},0\n2,0,1\n3,{flag},1\n").raise_for_status()

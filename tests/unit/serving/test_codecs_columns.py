@@ -44,7 +44,7 @@ def test_typed_cells(kind: Kind, cells: pl.Series, expected: list[Any]) -> None:
     ("kind", "texts", "expected"),
     [
         ("numeric", ["1", "2.5e3", None, "inf"], [1.0, 2500.0, None, None]),
-        ("boolean", ["TRUE", "no", "1", "0", None], [1.0, 0.0, 1.0, 0.0, None]),
+        ("boolean", ["TRUE", "no", "1", "0", "1.0", "0.0", None], [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, None]),
         ("categorical", ["01", None], ["01", None]),
         ("datetime", ["2026-01-31 12:00"], [NOON]),
     ],
