@@ -34,8 +34,16 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of the host, of a card, of its libraries
 DISK_FAILED = (errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of the host, of a card, of its libraries
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    )
 
 
 class Fault(NamedTuple):

@@ -67,7 +67,8 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="what `auto` in a training spec means: auto, cpu, cuda or cuda:N",
+        description="what `auto` in a training spec means, and where models are served as long as there is room: auto, "
+        "cpu, cuda or cuda:N",
     )
     max_body_bytes: int = Field(256 * 2**20, ge=1, description="largest request body, datasets apart")
     max_dataset_bytes: int = Field(64 * 2**30, ge=1, description="largest dataset upload")

@@ -123,7 +123,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _cut_short)
-    app.add_exception_handler(OSError, answer)
+    for kind in (OSError, MemoryError, RuntimeError):
+        app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, partial(_unexpected, headers={"Connection": "close"}))  # as uvicorn does then
 
 
@@ -131,8 +132,8 @@ async def answer(request: Request, error: Exception) -> Response:
     """The problem of any error, for those too that FastAPI does not see."""
     if isinstance(error, RequestValidationError):
         return await _invalid(request, error)
-    known = _of_system(error) if isinstance(error, OSError) else error
-    return await (_expected if isinstance(known, errors.GradserveError) else _unexpected)(request, known or error)
+    known = _of_system(error) or error
+    return await (_expected if isinstance(known, errors.GradserveError) else _unexpected)(request, known)
 
 
 async def _expected(request: Request, error: Exception) -> Response:
@@ -298,8 +299,13 @@ async def _cut_short(request: Request, _: Exception) -> Response:
     return problem_response(request, 400, "unparseable", "the body ended before it was complete")
 
 
-def _of_system(error: OSError) -> errors.GradserveError | None:
-    """A full or broken disk, or a lack of file descriptors, is no fault of the program."""
+def _of_system(error: Exception) -> errors.GradserveError | None:
+    """A full or broken disk, or a lack of memory or file descriptors, is no fault of the program."""
+    if errors.is_out_of_memory(error):
+        what = str(error).partition("\n")[0] or "of the host"
+        return errors.Unavailable(f"memory ran out ({what}); fewer rows in a request need less", code="out_of_memory")
+    if not isinstance(error, OSError):
+        return None
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return errors.Overloaded("the service has as many files and connections open as it may; try again")
     return errors.StorageFailed.of(error)

@@ -21,10 +21,11 @@ import torch._dynamo  # as do torch.optim and meta tensors, where it takes a sec
 from torch import Tensor
 
 from app import __version__
-from app.errors import OUT_OF_MEMORY, CorruptVersion, Diverged, NotFound, OutOfMemory, StorageFailed
+from app.errors import CorruptVersion, Diverged, NotFound, OutOfMemory, StorageFailed, is_out_of_memory
 from app.jobs.journal import Journal
 from app.jobs.order import Control, Emit, Outcome, WorkOrder
 from app.jobs.session import Session, Workplace
+from app.learning.devices import free_cards as free_cards  # for the worker, which imports no torch itself
 from app.learning.fit import fit, still_gaining
 from app.learning.leaks import leaks
 from app.learning.memory import part_rows
@@ -64,12 +65,6 @@ def train(order: WorkOrder, emit: Emit, control: Control) -> Outcome:
     journal = Journal(spec, checkpoints, emit, control, order.checkpoint_interval_seconds)
     with _denormals_flushed(), _out_of_memory_explained():
         return Training(order, spec, journal).run()
-
-
-def free_cards() -> None:
-    """Give back what is kept of cards' memory, before the next job starts: as soon as a run's outcome is known."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 class Training:
@@ -313,6 +308,6 @@ def _out_of_memory_explained() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"memory ran out: {error}; try a smaller network or descent.batch_size") from error

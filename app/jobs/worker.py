@@ -24,7 +24,7 @@ from typing import Any, Literal, NoReturn
 
 import orjson
 
-from app.errors import OUT_OF_MEMORY, GradserveError, StorageFailed
+from app.errors import GradserveError, StorageFailed, is_out_of_memory
 from app.jobs.order import WorkOrder
 from app.jobs.taken import taken_bytes
 
@@ -175,7 +175,7 @@ def explain(error: Exception) -> tuple[str, str]:
     if isinstance(error, GradserveError):
         return error.code, error.detail
     what = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or "OutOfMemory" in what or any(words in what for words in OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return (
             "out_of_memory",
             f"the run needs more memory than there is; a smaller network or batch needs less ({what})",

@@ -151,3 +151,9 @@ def devices() -> list[dict[str, str | int]]:
 def memory_of_cards() -> list[tuple[int, int]]:
     """Bytes of each CUDA device that are free, and all of them."""
     return [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())]
+
+
+def free_cards() -> None:
+    """Give back what torch keeps of cards' memory, which other processes may want."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

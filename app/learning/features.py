@@ -286,8 +286,8 @@ class Features:
         alike = known.filter(pl.col("read").is_duplicated()).sort("read")["word"].to_list()[:2]
         if alike:
             raise BadData(
-                f"column {cells.name!r} was learnt as text and was read as numbers or flags here, by which {alike[0]!r} "
-                f"and {alike[1]!r} are the same; NDJSON, Parquet and Arrow keep text"
+                f"column {cells.name!r} was learnt as text and was read as numbers or flags here, by which "
+                f"{alike[0]!r} and {alike[1]!r} are the same; NDJSON, Parquet and Arrow keep text"
             )
         return cells.replace_strict(known["read"], known["word"], default=cells.cast(pl.String), return_dtype=pl.String)
 

@@ -45,7 +45,8 @@ def _stream(like: Tensor, num_steps: int, num_rows: int, device: torch.device) -
     size = math.prod(shape)
     unit = ALIGNED_BYTES // like.element_size()
     room = like.new_zeros(num_steps, -(-size // unit) * unit, device=device)
-    return room[:, :size].unflatten(1, shape)
+    stream: Tensor = room[:, :size].unflatten(1, shape)
+    return stream
 
 
 class RunTensors:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import structlog
 
 from app.errors import CorruptVersion, VersionNotFound
+from app.learning.devices import free_cards
 from app.serving.served_model import ServedModel
 from app.storage.counters import Counters
 from app.storage.files import stamp_of
@@ -44,6 +45,7 @@ class ModelCache:
         self._faults: dict[Key, Fault] = {}
         self._locks: dict[Key, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._left_a_card = False
 
     def peek(self, name: str, version: str | None) -> ServedModel | None:
         """The version that `get` would give, if it is in memory; costs a few stats of the file system."""
@@ -132,11 +134,16 @@ class ModelCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Forget what was deleted, or unloaded by another process. Is called from time to time."""
+        """Forget what was deleted, or unloaded by another process, and give back the memory of cards that this and
+        evictions have left. Is called from time to time.
+        """
         with self._lock:
             keys = list(self._loaded)
         unloaded = {name for name in {name for name, _ in keys} if self.store.is_unloaded(name)}
         self._forget(key for key in keys if key[0] in unloaded or not self.store.has(*key))
+        if self._left_a_card:
+            self._left_a_card = False
+            free_cards()
 
     def _forget(self, keys: Iterable[Key]) -> None:
         for key in keys:
@@ -150,6 +157,7 @@ class ModelCache:
             self._tell(oldest, 0)
 
     def _tell(self, model: ServedModel, num_bytes: int) -> None:
+        self._left_a_card |= not num_bytes and model.device != "cpu"
         self._counters.values[self._counters.cell(MEMORY, model.name, model.version, model.device, gauge=True)] = (
             num_bytes
         )

@@ -21,6 +21,7 @@ from torch import Tensor
 from app.errors import InvalidInput, TooLarge, Unparseable
 from app.serving.encode import encode_numbers, encode_rows
 from app.serving.served_model import ServedModel
+from app.storage.json_types import check_memory
 
 PART_BYTES = 2**19  # parsed in a few milliseconds
 ROWS_AT_ONCE = 10_000  # of an answer
@@ -114,6 +115,7 @@ def _all_values(rows: memoryview) -> list[Any]:
     try:
         values: list[Any] = orjson.loads(b"".join((_OPENS, rows, _CLOSES)))
     except orjson.JSONDecodeError as error:
+        check_memory(error)
         raise Unparseable(f"the inputs are no JSON: {error}") from error
     return values
 

@@ -5,11 +5,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app.errors import CorruptVersion
+from app.errors import CorruptVersion, is_out_of_memory
+from app.learning.devices import free_cards
 from app.learning.evaluate import forward_all
 from app.learning.losses import build_loss
 from app.learning.metrics import measure
@@ -21,6 +23,7 @@ from app.storage.version import Version
 
 Answer = dict[str, Any]
 OBJECTS_BYTES = 2**16  # of a version, besides its tensors; a perceptron's are about 40 KiB
+log = structlog.get_logger()
 MAKERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
@@ -40,7 +43,7 @@ class ServedModel:
 
     @classmethod
     def load(cls, version: Version, device: str) -> "ServedModel":
-        """Verify, map, and warm up.
+        """Verify, map, and warm up, on the CPU where the device has no room for it.
 
         Raises:
             CorruptVersion
@@ -53,10 +56,18 @@ class ServedModel:
                 f"config.json of version {version.version} of model {version.model!r} does not fit its weights: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        overwrite(model.network.to(device))
-        model.predict(torch.zeros(1, model.features.num_inputs))
+        dense = Dense.of(model)  # of weights on the host: a row or two are done there before a card has begun
+        overwrite(model.network)
+        try:
+            _warm_up(model, device)
+        except RuntimeError as error:
+            if device == "cpu" or not is_out_of_memory(error):
+                raise
+            log.warning("no room on a card: a version is served on the CPU", model=version.model, detail=str(error))
+            _warm_up(model, "cpu")
+            free_cards()
         num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        return cls(version.model, version.version, model, num_bytes, Dense.of(model))
+        return cls(version.model, version.version, model, num_bytes, dense)
 
     @property
     def device(self) -> str:
@@ -93,6 +104,11 @@ class ServedModel:
             "loss": loss.item(),
             "metrics": measure(self.model.signature.task, values, truth),
         }
+
+
+def _warm_up(model: Model, device: str) -> None:
+    model.network.to(device)
+    model.predict(torch.zeros(1, model.features.num_inputs))
 
 
 def overwrite(network: nn.Module) -> None:

@@ -31,8 +31,19 @@ _WORDS = {
 }
 
 
+def check_memory(error: orjson.JSONDecodeError) -> None:
+    """Raise MemoryError where orjson had too little, which it tells as if the text were no JSON."""
+    if error.msg.startswith("Not enough memory"):
+        raise MemoryError from error
+
+
 def json_fault(error: orjson.JSONDecodeError) -> str:
-    """What is no JSON, and what stands there; of bytes that are no text, the error has no document."""
+    """What is no JSON, and what stands there; of bytes that are no text, the error has no document.
+
+    Raises:
+        MemoryError: there is none to read it.
+    """
+    check_memory(error)
     if not error.doc:
         return "it is not UTF-8, which JSON must be"
     there = error.doc[error.pos : error.pos + _CHARACTERS]

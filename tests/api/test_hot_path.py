@@ -395,14 +395,26 @@ def test_a_pass_that_fails_is_told_the_general_way(keyed: httpx.Client, monkeypa
             assert (status, problem["code"]) == (500, "internal_error")
 
 
-def test_a_lack_of_files_is_no_fault_of_the_program(keyed: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "code", "words"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), 429, "overloaded", "open as it may"),
+        (MemoryError(), 503, "out_of_memory", "memory ran out (of the host); fewer rows"),
+        (RuntimeError("CUDA out of memory. Tried 2 GiB.\nMore"), 503, "out_of_memory", "Tried 2 GiB.); fewer rows"),
+        (RuntimeError("out of paper"), 500, "internal_error", "a fault of the service"),
+    ],
+)
+def test_a_lack_of_files_or_memory_is_no_fault_of_the_program(
+    keyed: httpx.Client, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str, words: str
+) -> None:
     def fail(*_: Any) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
+        raise error
 
     monkeypatch.setattr(Recent, "get", fail)
     for headers in WAYS:
-        status, said, problem = _answer(keyed, ONE, USER | headers)
-        assert (status, problem["code"], said["retry-after"]) == (429, "overloaded", "1")
+        answered, said, problem = _answer(keyed, ONE, USER | headers)
+        assert (answered, problem["code"], said.get("retry-after")) == (status, code, "1" if status == 429 else None)
+        assert words in problem["detail"]
 
 
 def test_a_key_that_is_revoked_is_known_no_more(tmp_path: Path, others: list[str]) -> None:

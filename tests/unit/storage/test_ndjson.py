@@ -1,9 +1,11 @@
 import datetime as dt
 
+import orjson
 import polars as pl
 import pytest
 
 from app.errors import GradserveError, InvalidInput, TooLarge, Unparseable
+from app.storage.json_types import json_fault
 from tests.unit.storage.reading import read
 
 
@@ -59,3 +61,8 @@ def test_what_is_wrong_is_said_with_its_line(content: bytes, error: type[Gradser
     with pytest.raises(error) as caught:
         read(content, max_bytes=2**25)
     assert said in caught.value.detail
+
+
+def test_too_little_memory_is_not_told_as_bad_json() -> None:
+    with pytest.raises(MemoryError):
+        json_fault(orjson.JSONDecodeError("Not enough memory to allocate buffer for parsing", "", 0))
