@@ -12,12 +12,14 @@ from torch import Tensor
 
 from app.errors import OutOfMemory
 from app.jobs.session import Session, Workplace
-from app.jobs.training import _out_of_memory_explained, free_cards
+from app.jobs.training import _out_of_memory_explained
 from app.learning import rows, steps
 from app.learning.compiled import CompiledSteps
-from app.learning.devices import devices, resolve_device, set_float32_precision
+from app.learning.devices import devices, free_cards, resolve_device, set_float32_precision
 from app.storage.checkpoints import Checkpoints
 from tests.unit.learning.runs import Watcher, run, session, stands_still, weights
+from tests.unit.learning.test_optimizers import TABLE as OPTIMIZERS
+from tests.unit.learning.test_schedules import TABLE as SCHEDULES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 LAST = f"cuda:{torch.cuda.device_count() - 1}"
@@ -64,6 +66,43 @@ def test_a_card_learns_what_the_cpu_learns(
     assert warnings == []
 
 
+OPTIONS: list[dict[str, Any]] = [
+    *({"optimizer": fields} for fields, _ in OPTIMIZERS),
+    *({"schedule": fields} for fields, _ in SCHEDULES),
+    {"descent": {"batch_size": 2, "accumulate_steps": 3, "max_grad_norm": 0.1}},
+    {"descent": {"batch_size": 7, "sampling": "class_balanced"}, "target": "k", "ema_decay": 0.9},
+    {"network": {"hidden_features": [4], "normalization": "batch_norm"}, "freeze": ["layers.0"]},
+    {"data": {"features": ["a", "b"], "sample_weight": "w"}, "stop": {"max_epochs": 9, "patience": 2, "min_delta": 9}},
+    {"data": {"features": ["a", "k"]}, "descent": {"batch_size": 7}},
+    {"loss": {"type": "quantile", "quantile": 0.3}, "validation": None, "stop": {"max_steps": 5}},
+]
+
+
+@pytest.mark.parametrize("spec", OPTIONS, ids=lambda spec: "-".join(spec))
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_whatever_is_in_a_run_a_card_learns_what_the_cpu_learns(
+    spec: dict[str, Any], engine: str, start: Callable[..., Session]
+) -> None:
+    seen = []
+    for device in ("cpu", "cuda:0"):
+        started = start(device=device, **({"engine": engine} if device == "cuda:0" else {}), **spec)
+        run(started, watcher := Watcher())
+        history = [{name: value for name, value in row.items() if value is not None} for row in watcher.history]
+        seen.append((history, weights(started)))
+    (of_cpu, at_end), (of_card, on_card) = seen
+    for one, other in zip(of_cpu, of_card, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+    for name, value in on_card.items():
+        torch.testing.assert_close(value.cpu(), at_end[name], rtol=1e-2, atol=1e-3)
+
+
+def test_the_host_and_the_card_do_not_mix() -> None:
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.ones(3, device=LAST) + torch.ones(3)
+    with pytest.raises(TypeError, match="numpy"):
+        torch.ones(3, device=LAST).numpy()
+
+
 def test_rows_stay_on_the_card_where_they_fit_and_come_through_pinned_memory_where_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -91,6 +130,7 @@ def test_other_precisions_learn(precision: str) -> None:
     assert found[-1] == pytest.approx(exact[-1], rel=0.2)
 
 
+@pytest.mark.real_card
 @pytest.mark.parametrize(("precision", "rounds"), [("float32", False), ("tf32", True)])
 def test_float32_is_not_rounded_in_convolutions_and_recurrent_layers(precision: str, rounds: bool) -> None:
     card = torch.device("cuda:0")
@@ -117,10 +157,11 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(
 ) -> None:
     spec: dict[str, Any] = {"device": LAST, "stop": {"max_steps": 40}, "descent": {"batch_size": 4}} | more
     spec["network"] = {"hidden_features": [16], "dropout": 0.5}
-    undisturbed, killed, resumed = (start(**spec) for _ in range(3))
-    run(undisturbed)
+    run(undisturbed := start(**spec))
+    killed = start(**spec)
     assert run(killed, Watcher(lambda state: "pause" if state.step == 13 else None)) == "pause"
     tensors, position = killed.export()
+    resumed = start(**spec)
     resumed.load({name: value.cpu().clone() for name, value in tensors.items()}, position)
     run(resumed)
     for name, value in weights(undisturbed).items():
@@ -129,12 +170,14 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(
     assert warnings == []
 
 
+@pytest.mark.real_card
 def test_out_of_memory_says_how_much() -> None:
     free = torch.cuda.mem_get_info()[0]
     with pytest.raises(OutOfMemory, match=r"[\d.]+ [GMT]iB"), _out_of_memory_explained():
         torch.empty(2 * free, dtype=torch.uint8, device="cuda")
 
 
+@pytest.mark.real_card
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
 def test_a_run_that_has_ended_leaves_the_card_free(engine: str, start: Callable[..., Session]) -> None:
     def train() -> int:
