@@ -127,7 +127,7 @@ def _resolve(deps: Services, spec: TrainingSpec) -> tuple[dict[str, Any], Plan, 
         # to ask for its table keeps it from being swept, or says that it is not there
         check_validation(resolved, table, deps.datasets.table(resolved.validation.digest))
     if start is not None:
-        resolved, more = go_on_from(start, resolved, table)
+        resolved, more = go_on_from(deps, start, resolved, table)
         news += more
     settings = deps.settings
     settled, facts, notes = plan(

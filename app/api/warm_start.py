@@ -10,6 +10,7 @@ from app.specs.resolve_columns import are_whole, note_of
 from app.specs.sentences import some_of, unknown_column
 from app.specs.table import Signature, StoredData, Table, as_key
 from app.specs.training import TrainingSpec, WarmStart
+from app.storage.lineage import learnt_of, lineage
 from app.storage.version import Version
 
 
@@ -33,9 +34,7 @@ class Start(NamedTuple):
 
 def find_start(deps: Services, start: WarmStart) -> Start:
     version = deps.models.get(start.model, deps.models.resolve(start.model, start.version))
-    spec, signature = version.config["spec"], version.config["signature"]
-    loss = version.config["targets"]["loss"]
-    return Start(version, Learnt(TrainingSpec.model_validate(spec), Signature.model_validate(signature), loss))
+    return Start(version, learnt_of(version))
 
 
 def filled_in_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, Table, list[str]]:
@@ -130,7 +129,7 @@ def _with_all_labels(start: Start, data: StoredData, table: Table) -> Table:
     )
 
 
-def go_on_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, list[str]]:
+def go_on_from(deps: Services, start: Start, spec: TrainingSpec, table: Table) -> tuple[TrainingSpec, list[str]]:
     """The resolved spec with the version and its network, and warnings of what is not as a reader may think.
 
     Raises:
@@ -152,7 +151,7 @@ def go_on_from(start: Start, spec: TrainingSpec, table: Table) -> tuple[Training
         news.append(f"warm_start: the output layer is a new one, as that of {start} is of another target, task or loss")
     elif not same_target(start.learnt, spec):
         news.append(f"warm_start: all weights are those of {start}, for another target, as no linear layer ends them")
-    if has_seen_held_out(start.learnt, spec):
+    if any(has_seen_held_out(learnt, spec) for learnt in lineage(deps.models, begun)):
         news.append(
             f"warm_start: {start} has learnt from rows that are held out here, so the metrics may be better than on "
             "new ones; a validation dataset of others tells"

@@ -38,6 +38,7 @@ from app.specs.table import StoredData
 from app.specs.training import TrainingSpec, ValidationDataset
 from app.storage.checkpoints import ROWS, Checkpoints
 from app.storage.datasets import read_facts, table_path
+from app.storage.lineage import lineage
 from app.storage.matrices import map_matrix, write_matrix
 from app.storage.models import ModelStore
 from app.storage.tables import TableParts, read_table
@@ -114,9 +115,12 @@ class Training:
             model = replace(model, spec=self.spec)  # what the job can be repeated from, not its last fit alone
             metrics |= {"num_epochs": session.state.epoch}
         elif reason == "max_epochs" and still_gaining(self.spec, self.journal.history):
+            gain, hope = "the model was still getting better", "better one"
+            if self.spec.validation is None:
+                gain = "the training loss was still falling"
+                hope = "smaller one, which only validation rows show to be better"
             self.journal.warn(
-                f"the model was still getting better in the last of {len(self.journal.history)} epochs: "
-                "a larger stop.max_epochs may give a better one"
+                f"{gain} in the last of {len(self.journal.history)} epochs: a larger stop.max_epochs may give a {hope}"
             )
         return self._stage(model, metrics, reason)
 
@@ -206,7 +210,8 @@ class Training:
         assert self.start is not None
         learnt = _learnt(self.start)
         is_same = same_target(learnt, self.spec) and new_output_layer(learnt, self.spec) is None
-        return is_same and not has_seen_held_out(learnt, self.spec)
+        before = lineage(self.models, learnt.spec.warm_start)
+        return is_same and not any(has_seen_held_out(one, self.spec) for one in (learnt, *before))
 
     # ---- after
 

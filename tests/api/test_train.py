@@ -695,6 +695,21 @@ def test_a_version_that_has_learnt_from_what_is_held_out_is_told(
     assert any("has learnt from rows that are held out here" in warning for warning in warnings) is is_told
 
 
+def test_what_the_versions_before_have_learnt_from_is_told_as_well(client: httpx.Client) -> None:
+    csv = "\n".join(["x,y", *(f"{x},{x % 9}.5" for x in range(50))])
+    client.put("/datasets/all", content=csv).raise_for_status()
+    spec = body("aged", data={"dataset": "all", "target": "y"}, validation={"fraction": 0.5})
+    again: dict[str, Any] = {"warm_start": {"model": "aged"}}
+    warnings = [train(client, spec | more)["warnings"] for more in ({"validation": None}, again, again)]
+    assert ["has learnt from rows that are held out here" in str(each) for each in warnings] == [False, True, True]
+    worse = {"optimizer": {"type": "adam", "learning_rate": 3.0}, "stop": {"max_epochs": 3, "restore_best": False}}
+    spec |= worse | {"warm_start": {"model": "aged", "version": "2"}}
+    assert "worse than the version" not in str(train(client, spec)["warnings"]), "which had seen the rows"
+    client.delete("/models/aged/versions/1").raise_for_status()
+    job = train(client, spec)
+    assert "worse than the version" in str(job["warnings"]), "of which nothing tells that it had"
+
+
 def test_a_model_that_got_worse_than_it_began_is_told(client: httpx.Client) -> None:
     data = {"inputs": [[x / 10, x % 7] for x in range(200)], "targets": [x / 5 + 0.5 for x in range(200)]}
     spec = body("better", data=data, validation={"fraction": 0.2}, optimizer={"type": "adam", "learning_rate": 0.02})
