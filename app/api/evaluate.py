@@ -37,7 +37,9 @@ class EvaluateRequest(Spec):
 
 
 class Evaluation(BaseModel):
-    """`loss` is the training loss; `metrics` are in the target's units."""
+    """`loss` is the one that the version was trained with, class weights and label smoothing included: beside that of
+    another spec it says nothing. `metrics` can be compared; they are in the target's units.
+    """
 
     num_rows: int
     loss: float | None

@@ -17,7 +17,11 @@ HEADERLESS = "text/csv; header=absent"
 
 
 def json_body(value: Json) -> bytes:
-    return orjson.dumps(value, _plain, orjson.OPT_SERIALIZE_NUMPY)  # NaN becomes null: missing
+    options = orjson.OPT_SERIALIZE_NUMPY  # NaN becomes null: missing
+    try:
+        return orjson.dumps(value, _plain, options)
+    except TypeError:  # keys such as labels that are numbers, for which all others would take a third longer
+        return orjson.dumps(value, _plain, options | orjson.OPT_NON_STR_KEYS)
 
 
 def _plain(value: Any) -> Any:

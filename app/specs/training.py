@@ -83,8 +83,9 @@ class TrainingSpec(Spec):
 
     `freeze`: parts of the network that keep their weights and statistics, such as `layers.0` or `input`. `mixup`: each
     batch is mixed with itself in another order, by shares from Beta(mixup, mixup) (Zhang et al. 2018). `ema_decay`:
-    validated and published is the exponential moving average of the weights. `activation_checkpointing`: activations
-    are computed again in the backward pass instead of being kept, in √n segments of n layers (Chen et al. 2016).
+    validated and published is the exponential moving average of the weights, whose decay is at most (1 + n) / (10 + n)
+    after n steps: 0.999 is that from step 9,000 on. `activation_checkpointing`: activations are computed again in the
+    backward pass instead of being kept, in √n segments of n layers (Chen et al. 2016).
     """
 
     model: Name

@@ -171,6 +171,15 @@ def _is_padded(text: pl.Expr) -> pl.Expr:
     return text.str.contains(r"^\d+$").all() & text.str.contains(r"^0\d").any() & (length.min() == length.max())
 
 
+def grouped_columns(text: pl.DataFrame, settled: pl.DataFrame) -> list[str]:
+    """Columns with dots between thousands, in text where others have decimal commas: no decimal points."""
+    read = [name for name, dtype in settled.schema.items() if dtype == pl.Float64 and text.schema[name] == pl.String]
+    if not any(text[name].str.contains(",", literal=True).any() for name in read):
+        return []
+    grouped = (name for name in read if text[name].str.contains(r"^\s*-?\d{1,3}(\.\d{3})*\s*$").all())
+    return [name for name in grouped if text[name].str.contains(".", literal=True).any()]
+
+
 def settle_types(table: pl.LazyFrame, readings: Mapping[str, Reading], texts: Collection[str] = ()) -> pl.LazyFrame:
     """The table with each text column, but for `texts`, read as the first of `readings` that fits all of its values.
 

@@ -128,5 +128,5 @@ def not_utf8(path: Path) -> Unparseable:
                 break
             num_lines += block.count(b"\n")
     return Unparseable(
-        f"the text is not UTF-8 (line {num_lines}); save it as UTF-8, or convert it: iconv -f latin1 -t utf-8 FILE"
+        f"the text is not UTF-8 (line {num_lines}); save it as UTF-8, or convert it: iconv -f cp1252 -t utf-8 FILE"
     )

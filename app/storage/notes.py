@@ -10,6 +10,7 @@ MOST = 0.5  # numbers among a column's values from which on the others are what 
 _AMOUNT = re.compile(
     r"\(?[-+\u2212]?[$€£¥]? ?[-+]?(?:\d{1,3}(?:[.,' \u00a0\u202f]\d{3})+|\d+)(?:[.,]\d+)? ?[%$€£¥]?\)?"
 )
+_GROUPED = re.compile(r"-?\d{1,3}(?:\.\d{3})*")  # and all of a column read as numbers
 _DATE = re.compile(
     r"(?:\d{1,2}([./-])\d{1,2}\1(?:\d{2}|\d{4})|\d{4}([./-])\d{1,2}\2\d{1,2}"
     r"|\d{1,2}[ -][A-Za-z]{3,9}[ -]\d{2,4}|[A-Za-z]{3,9} \d{1,2},? \d{4})(?:[T ].*)?"
@@ -39,8 +40,10 @@ def note_on_text(
 
     `table` is where the value that is odd is looked for.
     """
-    if num_numbers == num_values:
-        return None  # with types, or zeros in front: it was meant as text
+    if num_numbers == num_values:  # with types, or zeros in front: it was meant as text
+        dotted = [value for value in examples if "." in value]
+        is_grouped = dotted and all(map(_GROUPED.fullmatch, examples))
+        return _looks(dotted[0], "numbers with dots between thousands", "1234") if is_grouped else None
     if all(map(_DATE.fullmatch, examples)):
         return _looks(examples[0], "dates", "2026-01-31")
     if num_numbers < MOST * num_values and not all(map(_AMOUNT.fullmatch, examples)):

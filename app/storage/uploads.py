@@ -19,6 +19,7 @@ from app.storage.columns import (
     TYPED_READINGS,
     UNTYPED_READINGS,
     group_rows,
+    grouped_columns,
     padded_columns,
     settle_types,
     storable_table,
@@ -158,13 +159,16 @@ def _settled_csv(body: Path, dialect: Dialect, staged: Path) -> pl.LazyFrame:
         write_parquet(text, staged)
         table = pl.scan_parquet(staged, glob=False)
         return settle_types(table, readings, padded_columns(table))
-    first = settle_types(text.head(num_rows).collect(engine="streaming").lazy(), readings).collect()
-    numeric = {column.name: column.dtype for column in first if column.dtype.is_numeric() and column.count()}
+    head = text.head(num_rows).collect(engine="streaming")
+    first = settle_types(head.lazy(), readings).collect()
+    grouped = grouped_columns(head, first)
+    read = first.drop(grouped)
+    numeric = {column.name: column.dtype for column in read if column.dtype.is_numeric() and column.count()}
     try:
         write_parquet(without_blank_rows(scan_delimited(body, dialect, numeric)), staged)
     except ComputeError:
         write_parquet(text, staged)
-    return settle_types(pl.scan_parquet(staged, glob=False), readings)
+    return settle_types(pl.scan_parquet(staged, glob=False), readings, grouped)
 
 
 def write_parquet(table: pl.LazyFrame, path: Path) -> None:

@@ -205,6 +205,7 @@ def test_rows_go_as_json(server: ScriptedServer, client: Any) -> None:
         (pl.Series([1, 2]), [1, 2]),
         (Path("/somewhere"), "/somewhere"),
         (Decimal("1.5"), 1.5),
+        ({0: 1.0, 1: 5.0}, {"0": 1.0, "1": 5.0}),
     ],
 )
 def test_specs_may_hold_arrays_and_frames(value: Any, sent: Any) -> None:

@@ -38,6 +38,26 @@ def test_what_is_as_it_seems_has_no_note(cells: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cells", "other", "is_text"),
+    [
+        (["916", "4.926", "1.234.567"], "2,5", True),
+        ([*["4.926"] * 2000, "12.5"], "2,5", True),
+        (["916", "4.926", "1.234.567"], "2.5", True),
+        (["916", "4.926", "-1.5"], "2,5", False),
+        (["916", "4.926"], "2.5", False),
+        (["916", "817"], "2,5", False),
+        (["916", "4,926"], "2,5", False),
+    ],
+    ids=range(7),
+)
+def test_dots_beside_decimal_commas_are_no_decimal_points(cells: list[str], other: str, is_text: bool) -> None:
+    """Read as numbers, some would be a thousandth of what they are."""
+    found = column("\n".join(["a;b", *(f"{cell};{other}" for cell in cells)]).encode(), "a")
+    assert found.kind == ("categorical" if is_text else "numeric")
+    assert ("look like numbers" in (found.note or "")) is is_text
+
+
+@pytest.mark.parametrize(
     ("numbers", "is_told"),
     [
         ([1704067200000, None, 1704070800000], True),
