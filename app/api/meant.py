@@ -22,6 +22,13 @@ OF_LAYERS = {
     "conv_transpose2d": "nor is there one of its kind",
 }
 """Names that other libraries have in layers, and what to do with them here."""
+_ROWS = "rows are 'records', or 'inputs' and 'targets', or a 'dataset'"
+OF_DATA = {
+    **dict.fromkeys(("rows", "columns", "instances", "table", "dataframe", "csv", "file", "path", "url", "x"), _ROWS),
+    **dict.fromkeys(("y", "label", "labels", "response", "response_column"), "did you mean 'target', or 'targets'?"),
+    **dict.fromkeys(("weights", "weights_column"), "did you mean 'sample_weight'?"),
+}
+"""The same of the data of a run."""
 
 
 def _squeezed(name: str) -> str:
@@ -46,7 +53,7 @@ def no_such_field(
     `below` is where the fields within those are. What was meant may be any that is not given.
     """
     said = "there is no such field; "
-    words = _OF_LAYERS.get(_squeezed(name)) if in_layer else None
+    words = _OF_LAYERS.get(_squeezed(name)) if in_layer else OF_DATA.get(name.lower()) if "records" in known else None
     if words and not (words == INFERRED and "num_embeddings" in known):  # what goes into an embedding is no width
         return said + words
     free = [field for field in known if field not in given]

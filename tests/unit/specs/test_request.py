@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from app.api import examples, problems
 from app.api.evaluate import EvaluateRequest
-from app.api.meant import OF_LAYERS
+from app.api.meant import OF_DATA, OF_LAYERS
 from app.api.predict import PredictRequest
 from app.api.problems import faults_of
 from app.errors import Fault
@@ -16,6 +16,7 @@ from app.specs.alias import Alias
 from app.specs.base import Spec
 from app.specs.layers import LAYER_SPECS
 from app.specs.losses import CrossEntropyLoss
+from app.specs.table import InputsData, RecordsData, StoredData
 from app.specs.training import TrainingSpec
 
 INPUTS = {"inputs": [[1]], "targets": [1]}
@@ -323,6 +324,23 @@ def test_layers_of_other_libraries_are_known(name: str, words: str) -> None:
     elsewhere = faults(training(loss={"type": name}))[0].detail
     assert elsewhere.startswith(f"there is no type {name!r}; ")
     assert words not in elsewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("columns", "rows are 'records', or 'inputs' and 'targets', or a 'dataset'"),
+        ("X", "rows are 'records', or 'inputs' and 'targets', or a 'dataset'"),
+        ("labels", "did you mean 'target', or 'targets'?"),
+        ("weights_column", "did you mean 'sample_weight'?"),
+    ],
+)
+def test_what_others_call_the_parts_of_data_is_known(name: str, words: str) -> None:
+    found = faults(training(data={"records": [{"x": 1, "y": 2}], "target": "y", name: []}))
+    assert found == [Fault(f"/data/{name}", f"there is no such field; {words}")]
+    data_fields = {field for spec in (StoredData, RecordsData, InputsData) for field in spec.model_fields}
+    assert set(re.findall("'(.+?)'", words)) <= data_fields
+    assert not data_fields.intersection(OF_DATA)
 
 
 def test_words_for_other_libraries_names_say_what_there_is() -> None:
