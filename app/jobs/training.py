@@ -21,29 +21,28 @@ import torch._dynamo  # as do torch.optim and meta tensors, where it takes a sec
 from torch import Tensor
 
 from app import __version__
-from app.errors import CorruptVersion, Diverged, NotFound, OutOfMemory, StorageFailed, is_out_of_memory
+from app.errors import Diverged, OutOfMemory, StorageFailed, is_out_of_memory
 from app.jobs.journal import Journal
 from app.jobs.order import Control, Emit, Outcome, WorkOrder
 from app.jobs.session import Session, Workplace
+from app.jobs.start import Start
 from app.learning.devices import free_cards as free_cards  # for the worker, which imports no torch itself
 from app.learning.fit import fit, still_gaining
 from app.learning.leaks import leaks
 from app.learning.memory import part_rows
 from app.learning.model import Model
 from app.learning.plan import encoded_bytes
-from app.learning.prepare import Fitted, Frames, Prepared, in_memory, prepare
-from app.specs.outputs import Learnt, has_seen_held_out, new_output_layer, same_target
+from app.learning.prepare import Frames, Prepared, in_memory, prepare
 from app.specs.resolve import signature_of
 from app.specs.table import StoredData
 from app.specs.training import TrainingSpec, ValidationDataset
 from app.storage.checkpoints import ROWS, Checkpoints
 from app.storage.datasets import read_facts, table_path
-from app.storage.lineage import lineage
 from app.storage.matrices import map_matrix, write_matrix
 from app.storage.models import ModelStore
 from app.storage.tables import TableParts, read_table
 from app.storage.tensors import write_tensors
-from app.storage.version import Version, write_version
+from app.storage.version import write_version
 
 STORE_SECONDS = 5.0  # between two attempts to store a model for which the disk has no room
 LOOK_SECONDS = 0.1  # for a request, meanwhile
@@ -82,9 +81,9 @@ class Training:
         self._read()
         folds = self.spec.num_fits - 1
         resumed = self.journal.load()
-        self.start = self._starting_model()
+        self.start = Start.of(self.models, self.spec.warm_start) if self.spec.warm_start else None
         is_fresh = resumed is None or folds  # a checkpoint has weights of its own
-        weights = self._starting_weights(self.start) if self.start and is_fresh else None
+        weights = self.start.weights(self.spec) if self.start and is_fresh else None
         for fold in range(len(self.journal.folds), folds + 1):
             held_out = fold if fold < folds else None
             spec = self.spec if held_out is not None or not folds else _over_all_rows(self.spec, self.journal.folds)
@@ -109,8 +108,8 @@ class Training:
             if held_out is not None:
                 self.journal.end_fold(metrics, session.state, reason)
                 del prepared, session, model  # before the next ones take memory
-        if self.start is not None and self._is_fair():
-            session.compare(metrics, self.start)
+        if self.start is not None and self.start.is_comparable(self.spec):
+            session.compare(metrics, self.start.model)
         if folds:
             model = replace(model, spec=self.spec)  # what the job can be repeated from, not its last fit alone
             metrics |= {"num_epochs": session.state.epoch}
@@ -161,7 +160,8 @@ class Training:
     def _prepare(self, fold: int | None) -> Prepared:
         collect = self._on_disk if self.streams else in_memory
         table, other = self.tables[0], self.tables[1] if len(self.tables) > 1 else None
-        prepared = prepare(self.spec, self.signature, table, other, fold, collect, self._fitted())
+        fitted = self.start.fitted(self.spec, self.signature) if self.start else None
+        prepared = prepare(self.spec, self.signature, table, other, fold, collect, fitted)
         if not self.journal.folds:
             for warning in prepared.warnings:
                 self.journal.warn(warning)
@@ -174,44 +174,6 @@ class Training:
         matrix, mapping = map_matrix(Path(name), shape)
         Path(name).unlink()  # the mapping keeps it for as long as it is needed
         return torch.from_numpy(matrix), mapping
-
-    def _starting_model(self) -> Model | None:
-        """Of the version that the run goes on from, which may have been deleted since the job was submitted."""
-        start = self.spec.warm_start
-        if start is None:
-            return None
-        assert start.version is not None
-        try:
-            return _load(self.models.get(start.model, start.version))
-        except (NotFound, CorruptVersion):
-            deleted = self.models.deleted(start.model, start.version)
-            if deleted is None:
-                raise
-            return _load(deleted)
-
-    def _starting_weights(self, start: Model) -> dict[str, Tensor]:
-        """All but those of the output layer, where that is a new one."""
-        new = new_output_layer(_learnt(start), self.spec)
-        weights = start.network.state_dict()
-        return {name: value for name, value in weights.items() if new is None or not name.startswith(f"{new}.")}
-
-    def _fitted(self) -> Fitted | None:
-        """Features of the version that the run goes on from, and its targets where they are the same."""
-        if self.start is None:
-            return None
-        if not same_target(_learnt(self.start), self.spec):
-            return Fitted(self.start.features, None)
-        known = self.start.targets
-        signature = self.signature.model_copy(update={"classes": known.signature.classes})
-        return Fitted(self.start.features, replace(known, signature=signature, loss=self.spec.loss.type))
-
-    def _is_fair(self) -> bool:
-        """Whether the validation rows are as new to the version that the run goes on from as to its own model."""
-        assert self.start is not None
-        learnt = _learnt(self.start)
-        is_same = same_target(learnt, self.spec) and new_output_layer(learnt, self.spec) is None
-        before = lineage(self.models, learnt.spec.warm_start)
-        return is_same and not any(has_seen_held_out(one, self.spec) for one in (learnt, *before))
 
     # ---- after
 
@@ -256,14 +218,6 @@ class Training:
         while (asked := self.journal.control.request) is None and time.monotonic() < end:
             time.sleep(LOOK_SECONDS)
         return asked
-
-
-def _learnt(start: Model) -> Learnt:
-    return Learnt(start.spec, start.signature, start.targets.loss)
-
-
-def _load(version: Version) -> Model:
-    return Model.load(version.load_tensors(), version.config)
 
 
 def _digest(spec: TrainingSpec) -> str:
