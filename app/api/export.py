@@ -8,14 +8,12 @@ from pydantic import Field
 
 from app.api.auth import require
 from app.api.services import Deps
-from app.serving.onnx_export import export_onnx
-from app.serving.served_model import ServedModel
+from app.serving.onnx_process import export_apart
 from app.specs.base import Name
-from app.storage.version import Version
 
 router = APIRouter(prefix="/models/{name}/versions/{version}", tags=["models"])
 
-_exporters = CapacityLimiter(1)  # torch's exporter has switches that are the whole process's
+_exporters = CapacityLimiter(1)  # each takes the memory of a process with torch and onnx
 _FILE: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 
@@ -38,10 +36,6 @@ async def export(
     """
     found = await to_thread.run_sync(deps.models.get, name, version)
     with deps.models.reading(name, found.version):
-        content = await to_thread.run_sync(_export, found, limiter=_exporters)
+        content = await to_thread.run_sync(export_apart, deps.models.root, name, found.version, limiter=_exporters)
     disposition = f'attachment; filename="{name}-{found.version}.{form}"'
     return Response(content, headers={"Content-Disposition": disposition}, media_type="application/octet-stream")
-
-
-def _export(version: Version) -> bytes:
-    return export_onnx(ServedModel.load(version, "cpu").model, f"{version.model}-{version.version}")

@@ -1,5 +1,6 @@
 """What a running service exports answers as the service does."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -64,3 +65,22 @@ def test_times_go_in_as_microseconds(service: Service) -> None:
 def test_refusals(service: Service, path: str, status: int, code: str) -> None:
     answer = httpx.get(f"{service.url}/models/{path}", timeout=60)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_what_goes_on_meanwhile_is_not_disturbed(service: Service) -> None:
+    """torch's exporter changes what the rest of its process looks at while it makes or loads a network."""
+    table = {"inputs": [[row % 4, row % 3] for row in range(20)], "targets": [row * 1.5 for row in range(20)]}
+    embedding = {"type": "embedding", "num_embeddings": 4, "embedding_features": 3}
+    network = {"input_shape": [2], "layers": [embedding, {"type": "gru", "hidden_features": 4}]}
+    spec = {"model": "gru", "data": table, "network": network, "stop": {"max_epochs": 1}}
+    with ThreadPoolExecutor(1) as threads, httpx.Client(base_url=service.url, timeout=60) as client:
+        client.post("/train", json=spec, headers={"Prefer": "wait=60"}).raise_for_status()
+        export = threads.submit(httpx.get, f"{service.url}/models/gru/versions/1/export", timeout=60)
+        statuses = []
+        while not export.done():
+            statuses.append(client.post("/train", params={"dry_run": "true"}, json=spec).status_code)
+            client.post("/v2/repository/models/gru/unload").raise_for_status()
+            statuses.append(client.post("/predict", json={"model": "gru", "inputs": [[1, 2]]}).status_code)
+        assert export.result().status_code == 200
+    assert len(statuses) > 10
+    assert set(statuses) == {200}
