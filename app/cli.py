@@ -1,5 +1,6 @@
 """The `gradserve` command: starts the service, and talks to one that runs. Imports what it needs when it needs it."""
 
+import io
 import sys
 from collections.abc import Iterator
 from typing import Annotated
@@ -54,6 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: what the service or the network says becomes a line or two and exit status 1."""
     from app.errors import GradserveError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # other programs read UTF-8; a terminal gets what it can show
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
     try:
         app(arguments)
     except Exception as error:

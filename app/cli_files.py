@@ -1,6 +1,7 @@
 """What the command line does with a file of rows: train on it, predict it, evaluate a model on it."""
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +63,9 @@ def train(
     for path, value in [*given, *map(_assignment, set_ or ())]:
         _put(body, path, value)
     with connect(url, api_key) as client:
-        client.upload_dataset(name, file, has_header=not no_header)
+        stored = client.upload_dataset(name, file, has_header=not no_header)
+        if body["data"].get("dataset") == name:  # whatever another upload of that name stores meanwhile
+            body["data"].setdefault("digest", stored["digest"])
         job = client.submit(body)
         for warning in job["warnings"]:
             typer.echo(f"warning: {warning}", err=True)
@@ -99,6 +102,18 @@ def _put(body: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _follow(client: "Client", job: dict[str, Any]) -> None:
+    from app.client.errors import ClientError, JobFailed
+
+    try:
+        _show_to_the_end(client, job)
+    except JobFailed:
+        raise
+    except ClientError:
+        typer.echo(_runs_on(job), err=True)
+        raise
+
+
+def _show_to_the_end(client: "Client", job: dict[str, Any]) -> None:
     try:  # Ctrl-C may come while things are imported, too
         from rich import print as rich_print
 
@@ -124,13 +139,21 @@ def _follow(client: "Client", job: dict[str, Any]) -> None:
 
 
 def _leave(client: "Client", job: dict[str, Any]) -> None:
-    """After Ctrl-C: cancel, or leave the job to the service."""
-    if sys.stdin.isatty() and typer.confirm("\nCancel the job? (No leaves it running)"):
+    """After Ctrl-C: cancel, or leave the job to the service; so does a second Ctrl-C."""
+    try:
+        is_unwanted = sys.stdin.isatty() and typer.confirm("\nCancel the job? (No leaves it running)")
+    except typer.Abort:
+        is_unwanted = False
+    if is_unwanted:
         client.cancel(job["id"])
         typer.echo(f"Job {job['id']} is being cancelled.")
     else:
-        typer.echo(f"Job {job['id']} runs on; follow it with: gradserve jobs events {job['id']}")
+        typer.echo(_runs_on(job))
     raise typer.Exit(130)
+
+
+def _runs_on(job: dict[str, Any]) -> str:
+    return f"Job {job['id']} runs on; follow it with: gradserve jobs events {job['id']}"
 
 
 # ---- predict
@@ -160,6 +183,8 @@ def predict(
         elif file is not None:
             from app.predict_file import predict_file
 
+            if sys.platform != "win32":  # polars, which that imports, would have Ctrl-C wait for input
+                signal.siginterrupt(signal.SIGINT, True)
             parts = predict_file(
                 client, model, file, version=version, routing_key=routing_key, has_header=not no_header
             )
@@ -206,7 +231,10 @@ def evaluate(
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Loss and metrics of a model on a table whose answers are known. The service keeps none of it."""
+    """Loss and metrics of a model on a table whose answers are known. The service keeps none of it.
+
+    A key needs the scopes read, predict, and train, for the upload.
+    """
     with connect(url, api_key) as client:
         found = client.model(model)["newest"] if version is None else client.model(model, version)
         targets = target or [column["name"] for column in found["signature"]["targets"]]

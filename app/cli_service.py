@@ -35,8 +35,8 @@ def serve(
 
     settings = load_settings()
     host, port = host or settings.host, settings.port if port is None else port
-    if _is_taken(host, port):
-        typer.echo(f"Error: port {port} of {host} is taken by another program; choose one with --port", err=True)
+    if reason := _why_not_there(host, port):
+        typer.echo(f"Error: {reason}", err=True)
         raise typer.Exit(1)
     os.environ |= {"GRADSERVE_HOST": host, "GRADSERVE_PORT": str(port)}  # for the API processes
     if not _is_loopback(host) and not _has_keys(settings):
@@ -96,18 +96,20 @@ def _check_tls(settings: "Settings") -> None:
 
 
 def _check_data(settings: "Settings") -> None:
-    """Bring the database up to date. What is wrong with it or with the keys is said now, in a line, as above."""
+    """Bring the database up to date. What is wrong with it, the models' folder or the keys is said now, in a line."""
     from app.storage.database import Database
     from app.storage.keys import KeyFile
     from app.storage.migrations import migrate
 
     KeyFile(settings.key_file).read()
+    settings.models_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database)
     migrate(database)
     database.close()
 
 
-def _is_taken(host: str, port: int) -> bool:
+def _why_not_there(host: str, port: int) -> str | None:
+    """A sentence where nothing can listen at this address."""
     import errno
     import socket
 
@@ -116,8 +118,10 @@ def _is_taken(host: str, port: int) -> bool:
         try:
             probe.bind((host, port))
         except OSError as error:
-            return error.errno == errno.EADDRINUSE
-    return False
+            if error.errno == errno.EADDRINUSE:
+                return f"port {port} of {host} is taken by another program; choose one with --port"
+            return f"port {port} of {host} can't be listened on: {error.strerror}; choose others with --host and --port"
+    return None
 
 
 def _is_loopback(host: str) -> bool:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from app.client import Client
 
 URL = "http://127.0.0.1:8000"
+MAX_WIDTH = 10**6  # of lists that go elsewhere than to a terminal
 
 
 def _or_before(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
@@ -62,7 +63,7 @@ def show_list(rows: Iterable[dict[str, Any]], columns: list[str], limit: int) ->
 
     from app.terminal import listing
 
-    width = None if sys.stdout.isatty() else 1000  # what reads a pipe wants whole values
+    width = None if sys.stdout.isatty() else MAX_WIDTH  # what reads a pipe wants whole values
     Console(width=width).print(listing(islice(rows, limit), columns))
 
 

@@ -38,8 +38,8 @@ ON_PAGES = [
 ]
 FOR_OTHERS = [
     (b"vary", b"Origin"),
-    (b"access-control-expose-headers", b"Content-Disposition, Inference-Header-Content-Length, Location, Retry-After, "
-     b"X-Request-ID"),
+    (b"access-control-expose-headers", b"Content-Disposition, ETag, Inference-Header-Content-Length, Location, "
+     b"Retry-After, X-Model-Version, X-Request-ID"),
 ]  # fmt: skip
 PREFLIGHT = [(b"access-control-allow-methods", b"GET, POST, PUT, DELETE"), (b"access-control-max-age", b"600")]
 

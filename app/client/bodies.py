@@ -54,6 +54,8 @@ def body_of(source: Any) -> tuple[bytes | Iterable[bytes], dict[str, str]]:
         return arrow_stream(source), {"Content-Type": ARROW}
     if isinstance(source, dict | list | io.TextIOBase) or hasattr(source, "__array__"):
         raise TypeError(f"this takes a frame, the path of a file, or bytes, not a {type(source).__name__}")
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source), {}
     if not isinstance(source, str | Path):
         content: bytes | Iterable[bytes] = source
         return content, {}

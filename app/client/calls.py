@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from app.client.arrays import HEADER_LENGTH, infer_answer, infer_body, joined, numbers_of, parts_of
 from app.client.bodies import HEADERLESS, body_of
-from app.client.errors import BrokenOff, JobFailed, Json, Overloaded, Unreachable
+from app.client.errors import BrokenOff, ClientError, JobFailed, Json, Overloaded, Unreachable
 from app.client.events import Event, EventParser
 from app.client.frames import ARROW, frame_like, is_frame
 from app.client.requests import PATIENT, Requests
@@ -56,7 +56,7 @@ class Calls(Requests):
 
         Where the connection breaks it is sent once more under the same key, so that it is one run whatever arrived.
         """
-        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        headers = _header("Idempotency-Key", idempotency_key or uuid.uuid4().hex)
         body = {**(spec or {}), **fields}
         try:
             return await self._json("POST", "/train", json=body, headers=headers)
@@ -130,7 +130,7 @@ class Calls(Requests):
                 await self._transport.sleep(min(0.05 * 2**failures, 5.0))
 
     async def _stream_of_events(self, job_id: str, after: str | None) -> AsyncIterator[Event]:
-        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+        headers = {"Accept": "text/event-stream"} | (_header("Last-Event-ID", after) if after else {})
         parser = EventParser()
         async with self._streaming("GET", _path("jobs", job_id, "events"), headers=headers) as response:
             async for block in self._transport.blocks(response):
@@ -161,7 +161,11 @@ class Calls(Requests):
         `canary={"version": "2", "percent": 10}` answers a share of the requests; `shadow={"version": "2"}` is asked as
         well, and compared.
         """
-        beside = {role: other for role, other in (("canary", canary), ("shadow", shadow)) if other is not None}
+        beside = {
+            role: other | ({"version": str(other["version"])} if "version" in other else {})
+            for role, other in (("canary", canary), ("shadow", shadow))
+            if other is not None
+        }
         return await self._json("PUT", _path("models", name, "aliases", alias), json={"version": str(version)} | beside)
 
     async def alias(self, name: str, alias: str) -> Json:
@@ -277,4 +281,16 @@ def _versioned(model: str, version: Version | None) -> dict[str, Any]:
 
 
 def _routed(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"X-Routing-Key": key}
+    return {} if key is None else _header("X-Routing-Key", key)
+
+
+def _header(name: str, value: object) -> dict[str, str]:
+    """A header with what the caller gave.
+
+    Raises:
+        ClientError: it is no text that a header can have.
+    """
+    text = str(value)
+    if not (text.isascii() and text.isprintable()):
+        raise ClientError(f"{text!r} can't be sent as {name}: only printable ASCII can")
+    return {name: text}

@@ -1,9 +1,11 @@
 """Files that are written from answers."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 
 @contextmanager
@@ -18,9 +20,11 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             yield target
         return
     path = path.resolve()  # else a link would be replaced, not what it leads to
-    unfinished = path.with_name(f"{path.name}.part")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
-        with unfinished.open("wb") as target:
+        with unfinished.open("xb") as target:
             yield target
         unfinished.replace(path)
     finally:

@@ -13,7 +13,7 @@ from app.client.errors import BrokenOff, ClientError, Json, Unreachable, error_o
 from app.client.files import whole_file
 from app.client.transport import Transport
 
-PATIENT = httpx.Timeout(None, connect=10.0)  # for what may take as long as it takes
+PATIENT = httpx.Timeout(86_400.0, connect=10.0)  # as long as it takes: without an end, Ctrl-C would wait for it, too
 
 
 class Requests:
@@ -87,6 +87,8 @@ class Requests:
                     raise error_of(response)
                 begun = response
                 yield response
+        except httpx.LocalProtocolError as error:
+            raise ClientError(f"no request can be made of this: {error}") from error
         except httpx.TransportError as error:
             url, reason = self._transport.base_url, str(error) or type(error).__name__
             if begun is None:

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -61,13 +61,12 @@ def back_up(places: Places, target: Path) -> int:
     copy = Places(target / "gradserve.db", target / "datasets", target / "models")
     copy.datasets.mkdir(parents=True)
     copy.models.mkdir()
-    with closing(sqlite3.connect(places.database)) as source, closing(sqlite3.connect(copy.database)) as database:
-        source.backup(database)
-        database.execute("PRAGMA journal_mode=DELETE")  # one file
-        unfinished = {row[0] for row in database.execute(UNFINISHED)}
-        starts = database.execute(STARTS).fetchall()
-        database.executemany(BEGIN_ANEW, [(job_id,) for job_id in unfinished])  # also where a version was to come out
-        database.commit()
+    try:
+        unfinished, starts = _copy_database(places.database, copy.database)
+    except sqlite3.DatabaseError as error:
+        raise GradserveError(
+            f"the database at {places.database} can't be copied: {error}", code="no_database"
+        ) from error
     _copy_folders(places.datasets, copy.datasets)
     for model in _folders(places.models):
         _copy_model(model, copy.models / model.name, unfinished)
@@ -79,6 +78,18 @@ def back_up(places: Places, target: Path) -> int:
     write_synced(target / MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
     sync_folder(target)
     return len(files)
+
+
+def _copy_database(source: Path, target: Path) -> tuple[set[str], list[Any]]:
+    """The ids of jobs that begin anew in the copy, and what jobs go on from."""
+    with closing(sqlite3.connect(source)) as original, closing(sqlite3.connect(target)) as database:
+        original.backup(database)
+        database.execute("PRAGMA journal_mode=DELETE")  # one file
+        unfinished = {row[0] for row in database.execute(UNFINISHED)}
+        starts = database.execute(STARTS).fetchall()
+        database.executemany(BEGIN_ANEW, [(job_id,) for job_id in unfinished])  # also where a version was to come out
+        database.commit()
+    return unfinished, starts
 
 
 def restore(source: Path, places: Places) -> int:

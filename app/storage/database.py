@@ -26,7 +26,7 @@ from sqlalchemy import (
     create_engine,
     event,
 )
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityError, NotSupportedError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.errors import StorageFailed, StorageFull
@@ -187,12 +187,17 @@ class ChangeWatch:
             self._connection.close()
 
 
+WRONGLY_ASKED = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+
+
 @contextmanager
 def _explained() -> Iterator[None]:
     """What the database can't do, apart from what it was wrongly asked, in our words."""
     try:
         yield
-    except (OperationalError, PoolTimeout) as error:
+    except WRONGLY_ASKED:
+        raise
+    except (DatabaseError, PoolTimeout) as error:
         cause = getattr(error, "orig", error)
         is_full = (
             getattr(cause, "sqlite_errorname", "") == "SQLITE_FULL" or getattr(cause, "sqlstate", "") == POSTGRESQL_FULL

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import polars as pl
@@ -20,7 +21,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from app.cli import main
-from app.client import Client
+from app.client import Client, Unreachable
 from scripts.service import Service, free_port
 from tests.published import COLUMNS, FEATURES, columns_model, numbers_model, publish
 from tests.samples import untrained
@@ -351,6 +352,72 @@ def test_ctrl_c_asks_whether_to_cancel(
     assert client.wait(job["id"])["state"] == "cancelled"
     os.close(master)
     os.close(slave)
+
+
+def test_a_second_ctrl_c_leaves_the_job_to_the_service(service: Service, client: Client) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "app.cli", "train", str(PENGUINS), "--target", "species", *ENDLESS],
+        env=os.environ | {"GRADSERVE_URL": service.url}, stdout=subprocess.PIPE, stdin=slave,
+    )  # fmt: skip
+    assert process.stdout
+    job = until(lambda: next(client.jobs(model="penguins", state="running"), None))
+    until(lambda: client.job(job["id"])["progress"]["step"])
+    process.send_signal(signal.SIGINT)
+    printed = b""
+    while b"leaves it running" not in printed:
+        byte = process.stdout.read(1)
+        assert byte, printed
+        printed += byte
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"Job {job['id']} runs on" in rest.decode()
+    client.cancel(job["id"])
+    os.close(master)
+    os.close(slave)
+
+
+def test_a_job_that_cannot_be_followed_any_more_is_named(
+    cli: Cli, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def events(_client: Client, _job_id: str) -> None:
+        raise Unreachable("no answer")
+
+    monkeypatch.setattr(Client, "events", events)
+    said = cli("train", str(PENGUINS), "--target", "species", "--model", "lost", "--epochs", "1", status=1)
+    job = next(client.jobs(model="lost"))
+    assert said.splitlines()[:2] == [
+        f"Job {job['id']} runs on; follow it with: gradserve jobs events {job['id']}",
+        "Error: no answer",
+    ]
+
+
+def test_a_run_learns_from_the_file_that_was_given(
+    cli: Cli, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever another process stores under the same name before the run is submitted."""
+    submit = Client.submit
+    (tmp_path / "same.csv").write_text("x,y\n" + "1,2\n2,4\n3,6\n" * 5)
+
+    def late(self: Client, body: dict[str, Any]) -> Any:
+        self.upload_dataset("same", b"x,y\n" + b"7,8\n9,1\n" * 5)
+        return submit(self, body)
+
+    monkeypatch.setattr(Client, "submit", late)
+    cli("train", str(tmp_path / "same.csv"), "--target", "y", "--epochs", "1")
+    digest = next(client.jobs(model="same"))["spec"]["data"]["digest"]
+    assert digest == f"sha256:{hashlib.sha256((tmp_path / 'same.csv').read_bytes()).hexdigest()}"
+    assert digest != client.dataset("same")["digest"]
+
+
+def test_lists_in_a_pipe_have_whole_values(cli: Cli, tmp_path: Path) -> None:
+    names = ["a", *(f"c{place}" for place in range(150))]
+    (tmp_path / "long.csv").write_text(f"{','.join(names)}\n{'long' * 800}{',7' * 150}\n")
+    cli("datasets", "upload", str(tmp_path / "long.csv"))
+    header, row = cli("datasets", "rows", "long").splitlines()
+    assert header.split() == names
+    assert row.split() == ["long" * 800, *["7"] * 150]
 
 
 def test_what_is_wrong_is_said_in_a_line_or_two(cli: Cli) -> None:

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from app.cli_shared import name_of
 from scripts.service import free_port
 from tests.unit import scripted_server as answers
 from tests.unit.scripted_server import scripted_server
+from tests.waiting import until
 
 
 def run(*arguments: str) -> int:
@@ -179,3 +181,57 @@ def test_a_dataset_is_named_after_its_file(file: str, name: str) -> None:
 )  # fmt: skip
 def test_only_this_machine_s_own_addresses_are_loopback(host: str, expected: bool) -> None:
     assert _is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "path", "arguments", "said"),
+    [
+        ("GRADSERVE_DATA_DIR", "gradserve.db", ("serve",), "Error: the database failed: file is not a database"),
+        ("GRADSERVE_DATA_DIR", "gradserve.db", ("backup", "copy"), ".db can't be copied: file is not a database"),
+        ("GRADSERVE_MODELS_DIR", "", ("serve",), "Error: [Errno 17] File exists: "),
+    ],
+)
+def test_what_the_service_cannot_begin_with_is_said_in_a_line(
+    variable: str,
+    path: str,
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADSERVE_DATA_DIR", "data")
+    (tmp_path / "broken" / path).parent.mkdir(exist_ok=True)
+    (tmp_path / "broken" / path).write_text("no database at all, but text" * 50)
+    monkeypatch.setenv(variable, "broken")
+    assert run(*arguments, *(("--port", str(free_port())) if arguments == ("serve",) else ())) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_of_another_machine_is_said_before_anything_starts(
+    host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    assert run("serve", "--host", host, "--port", str(port)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"Error: port {port} of {host} can't be listened on: ")
+
+
+def test_other_programs_read_utf_8() -> None:
+    command = [sys.executable, "-m", "app.cli", "predict", "--help"]
+    done = subprocess.run(command, capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert "…" in done.stdout.decode()
+
+
+def test_ctrl_c_ends_what_waits_for_its_input() -> None:
+    """Polars, once it is imported, has system calls go on after a signal."""
+    command = [sys.executable, "-m", "app.cli", "predict", "m", "-"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdin
+    until(lambda: "pipe" in Path(f"/proc/{process.pid}/wchan").read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    process.stdin.close()

@@ -212,6 +212,25 @@ def test_specs_may_hold_arrays_and_frames(value: Any, sent: Any) -> None:
     assert orjson.loads(json_body({"value": value})) == {"value": sent}
 
 
+def test_what_no_header_can_hold_is_said(server: ScriptedServer, client: Any) -> None:
+    for key in ("ü", "a\nb"):
+        with pytest.raises(ClientError, match="can't be sent as X-Routing-Key: only printable ASCII can"):
+            client.predict("m", [[1]], routing_key=key)
+        with pytest.raises(ClientError, match="can't be sent as Idempotency-Key"):
+            client.submit(model="m", idempotency_key=key)
+    assert not server.requests
+    server.answers = [answers.json({"predictions": []})]
+    client.predict("m", [[1]], routing_key=7)
+    assert server.requests[0].headers["X-Routing-Key"] == "7"
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_bytes_of_any_kind_are_sent(server: ScriptedServer, client: Any, kind: Any) -> None:
+    server.answers = [answers.json({})]
+    client.upload_dataset("few", kind(b"x,y\n1,2\n"))
+    assert server.requests[0].body == b"x,y\n1,2\n"
+
+
 def test_records_of_pandas_say_what_is_missing() -> None:
     pandas = pytest.importorskip("pandas")
     times = pandas.Series([pandas.Timestamp("2024-01-02T03:04:05"), pandas.NaT])
@@ -277,6 +296,13 @@ def test_an_answer_that_is_no_json(server: ScriptedServer, client: Any) -> None:
     server.answers = [lambda handler: handler.send(307, b"", Location="https://elsewhere")]
     with pytest.raises(ApiError, match="307 Temporary Redirect"):
         client.info()
+
+
+def test_versions_beside_an_alias_may_be_numbers(server: ScriptedServer, client: Any) -> None:
+    server.answers = [answers.json({})]
+    client.set_alias("m", "live", 1, canary={"version": 2, "percent": 10}, shadow={"version": 3})
+    expected = {"version": "1", "canary": {"version": "2", "percent": 10}, "shadow": {"version": "3"}}
+    assert orjson.loads(server.requests[0].body) == expected
 
 
 def test_versions_may_be_numbers(server: ScriptedServer, client: Any) -> None:
