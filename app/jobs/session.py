@@ -38,6 +38,7 @@ from app.storage.checkpoints import Checkpoints, OnDisk
 from app.storage.choice import Choice
 
 T = TypeVar("T")
+MUCH = 1.5  # times the share of rows that each label would have if all had the same
 WORSE = 0.02  # of what is watched, than before: less is no news
 LEAST_R2 = 0.01  # of a regression that has learnt something
 
@@ -247,7 +248,7 @@ class Session:
         values = judgement.values()
         if self.validation is not None and self.workplace is not None:
             if (label := judgement.only_label()) is not None:
-                self.workplace.warn(self._one_label(label))
+                self.workplace.warn(self._one_label(label, values["accuracy"]))
             if len(judged) >= FEW_ROWS and values.get("r2", 1.0) < LEAST_R2:
                 self.workplace.warn(
                     "on the validation rows the model is no better than the mean of the target "
@@ -273,10 +274,13 @@ class Session:
                 f"and that one's is {begun[name]:.4g}; try a smaller optimizer.learning_rate"
             )
 
-    def _one_label(self, label: Label) -> str:
-        """The sentence for a model that tells no labels apart."""
+    def _one_label(self, label: Label, share: float) -> str:
+        """The sentence for a model that tells no labels apart, of which the one it says has that share of the rows."""
         is_balanced = self.spec.descent.sampling == "class_balanced" or getattr(self.spec.loss, "class_weight", None)
-        hint = "" if is_balanced else "descent.sampling class_balanced, which lets rare labels count, or "
+        are_rare = share * len(self.prepared.targets.classes) > MUCH
+        hint = ""
+        if are_rare and not is_balanced:
+            hint = "descent.sampling class_balanced, which lets rare labels count, or "
         return (
             f"the model takes all validation rows for {label!r}, so that its accuracy is only the share of these: try "
             f"{hint}more epochs or another optimizer.learning_rate"

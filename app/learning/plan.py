@@ -11,7 +11,7 @@ from app.learning.batches import Batching, plan_batches
 from app.learning.chain import chained
 from app.learning.compiled import why_not_compiled
 from app.learning.cost import StepCost
-from app.learning.devices import card_bytes, require_room, resolve_device, usable_cores
+from app.learning.devices import HALVES, card_bytes, has_units, require_room, resolve_device, usable_cores
 from app.learning.features import InputColumns, input_columns
 from app.learning.fit import CHUNK_SECONDS, last_step
 from app.learning.memory import FUSED, Memory, gathered_bytes, network_bytes, rows_bytes, run_memory, state_bytes
@@ -23,7 +23,8 @@ from app.specs.resolve_network import is_laid_out, num_training_rows
 from app.specs.table import StoredData, Table
 from app.specs.training import TrainingSpec
 
-BFLOAT16_SPEED = 3.0  # times that of float32, about, where a processor has units for it
+HALF_SPEED = 3.0  # of products in half the bits, in times of float32's, about, where a processor has units for them
+UNITLESS_SPEED = 1 / 8  # and where it has none
 UNFUSED_PASSES = 2.5  # how often an optimizer of many kernels reads and writes what it works on
 
 
@@ -77,6 +78,7 @@ def plan(
             "batch_norm needs at least 2 rows a gradient; use a larger batch_size, or layer_norm",
         )
     num_outputs = count_outputs(spec, table)
+    spec = spec.model_copy(update={"device": device})
     gradient = rehearse(spec, network, num_inputs, num_outputs, batching)
     cost, warnings = step_cost(spec, network, gradient), list[str]()
     cost = replace(cost, num_threads=spec.num_threads or cost.threads_worth_waking(usable_cores()))
@@ -85,7 +87,11 @@ def plan(
             f"num_threads is {cost.num_threads}, and this machine has {usable_cores()} cores: threads that share one "
             "wait for each other"
         )
-    spec = spec.model_copy(update={"device": device, "num_threads": cost.num_threads})
+    if spec.precision in HALVES and not has_units(spec.precision, device):
+        warnings.append(
+            f"this processor has no units for {spec.precision}, which takes several times as long on it as float32 does"
+        )
+    spec = spec.model_copy(update={"num_threads": cost.num_threads})
     spec = spec.model_copy(update={"engine": _engine(spec, network, cost, batching, warnings)})
     repays = cost.repays_compiling(num_steps_of_job(spec, batching, cost.eager_seconds))
     compiles = spec.engine == "compiled" or (spec.engine == "auto" and repays)
@@ -107,12 +113,12 @@ def step_cost(spec: TrainingSpec, network: nn.Module, gradient: Rehearsal) -> St
     """Of a step on as many threads as the spec has been given: one, if it hasn't yet."""
     num_modules = sum(1 for module in network.modules() if not list(module.children()))
     num_chained = len(chained(network)) if isinstance(network, nn.Sequential) else 0
-    speed = BFLOAT16_SPEED if spec.precision == "bfloat16" else 1.0
+    speed = _speed(spec.precision, spec.device)
     weights_bytes = sum(parameter.nbytes for parameter in network.parameters())
     read_and_made = 3 * spec.descent.accumulate_steps * weights_bytes  # forward, backward, and their gradients
     return StepCost(
         num_modules=num_modules,
-        flops=gradient.flops / speed + update_flops(spec, network) / BFLOAT16_SPEED,
+        flops=gradient.flops / speed + update_flops(spec, network) / _speed("bfloat16", spec.device),
         num_threads=spec.num_threads or 1,
         optimizer=spec.optimizer.type,
         num_chained=num_chained,
@@ -120,6 +126,13 @@ def step_cost(spec: TrainingSpec, network: nn.Module, gradient: Rehearsal) -> St
         passed_bytes=max(0.0, gradient.moved_bytes - read_and_made),
         num_operations=gradient.num_operations,
     )
+
+
+def _speed(precision: str, device: str) -> float:
+    """Of products, in times of float32's."""
+    if precision not in HALVES:
+        return 1.0
+    return HALF_SPEED if has_units(precision, device) else UNITLESS_SPEED
 
 
 def update_bytes(spec: TrainingSpec, network: nn.Module) -> float:

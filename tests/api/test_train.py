@@ -212,6 +212,7 @@ def test_a_default_validation_by_few_rows_is_warned_of(client: httpx.Client, ask
     assert [warning.startswith(said) for warning in told["warnings"]] == [True] * (not asked)
 
 
+EVEN = {"inputs": [[i % 7] for i in range(100)], "targets": ["yes" if i % 2 else "no" for i in range(100)]}
 RARE = {"inputs": [[i % 7] for i in range(100)], "targets": ["yes" if i % 10 == 5 else "no" for i in range(100)]}
 
 
@@ -224,12 +225,14 @@ RARE = {"inputs": [[i % 7] for i in range(100)], "targets": ["yes" if i % 10 == 
         ({"validation": {"folds": 2}}, "the model takes all validation rows for 'no'"),
         ({"validation": {"fraction": 0.5}, "loss": {"type": "auto", "class_weight": {"no": 9}}},
          "the model takes all validation rows for 'no', so that its accuracy is only the share of these: try more"),
+        ({"validation": {"fraction": 0.5}, "data": EVEN},
+         "the model takes all validation rows for 'no', so that its accuracy is only the share of these: try more"),
     ],
 )  # fmt: skip
 def test_a_model_that_says_one_label_of_all_rows_is_warned_of(
     client: httpx.Client, fields: dict[str, Any], told: str
 ) -> None:
-    (warning,) = train(client, body("rare", data=RARE, **fields))["warnings"]
+    (warning,) = train(client, body("rare", **{"data": RARE, **fields}))["warnings"]
     assert warning.startswith(told)
 
 

@@ -1,5 +1,6 @@
 """Models in memory and on disk, forward passes in parts, and what a run will take."""
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from app.errors import BadData, InvalidInput, ShapeMismatch, TooLarge
 from app.learning import evaluate
 from app.learning.cost import MERGED, MOVED_PER_SECOND
-from app.learning.devices import devices, resolve_device, usable_cores
+from app.learning.devices import devices, has_units, resolve_device, usable_cores
 from app.learning.evaluate import Judgement, forward_all, mean_loss, rows_at_once
 from app.learning.features import InputColumns
 from app.learning.losses import build_loss
@@ -286,14 +287,36 @@ def test_a_compile_saves_what_operations_pass_on_and_nothing_of_the_weights(
     assert spec.engine == engine
 
 
-def test_products_in_half_the_bits_take_less_time() -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_products_in_half_the_bits_take_less_time_where_there_are_units_for_them(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wide = {"hidden_features": [2000, 2000]}
     rows = pl.concat([FRAME] * 100)
-    whole, half = (
-        planned(rows, network=wide, descent={"batch_size": 2000}, precision=precision)[1].seconds_per_epoch
-        for precision in ("float32", "bfloat16")
-    )
-    assert half < 0.6 * whole
+
+    def seconds(precision: str) -> float:
+        return planned(rows, network=wide, descent={"batch_size": 2000}, precision=precision)[1].seconds_per_epoch
+
+    def warnings(precision: str) -> list[str]:
+        settled = resolved(FRAME, "y", {"features": ["x", "c"]}, precision=precision)
+        found: list[str] = plan(settled, table_of(FRAME), device="cpu", max_parameters=10**6)[2]
+        return found
+
+    for are_there in (True, False):
+        monkeypatch.setattr("app.learning.plan.has_units", lambda *_, are_there=are_there: are_there)
+        share = seconds(precision) / seconds("float32")
+        assert share < 0.6 if are_there else share > 2
+        told = [] if are_there else [f"this processor has no units for {precision}, which takes several times as long"]
+        assert [warning.partition(" on it as")[0] for warning in warnings(precision)] == told
+    assert warnings("float32") == []
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="it names units of these processors")
+def test_units_are_those_of_this_processor() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert has_units("float16", "cpu") is bool(flags & {"avx512_fp16", "amx_fp16"})
+    assert has_units("bfloat16", "cpu") or not flags & {"avx512_bf16", "amx_bf16"}
+    assert has_units("float16", "cuda:0")
 
 
 def test_large_operations_get_all_cores_and_small_ones_one() -> None:
