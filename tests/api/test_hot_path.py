@@ -399,6 +399,7 @@ def test_a_pass_that_fails_is_told_the_general_way(keyed: httpx.Client, monkeypa
     ("error", "status", "code", "words"),
     [
         (OSError(errno.EMFILE, "Too many open files"), 429, "overloaded", "open as it may"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 503, "out_of_memory", "Cannot allocate memory); fewer rows"),
         (MemoryError(), 503, "out_of_memory", "memory ran out (of the host); fewer rows"),
         (RuntimeError("CUDA out of memory. Tried 2 GiB.\nMore"), 503, "out_of_memory", "Tried 2 GiB.); fewer rows"),
         (RuntimeError("out of paper"), 500, "internal_error", "a fault of the service"),

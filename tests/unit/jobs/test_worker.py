@@ -1,5 +1,6 @@
 """What a worker does before it trains."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.jobs.worker import _let_go, offer_to_oom_killer
+from app.jobs.worker import _let_go, explain, offer_to_oom_killer
 
 SCORE = Path("/proc/self/oom_score_adj")
 
@@ -46,3 +47,17 @@ def test_a_card_in_disorder_keeps_no_outcome_from_being_told() -> None:
     assert not _let_go(channel, untidy)
     assert [message["type"] for message in said] == ["log"]
     assert "device-side assert" in said[0]["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out_of_memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out_of_memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "storage_full"),
+        (ValueError("out of memory of mine"), "internal_error"),
+    ],
+)
+def test_what_ran_out_is_told(error: Exception, code: str) -> None:
+    assert explain(error)[0] == code
