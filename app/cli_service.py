@@ -113,14 +113,16 @@ def _why_not_there(host: str, port: int) -> str | None:
     import errno
     import socket
 
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return f"port {port} of {host} is taken by another program; choose one with --port"
-            return f"port {port} of {host} can't be listened on: {error.strerror}; choose others with --host and --port"
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return f"port {port} of {host} is taken by another program; choose one with --port"
+        return f"port {port} of {host} can't be listened on: {error.strerror}; choose others with --host and --port"
     return None
 
 
