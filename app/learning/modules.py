@@ -8,6 +8,10 @@ from torch import Tensor, nn
 Shape = tuple[int, ...]
 """The shape of one row, without the batch."""
 
+HAS_BFLOAT16 = not hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") or bool(
+    torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
+"""Whether this processor computes in bfloat16, or nothing tells that it does not."""
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -90,9 +94,10 @@ class Recurrent(nn.Module):
         self.rnn, self.output = rnn, output
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        halved = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
-        if halved and x_BLD.device.type == "cpu":
-            x_BLD = x_BLD.half()  # else torch takes kernels that few processors have
+        if x_BLD.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            if dtype == torch.float16 or not HAS_BFLOAT16:
+                x_BLD = x_BLD.to(dtype)  # else torch takes kernels that few processors have
         outputs, state = self.rnn(x_BLD)
         if self.output == "sequence":
             sequence: Tensor = outputs
