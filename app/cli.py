@@ -20,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its imports take longer than all others together
 )
 OF_THIS_MACHINE = {"serve", "health", "backup", "restore", "keys"}
 
