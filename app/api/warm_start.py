@@ -151,7 +151,8 @@ def go_on_from(deps: Services, start: Start, spec: TrainingSpec, table: Table) -
         news.append(f"warm_start: the output layer is a new one, as that of {start} is of another target, task or loss")
     elif not same_target(start.learnt, spec):
         news.append(f"warm_start: all weights are those of {start}, for another target, as no linear layer ends them")
-    if any(has_seen_held_out(learnt, spec) for learnt in lineage(deps.models, begun)):
+    before = lineage(deps.models, start.spec.warm_start)
+    if any(has_seen_held_out(learnt, spec) for learnt in (start.learnt, *before)):
         news.append(
             f"warm_start: {start} has learnt from rows that are held out here, so the metrics may be better than on "
             "new ones; a validation dataset of others tells"

@@ -13,7 +13,6 @@ from app.errors import InvalidInput, TooLarge
 from app.learning.memory import Memory
 
 MEMINFO = Path("/proc/meminfo")
-HALVES = {"bfloat16": "bf16", "float16": "fp16"}  # and what oneDNN calls them
 
 
 def usable_cores() -> int:
@@ -131,12 +130,6 @@ def require_room(memory: Memory, device: str, *, busy: Callable[[], bool]) -> li
     if busy():
         return [f"{found}{left / 2**30:.1f} GiB are left while other jobs run; it waits for them"]
     raise TooLarge(f"{found}{left / 2**30:.1f} GiB are left beside what runs on it", code="would_not_fit")
-
-
-def has_units(precision: str, device: str) -> bool:
-    """Whether a device computes products in half the bits; one that does not puts them together, which takes long."""
-    name = f"_is_mkldnn_{HALVES[precision]}_supported"
-    return device != "cpu" or not hasattr(torch.ops.mkldnn, name) or bool(getattr(torch.ops.mkldnn, name)())
 
 
 def card_bytes(device: str) -> int:

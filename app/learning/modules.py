@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from app.learning.halves import has_units
+
 Shape = tuple[int, ...]
 """The shape of one row, without the batch."""
 
-HAS_BFLOAT16 = not hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") or bool(
-    torch.ops.mkldnn._is_mkldnn_bf16_supported()
-)
-"""Whether this processor computes in bfloat16, or nothing tells that it does not."""
+HAS_BFLOAT16 = has_units("bfloat16", "cpu")  # asked here, as a rehearsal would take the question for an operation
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 

@@ -11,9 +11,10 @@ from app.learning.batches import Batching, plan_batches
 from app.learning.chain import chained
 from app.learning.compiled import why_not_compiled
 from app.learning.cost import StepCost
-from app.learning.devices import HALVES, card_bytes, has_units, require_room, resolve_device, usable_cores
+from app.learning.devices import card_bytes, require_room, resolve_device, usable_cores
 from app.learning.features import InputColumns, input_columns
 from app.learning.fit import CHUNK_SECONDS, last_step
+from app.learning.halves import HALVES, has_units
 from app.learning.memory import FUSED, Memory, gathered_bytes, network_bytes, rows_bytes, run_memory, state_bytes
 from app.learning.network import build_network, count_parameters, freeze, least_rows
 from app.learning.rehearsal import Rehearsal, rehearse

@@ -13,9 +13,10 @@ from torch import nn
 from app.errors import BadData, InvalidInput, ShapeMismatch, TooLarge
 from app.learning import evaluate
 from app.learning.cost import MERGED, MOVED_PER_SECOND
-from app.learning.devices import devices, has_units, resolve_device, usable_cores
+from app.learning.devices import devices, resolve_device, usable_cores
 from app.learning.evaluate import Judgement, forward_all, mean_loss, rows_at_once
 from app.learning.features import InputColumns
+from app.learning.halves import has_units
 from app.learning.losses import build_loss
 from app.learning.model import Model
 from app.learning.modules import Recurrent, SelfAttention
