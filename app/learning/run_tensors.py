@@ -1,4 +1,4 @@
-"""The network's and the optimizer's tensors end to end, as a compiled loop works on them, and room for rows."""
+"""The network's and the optimizer's tensors as a compiled loop works on them, and room for rows."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,28 +15,45 @@ from app.learning.update_rules import UPDATE_RULES
 MAX_STREAM_BYTES = 2**21  # rows of one call; they should stay in a core's cache
 CARD_STREAM_BYTES = 2**26  # on a card, which waits between calls
 MAX_STEPS_PER_CALL = 1024
+MIN_ALONE = 2**16  # numbers of a parameter that is not laid end to end with others
 
 Loop = Callable[[int, int], None]
 """Takes the steps at these places of the streams, the last one exclusive."""
 
 
 class Joined:
-    """Tensors laid end to end in one vector; or one 0-dim tensor for 0-dim tensors that are all the same."""
+    """Tensors laid end to end in one vector, or a tensor by itself; one 0-dim tensor for 0-dim ones, all the same."""
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self.parts = [part.detach() for part in parts]
         if self.parts[0].ndim == 0:
             self.tensor = self.parts[0].clone()
             self.views = [self.tensor] * len(parts)
+        elif len(parts) == 1 and self.parts[0].is_contiguous():
+            self.tensor = self.parts[0].view(-1)
+            self.parts, self.views = [], []
         else:
             self.tensor = torch.cat([part.flatten() for part in self.parts])
             self.views = list(unflatten(self.tensor, {str(index): part for index, part in enumerate(parts)}).values())
 
     def gather(self) -> None:
-        torch._foreach_copy_(self.views, self.parts)
+        if self.parts:
+            torch._foreach_copy_(self.views, self.parts)
 
     def scatter(self) -> None:
-        torch._foreach_copy_(self.parts, self.views)
+        if self.parts:
+            torch._foreach_copy_(self.parts, self.views)
+
+
+def _grouped(parameters: Sequence[Tensor]) -> list[list[int]]:
+    """Places of parameters that share a vector.
+
+    Small ones are updated together, by one kernel. Of large ones copies would cost more than kernels of their own:
+    into the vector and back with every call, and of their gradients in every step.
+    """
+    small = [index for index, parameter in enumerate(parameters) if parameter.numel() < MIN_ALONE]
+    alone = [[index] for index, parameter in enumerate(parameters) if parameter.numel() >= MIN_ALONE]
+    return [small, *alone] if small else alone
 
 
 def _stream(like: Tensor, num_steps: int, num_rows: int, device: torch.device) -> Tensor:
@@ -58,14 +75,18 @@ class RunTensors:
         kept = [eager.optimizers[0].state[parameter] for parameter in parameters]
         self.counters = [slots["step"] for slots in kept if "step" in slots]
         slots = sorted(name for name, value in kept[0].items() if name != "step" and value is not None)
-        self.joined = [Joined(parameters), *(Joined([slots_of[name] for slots_of in kept]) for name in slots)]
+        kinds = [parameters, *([slots_of[name] for slots_of in kept] for name in slots)]
         if eager.average is not None:
-            self.joined.append(Joined(list(eager.average.average.values())))
+            kinds.append(list(eager.average.average.values()))
+        groups = _grouped(parameters)
+        self.joined = [Joined([tensors[index] for index in group]) for group in groups for tensors in kinds]
+        names = [name for name, value in network.named_parameters() if value.requires_grad]
         self.recipe = StepRecipe(
             network,
             eager.loss,
             optimizer,
             eager.max_grad_norm,
+            tuple(tuple(names[index] for index in group) for group in groups),
             tuple(slots),
             tuple(self._scalars_by_name([0.0], 1)),
             has_weights=rows.weights is not None,

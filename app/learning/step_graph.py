@@ -1,12 +1,12 @@
 """A training step as a graph of tensor operations, and the loop over many of them as one graph.
 
-Shape suffixes: S steps that fit into a call, R rows a step, P trainable parameters in one vector, K scalars of the
-update rule.
+Shape suffixes: S steps that fit into a call, R rows a step, P trainable parameters of a group in one vector, K scalars
+of the update rule.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class StepRecipe:
     loss: LossFunction
     optimizer: Any
     max_grad_norm: float | None
+    groups: tuple[tuple[str, ...], ...]  # names of the trainable parameters, those that lie in one vector together
     slots: tuple[str, ...]  # of the optimizer
     scalars: tuple[str, ...]  # of its update rule, and `average_decay` where weights are averaged
     has_weights: bool  # of the rows
@@ -43,10 +44,10 @@ class StepRecipe:
 class StepTensors:
     """What steps read and write.
 
-    `state` is changed in place: parameters `[P]`, then the optimizer's slots `[P]` or 0-dim, then the average of the
-    parameters `[P]` where there is one, then the network's buffers. `fixed` are the frozen parameters. `streams` have
-    a place for each step: inputs `[S, R, …]`, targets `[S, R, …]`, weights `[S, R]` and seeds `[S]` where there are
-    any, and scalars `[S, K]`. `losses` is `[S]`.
+    `state` is changed in place: of one group after another the parameters `[P]`, the optimizer's slots `[P]` or 0-dim,
+    and the average of the parameters `[P]` where there is one, then the network's buffers. `fixed` are the frozen
+    parameters. `streams` have a place for each step: inputs `[S, R, …]`, targets `[S, R, …]`, weights `[S, R]` and
+    seeds `[S]` where there are any, and scalars `[S, K]`. `losses` is `[S]`.
     """
 
     state: list[Tensor]
@@ -94,29 +95,35 @@ def make_step(recipe: StepRecipe) -> Callable[..., list[Tensor]]:
     frozen = [name for name, value in network.named_parameters() if not value.requires_grad]
     buffer_names = [name for name, _ in network.named_buffers()]
 
+    kinds = ["parameters", *recipe.slots, *(["average"] if recipe.has_average else [])]
+
     def step(*tensors: Tensor) -> list[Tensor]:
         given = iter(tensors)
-        params = next(given)
-        slots = {name: next(given) for name in recipe.slots}
-        average = next(given) if recipe.has_average else None
+        groups = [dict(zip(kinds, islice(given, len(kinds)), strict=True)) for _ in recipe.groups]
         buffers = {name: next(given).clone() for name in buffer_names}
         fixed = {name: next(given) for name in frozen}
         inputs, targets = next(given), next(given)
         weights = next(given) if recipe.has_weights else None
         seed = next(given) if recipe.has_seeds else None
         scalars = dict(zip(recipe.scalars, next(given).unbind(), strict=True))
-        leaf = params.detach().requires_grad_()
+        leaves = [group["parameters"].detach().requires_grad_() for group in groups]
         with torch.enable_grad(), Dropout(seed):
-            named = unflatten(leaf, trained) | buffers | fixed
+            named = buffers | fixed
+            for leaf, names in zip(leaves, recipe.groups, strict=True):
+                named |= unflatten(leaf, {name: trained[name] for name in names})
             loss = recipe.loss(functional_call(network, named, (inputs,)).float(), targets, weights)
-        (grads,) = torch.autograd.grad(loss, leaf)
+        grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
         if recipe.max_grad_norm is not None:
-            norm = torch.linalg.vector_norm(grads)
-            grads = grads * (recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        params, slots = rule.update(recipe.optimizer, params, grads, slots, scalars)
-        state = [params, *(slots[name] for name in recipe.slots)]
-        if average is not None:
-            state.append(average + (1 - scalars["average_decay"]) * (params - average))
+            norm = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
+            scale = (recipe.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            grads = tuple(grad * scale for grad in grads)
+        state: list[Tensor] = []
+        for group, grad in zip(groups, grads, strict=True):
+            slots = {name: group[name] for name in recipe.slots}
+            parameters, slots = rule.update(recipe.optimizer, group["parameters"], grad, slots, scalars)
+            state += [parameters, *(slots[name] for name in recipe.slots)]
+            if recipe.has_average:
+                state.append(group["average"] + (1 - scalars["average_decay"]) * (parameters - group["average"]))
         return [*state, *buffers.values(), loss.detach()]
 
     return step

@@ -53,6 +53,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("libraries")
 
 
+JOINED, WEIGHTS_ALONE, ALL_ALONE = 2**16, 40, 1  # of so many numbers or more
+
+
+@pytest.fixture
+def min_alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters from this size on are no part of the vector of all others."""
+    monkeypatch.setattr("app.learning.run_tensors.MIN_ALONE", request.param)
+
+
+however_they_lie = pytest.mark.parametrize("min_alone", [JOINED, WEIGHTS_ALONE, ALL_ALONE], indirect=True)
+
+
 # ---- the graph, run by torch: what is compiled computes what is right
 
 
@@ -89,6 +101,8 @@ def test_tables_have_every_rule_and_loss() -> None:
     assert {type(spec) for spec in LOSSES} == set(loss_specs.LOSS_SPECS) - {loss_specs.AutoLoss}
 
 
+@pytest.mark.usefixtures("min_alone")
+@however_they_lie
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda spec: spec.type)
 def test_graph_takes_the_steps_of_every_optimizer(optimizer: Any) -> None:
     found, expected = (build(lambda: mlp(nn.Tanh()), optimizer=optimizer) for _ in range(2))
@@ -112,6 +126,8 @@ def test_graph_takes_the_steps_of_every_loss(loss: Any, weighted: bool) -> None:
     assert_close(found, expected)
 
 
+@pytest.mark.usefixtures("min_alone")
+@however_they_lie
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
 def test_graph_clips(max_grad_norm: float) -> None:
     found, expected = (build(lambda: mlp(nn.ReLU()), max_grad_norm=max_grad_norm) for _ in range(2))
@@ -119,6 +135,8 @@ def test_graph_clips(max_grad_norm: float) -> None:
     assert_close(found, expected)
 
 
+@pytest.mark.usefixtures("min_alone")
+@however_they_lie
 def test_graph_leaves_frozen_statistics_alone() -> None:
     found, expected = build(with_frozen_norm), build(with_frozen_norm)
     torch.testing.assert_close(train_with(interpreted, found, 8), expected.train(expected.eager, 8))
@@ -126,9 +144,24 @@ def test_graph_leaves_frozen_statistics_alone() -> None:
     assert found.network[1].running_mean.tolist() == [0.0] * 8
 
 
+@pytest.mark.usefixtures("min_alone")
+@pytest.mark.parametrize("min_alone", [WEIGHTS_ALONE], indirect=True)
+def test_what_lies_alone_is_worked_on_in_place() -> None:
+    case = build(lambda: mlp(nn.Tanh()), optimizer=optimizer_specs.Adam())
+    case.train(case.eager, 1)
+    tensors = RunTensors(case.eager, case.optimizer, case.rows)
+    weight = case.network[0].weight
+    assert tensors.recipe.groups == (("0.bias", "2.weight", "2.bias"), ("0.weight",))
+    slots = case.optimizers[0].state[weight]
+    own = [tensor.data_ptr() for tensor in (weight, slots["exp_avg"], slots["exp_avg_sq"])]
+    assert [tensor.data_ptr() for tensor in tensors.tensors.state[3:6]] == own
+
+
 # ---- the library
 
 
+@pytest.mark.usefixtures("min_alone")
+@pytest.mark.parametrize("min_alone", [JOINED, WEIGHTS_ALONE], indirect=True)
 def test_library_takes_the_steps_of_the_eager_engine(folder: Path) -> None:
     found, expected = case_of_everything(), case_of_everything()
     losses = found.train(found.compiled(folder), 30)
@@ -139,7 +172,13 @@ def test_library_takes_the_steps_of_the_eager_engine(folder: Path) -> None:
     assert found.average.num_updates == 30
 
 
-@pytest.mark.parametrize("make", [case_of_everything, lambda: build(with_dropout)], ids=["everything", "dropout"])
+@pytest.mark.usefixtures("min_alone")
+@pytest.mark.parametrize(
+    ("make", "min_alone"),
+    [(case_of_everything, WEIGHTS_ALONE), (lambda: build(with_dropout), JOINED)],
+    indirect=["min_alone"],
+    ids=["everything", "dropout"],
+)
 @pytest.mark.parametrize(
     ("at_once", "step"), [(1, 13), (3, 13), (7, 13), (2, 1), (2, 2), (2, 3), (2, 4), (2, 8), (2, 9), (2, 10), (2, 18)]
 )

@@ -48,7 +48,10 @@ def turn_by_turn(tensors: RunTensors) -> Loop:
     return loop
 
 
-def test_turns_are_the_steps_of_the_eager_engine() -> None:
+@pytest.mark.parametrize("min_alone", [2**16, 1])
+def test_turns_are_the_steps_of_the_eager_engine(min_alone: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether parameters are joined, or worked on where they lie."""
+    monkeypatch.setattr("app.learning.run_tensors.MIN_ALONE", min_alone)
     found, expected = case_of_everything(), case_of_everything()
     torch.testing.assert_close(train_with(turn_by_turn, found, 8), expected.train(expected.eager, 8))
     assert_close(found, expected)
