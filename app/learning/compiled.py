@@ -26,7 +26,7 @@ from app.learning.update_rules import UPDATE_RULES
 from app.specs.training import TrainingSpec
 
 WAIT_SECONDS = 0.2  # for a library, before whoever runs the steps may look at the clock and at requests
-MAX_PARAMETERS = 20_000_000  # beyond, a step is all arithmetic, and the vectors' copies are worth saving
+MAX_PARAMETERS = 20_000_000  # beyond, a step is all arithmetic, and a compile brings nothing
 
 
 def why_not_compiled(spec: TrainingSpec, network: nn.Module) -> str | None:

@@ -10,6 +10,7 @@ from torch import nn
 from app.learning.batches import Batching
 from app.learning.evaluate import MAX_JUDGED
 from app.learning.optimizers import build_optimizers
+from app.learning.run_tensors import MIN_ALONE
 from app.learning.steps import MAX_GATHER_BYTES
 from app.specs.table import Kind, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationFraction
@@ -85,7 +86,7 @@ def network_bytes(spec: TrainingSpec, network: nn.Module, gradient_bytes: int) -
     weights_bytes = sum(parameter.nbytes for parameter in network.parameters())
     kept = state = state_bytes(spec.optimizer, trained) + (trained_bytes if spec.ema_decay else 0)
     if spec.engine != "eager":
-        kept += kept + trained_bytes  # a copy of all, end to end
+        kept += joined_bytes(spec, trained)
     if spec.stop.restore_best and weights_bytes <= MAX_KEPT_BYTES:
         kept += weights_bytes
     if spec.optimizer.learning_rate == "auto":
@@ -94,6 +95,13 @@ def network_bytes(spec: TrainingSpec, network: nn.Module, gradient_bytes: int) -
     if spec.optimizer.type not in FUSED:
         update += trained_bytes if spec.device != "cpu" else 2 * max(parameter.nbytes for parameter in trained)
     return kept + max(gradient_bytes, update)
+
+
+def joined_bytes(spec: TrainingSpec, trained: Sequence[nn.Parameter]) -> int:
+    """Of the copies that a compiled run works on: small parameters, with their state, laid end to end."""
+    small = [parameter for parameter in trained if parameter.numel() < MIN_ALONE]
+    own = sum(parameter.nbytes for parameter in small)
+    return (state_bytes(spec.optimizer, small) if small else 0) + (2 * own if spec.ema_decay else own)
 
 
 def state_bytes(optimizer: Any, parameters: Sequence[nn.Parameter]) -> int:

@@ -73,6 +73,20 @@ def test_copies_of_the_weights_count() -> None:
     assert takes(optimizer={"type": "adamw"}, freeze=["layers.2"]) - plain < 0
 
 
+def test_the_compiled_engine_copies_small_parameters_and_their_state() -> None:
+    def copied(hidden_features: list[int], **spec: Any) -> int:
+        asked = {"network": {"hidden_features": hidden_features}, "validation": None, "optimizer": {"type": "adam"}}
+        eager, compiled = (planned(**asked, engine=engine, **spec)[1].memory_bytes for engine in ("eager", "compiled"))
+        return compiled - eager
+
+    def num_parameters(hidden_features: list[int]) -> int:
+        return planned(network={"hidden_features": hidden_features})[1].num_parameters
+
+    assert copied([100, 100]) == 3 * 4 * num_parameters([100, 100])
+    assert copied([100, 100], ema_decay=0.9) == 4 * 4 * num_parameters([100, 100])
+    assert copied([1000, 1000]) == 3 * 4 * (num_parameters([1000, 1000]) - 1_000_000)
+
+
 def test_parts_of_wide_tables_have_fewer_rows() -> None:
     assert part_rows(1) == part_rows(64) == 2**16
     assert part_rows(65) == 2**15
