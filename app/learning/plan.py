@@ -1,7 +1,7 @@
 """What a run will take, told before anything is allocated: parameters, memory, time, threads, engine, device."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -102,12 +102,34 @@ def plan(
     rows = rows_bytes(spec, table, num_inputs, num_outputs, max_rows_bytes)
     memory = run_memory(device, learning, rows, card_bytes(device))
     warnings += require_room(memory, device, busy=busy)
-    if 0 < (last := last_step(spec, batching)) < spec.schedule.warmup_steps:
-        warnings.append(
-            f"the run has {last} steps at most, and the rate rises for the first {spec.schedule.warmup_steps}: it "
-            "never gets to optimizer.learning_rate"
-        )
+    warnings += _idle_settings(spec, batching)
     return spec, Plan(num_parameters, memory, batching.steps_per_epoch * seconds), warnings
+
+
+def _idle_settings(spec: TrainingSpec, batching: Batching) -> Iterator[str]:
+    """What was asked for and can't come to anything in a run as long as this one."""
+    num_gradients = math.ceil(batching.num_rows / batching.batch_size)
+    if num_gradients < batching.accumulate_steps:
+        yield (
+            f"an epoch has {num_gradients} gradient(s), and descent.accumulate_steps is {batching.accumulate_steps}: "
+            "an update takes all of them, as in full_batch"
+        )
+    last, schedule = last_step(spec, batching), spec.schedule
+    if not last:
+        return
+    if last < schedule.warmup_steps:
+        yield (
+            f"the run has {last} steps at most, and the rate rises for the first {schedule.warmup_steps}: it never "
+            "gets to optimizer.learning_rate"
+        )
+    num_epochs = math.ceil(last / batching.steps_per_epoch)
+    waits = {"step": ("every_epochs", 0), "plateau": ("patience", 1)}  # the first epoch is always better
+    name, more = waits.get(schedule.type, ("", 0))
+    if name and num_epochs <= getattr(schedule, name) + more:
+        yield (
+            f"the run has {num_epochs} epoch(s) at most, and schedule.{name} is {getattr(schedule, name)}: the "
+            "learning rate never falls"
+        )
 
 
 def step_cost(spec: TrainingSpec, network: nn.Module, gradient: Rehearsal) -> StepCost:
