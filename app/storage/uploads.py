@@ -167,6 +167,7 @@ def _settled_csv(body: Path, dialect: Dialect, staged: Path) -> pl.LazyFrame:
     try:
         write_parquet(without_blank_rows(scan_delimited(body, dialect, numeric)), staged)
     except ComputeError:
+        staged = staged.with_stem("staged_as_text")  # polars may go on writing for a while where it has failed
         write_parquet(text, staged)
     return settle_types(pl.scan_parquet(staged, glob=False), readings, grouped)
 

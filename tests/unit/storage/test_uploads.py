@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from polars.exceptions import ComputeError
 from polars.testing import assert_frame_equal
 
 from app.errors import TooLarge
@@ -115,3 +116,21 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(monkeypatch: p
     monkeypatch.setattr(uploads, "_FREE_CELLS", 10**6)
     with pytest.raises(TooLarge, match="2000000 cells"):
         read(content)
+
+
+def test_a_failed_write_that_ends_late_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    write, failed = uploads.write_parquet, list[Path]()
+
+    def late(table: pl.LazyFrame, path: Path) -> None:
+        """As polars, of whose threads some may still write into a file when its error has been raised."""
+        try:
+            write(table, path)
+        except ComputeError:
+            failed.append(path)
+            raise
+        failed[0].write_bytes(b"late")
+
+    monkeypatch.setattr(uploads, "write_parquet", late)
+    content = b"n\n" + b"1\n" * 2000 + b"many\n"
+    assert read(content)["n"].to_list() == ["1"] * 2000 + ["many"]
+    assert len(failed) == 1
