@@ -51,6 +51,7 @@ class Work:
     whole: int | None = None
     mapped: bool = False
     accumulate_steps: int = 1
+    engine: str = "eager"
 
     @property
     def body(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class Work:
             "descent": {"batch_size": self.batch_size, "accumulate_steps": self.accumulate_steps},
             "stop": {"max_steps": self.max_steps},
             "validation": None,
-            "engine": "eager",
+            "engine": self.engine,
         }
 
 
@@ -76,6 +77,7 @@ WORKS = [
         *(16_384, 64, {"hidden_features": [2048] * 4}, 2048, 2),
         accumulate_steps=4,
     ),
+    Work("the same net, batch 512, compiled", 20_000, 64, {"hidden_features": [2048] * 4}, 512, 60, engine="compiled"),
     Work("LSTM, 2 × 256, 64 places, batch 256", 1_024, 1024, {"layers": SERIES, "input_shape": [64, 16]}, 256, 3),
     Work(
         "convolutions on 3×32×32 images, batch 512", 1_024, 3072, {"layers": IMAGES, "input_shape": [3, 32, 32]}, 512, 2

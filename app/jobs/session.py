@@ -232,8 +232,7 @@ class Session:
         """The model of the weights that are to be kept; gradients and the optimizer's state give their memory back."""
         for optimizer in self.optimizers:
             optimizer.state.clear()
-        for parameter in self.network.parameters():
-            parameter.grad = None
+        self.network.zero_grad()
         if self.state.best_weights is not None:
             self.network.load_state_dict(self.state.best_weights.load())
         elif self.average is not None:

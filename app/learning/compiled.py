@@ -101,6 +101,7 @@ class CompiledSteps:
             losses = self._run_eager(rows, order, first, learning_rates)
         elif loop := self._await_loop():
             assert self._tensors is not None
+            self.eager.network.zero_grad()  # those of the last eager step give their memory back
             losses = self._tensors.run(loop, rows, order, first, learning_rates[:num], self.steps_done)
         else:
             losses = torch.empty(0)

@@ -226,17 +226,16 @@ def test_the_first_steps_are_eager_and_the_others_wait_for_the_library(folder: P
     assert_identical(found, expected)
 
 
-def test_an_epochs_last_step_leaves_its_gradient_where_it_is_asked_for(folder: Path) -> None:
+def test_only_an_epochs_last_step_leaves_its_gradient_where_it_is_asked_for(folder: Path) -> None:
     case = case_of_everything()
     case.batching = case.eager.batching = Batching(ROWS_PER_STEP * 4, ROWS_PER_STEP)
     engine = case.compiled(folder, leave_gradient=True)
     order = torch.arange(ROWS_PER_STEP * 4)
-    gradients = []
+    has_gradients = {}
     while engine.steps_done < 4:
         engine.run(case.rows, order, engine.steps_done, RATES[engine.steps_done : 4])
-        gradients.append(case.eager.parameters[0].grad.clone())  # type: ignore[union-attr]
-    assert torch.equal(gradients[0], gradients[-2])  # compiled steps leave none
-    assert not torch.equal(gradients[0], gradients[-1])
+        has_gradients[engine.steps_done] = case.eager.parameters[0].grad is not None
+    assert has_gradients == {1: True, 3: False, 4: True}
 
 
 @pytest.mark.parametrize(
