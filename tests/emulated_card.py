@@ -175,6 +175,9 @@ class Capture:
 class Stream:
     def wait_stream(self, _other: "Stream") -> None: ...
 
+    def is_capturing(self) -> bool:
+        return Graph.captured is not None
+
 
 class AutocastOfHost(torch.autocast):
     def __init__(self, _device_type: str, *args: Any, **kwargs: Any) -> None:
@@ -219,6 +222,8 @@ def emulate() -> None:
     }
     for name, value in instead.items():
         setattr(torch.cuda, name, value)
+    setattr(torch.accelerator, "current_accelerator", lambda check_available=False: CARD)  # noqa: B010
+    setattr(torch.accelerator, "current_stream", Stream)  # noqa: B010
     setattr(torch, "autocast", AutocastOfHost)  # noqa: B010
     setattr(Tensor, "record_stream", ignore)  # noqa: B010
     begin: Callable[[Thread], None] = vars(Thread)["_bootstrap_inner"]

@@ -1,6 +1,7 @@
 """What is forgotten of finished jobs, and what never is."""
 
 import time
+from contextlib import closing
 
 import pytest
 
@@ -124,11 +125,12 @@ def test_others_write_between_the_bites(database: Database, queue: JobQueue) -> 
     """A sweep of many bites; another process's writes need not wait for its end."""
     for _ in range(6):
         add_job(database, queue, "succeeded", NOW - 2 * DAY, num_epochs=200)
-    other = JobQueue(Database(database.engine.url.render_as_string()), max_queued_jobs=10**6)
     written = 0
-    for _ in Retention(database, Keep(jobs_days=1))._bites(NOW):
-        other.submit({}, "m")
-        written += 1
+    with closing(Database(database.engine.url.render_as_string())) as other:
+        others = JobQueue(other, max_queued_jobs=10**6)
+        for _ in Retention(database, Keep(jobs_days=1))._bites(NOW):
+            others.submit({}, "m")
+            written += 1
     assert written >= 6 * 2 + 1  # of each job 200 events, then two, so that 200 are left; then all jobs
     assert queue.counts()["succeeded"] == 0
     assert queue.counts()["queued"] == written

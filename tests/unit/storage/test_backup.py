@@ -54,10 +54,12 @@ def test_a_job_whose_version_was_just_to_be_published_begins_anew(tmp_path: Path
     back_up(places, tmp_path / "copy")
     restored = at(tmp_path / "new")
     restore(tmp_path / "copy", restored)
-    queue = JobQueue(Database(f"sqlite:///{restored.database}"), max_queued_jobs=10)
+    database = Database(f"sqlite:///{restored.database}")
+    queue = JobQueue(database, max_queued_jobs=10)
     assert (queue.get(done).version, queue.get(done).metrics) == ("1", {"val_loss": 0.5})
     found = queue.get(begun)
     assert (found.state, found.version, found.metrics, found.stop_reason) == ("running", None, None, None)
+    database.close()
     assert [version for _, version in ModelStore(restored.models).all_versions()] == ["1"]
     assert ModelStore(restored.models).next_version("m") == "2", "as if it had not been there"
 
