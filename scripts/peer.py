@@ -90,7 +90,8 @@ def environment(peer: Peer) -> Path:
 def _run(*command: str) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        raise NotMeasured(f"it can't be installed: {last_line(done.stdout)}")
+        errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR:")]  # pip may mark a place below
+        raise NotMeasured(f"it can't be installed: {last_line(errors[-1] if errors else done.stdout)}")
 
 
 def last_line(text: str) -> str:

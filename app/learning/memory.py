@@ -15,8 +15,9 @@ from app.learning.steps import MAX_GATHER_BYTES
 from app.specs.table import Kind, StoredData, Table
 from app.specs.training import TrainingSpec, ValidationFraction
 
-BASE_BYTES = 340 * 2**20  # a worker's own: Python, torch, and what libraries set up at their first use
-SHARED_BYTES = 300 * 2**20  # of these, what it shares with the process that it was forked from
+CUDA_BUILD_BYTES = 0 if torch.version.cuda is None else 174 * 2**20  # more of torch, also where there is no card
+BASE_BYTES = 340 * 2**20 + CUDA_BUILD_BYTES  # a worker's own: Python, torch, and what libraries set up at first use
+SHARED_BYTES = 300 * 2**20 + CUDA_BUILD_BYTES  # of these, what it shares with the process that it was forked from
 CARD_BASE_BYTES = 512 * 2**20  # what a process takes of a card before its first tensor
 MAX_KEPT_BYTES = 256 * 2**20  # the best epoch's weights are kept in memory up to this size, and on disk beyond
 FUSED = ("sgd", "adam", "adamw")  # the others make tensors of a parameter's size on the way to an update
