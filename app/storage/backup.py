@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from app.errors import Conflict, GradserveError
+from app.storage.aliases import FILE as ALIASES
 from app.storage.files import digest_of, sync_folder, write_synced
 from app.storage.models import VERSION, deleted_folders
 
@@ -133,6 +134,20 @@ def _verified(source: Path) -> dict[str, str]:
 
 
 def _copy_model(model: Path, target: Path, unfinished: set[str]) -> None:
+    """A model, again until its aliases stayed as they were: what they name was not deleted meanwhile."""
+    aliases = _content(model / ALIASES)
+    _copy_versions(model, target, unfinished)
+    while (now := _content(model / ALIASES)) != aliases:
+        aliases = now
+        shutil.rmtree(target)
+        _copy_versions(model, target, unfinished)
+
+
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
+
+
+def _copy_versions(model: Path, target: Path, unfinished: set[str]) -> None:
     """A model with the versions that the jobs of this state of the database have published; the numbers of those that
     are left out are free again.
     """

@@ -85,7 +85,7 @@ class ModelStore:
         """Make the staged folder visible by one rename; nothing happens where that was done before.
 
         Raises:
-            Conflict: the place is taken by another job's version.
+            Conflict: another version has, or had, this number.
         """
         if self.published(job_id, name, version):
             return
@@ -95,13 +95,17 @@ class ModelStore:
             sync_folder(self.root)
         if not is_folder(target.parent):
             raise NotADirectoryError(f"models/{name} is a link, which is not followed")
-        write_atomically(target.parent / "last_version", version.encode())
-        try:
-            (self.root / ".staging" / job_id).rename(target)
-        except OSError as error:
-            if target.exists():
-                raise Conflict(f"version {version} of model {name!r} is there already") from error
-            raise
+        with self._aliases.unchanged(name):  # and no version is published or deleted meanwhile
+            if int(version) < int(self.next_version(name)):
+                raise Conflict(f"model {name!r} has, or had, a version {version} already")
+            marker = target.parent / "last_version"
+            last = _number_in(marker)
+            write_atomically(marker, version.encode())
+            try:
+                (self.root / ".staging" / job_id).rename(target)
+            except OSError:
+                write_atomically(marker, str(last).encode())  # the number is still free
+                raise
         self.num_changes += 1
         sync_folder(target.parent)
 

@@ -1,11 +1,14 @@
 """What a backup does with what is broken, or changes under its hands."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
 from app.jobs.queue import JobQueue
+from app.specs.alias import Alias
 from app.storage.backup import Places, back_up, places_of, restore
 from app.storage.database import Database
 from app.storage.models import ModelStore
@@ -81,3 +84,32 @@ def test_files_are_on_disk_before_the_list_that_vouches_for_them(
     restore(tmp_path / "copy", at(tmp_path / "new"))
     assert (tmp_path / "new" / "data" / "gradserve.db").exists()
     assert len(seen) == 2
+
+
+def test_aliases_name_what_is_in_the_backup_though_they_move_on_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = at(tmp_path)
+    new_database(places.database).close()
+    models = ModelStore(places.models)
+    publish(places.models, "m", numbers_model())
+    models.set_alias("m", "live", Alias(version="1"))
+    copy = shutil.copytree
+    copied: list[str] = []
+
+    def copytree(source: Path, target: Path, **options: Any) -> Any:
+        if not copied:  # a new version goes live just before the folder of the old one is copied
+            publish(places.models, "m", numbers_model())
+            models.set_alias("m", "live", Alias(version="2"))
+            models.delete("m", "1")
+        copied.append(source.name)
+        return copy(source, target, **options)
+
+    monkeypatch.setattr(shutil, "copytree", copytree)
+    back_up(places, tmp_path / "copy")
+    monkeypatch.undo()
+    restore(tmp_path / "copy", at(tmp_path / "new"))
+    restored = ModelStore(at(tmp_path / "new").models)
+    assert restored.resolve("m", "live") == "2"
+    assert restored.versions("m") == ["2"]
+    assert copied == ["1", "2"]

@@ -93,6 +93,7 @@ def test_publication_is_one_rename(store: ModelStore, monkeypatch: pytest.Monkey
         store.publish("job", "m", "1")
     assert renames == ["job"]
     assert store.names() == []
+    assert store.next_version("m") == "1"
     monkeypatch.setattr(Path, "rename", rename)
     store.publish("job", "m", "1")
     assert store.versions("m") == ["1"]
@@ -129,6 +130,21 @@ def test_a_taken_place_is_not_taken_again(store: ModelStore) -> None:
     assert store.get("m", "1").config["job_id"] == "one"
     store.publish("two", "m", store.next_version("m"))
     assert store.versions("m") == ["1", "2"]
+
+
+def test_a_number_whose_version_was_deleted_is_not_given_again(store: ModelStore) -> None:
+    """Not to one who asked for it before, either."""
+    for job in ("slow", "one", "two"):
+        stage(store, job)
+    asked = store.next_version("m")
+    for job in ("one", "two"):
+        store.publish(job, "m", store.next_version("m"))
+    store.delete("m")
+    with pytest.raises(Conflict, match="version 1"):
+        store.publish("slow", "m", asked)
+    assert store.next_version("m") == "3"
+    store.publish("slow", "m", "3")
+    assert store.versions("m") == ["3"]
 
 
 def test_what_is_not_complete_is_no_version(store: ModelStore) -> None:
