@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from app.errors import Conflict, GradserveError
+from app.errors import Conflict, CorruptVersion, GradserveError
 from app.storage.aliases import FILE as ALIASES
+from app.storage.aliases import Aliases
 from app.storage.files import digest_of, sync_folder, write_synced
 from app.storage.models import VERSION, deleted_folders
 
@@ -134,13 +135,23 @@ def _verified(source: Path) -> dict[str, str]:
 
 
 def _copy_model(model: Path, target: Path, unfinished: set[str]) -> None:
-    """A model, again until its aliases stayed as they were: what they name was not deleted meanwhile."""
+    """A model, again where what an alias named was deleted meanwhile, and the alias moved."""
     aliases = _content(model / ALIASES)
     _copy_versions(model, target, unfinished)
-    while (now := _content(model / ALIASES)) != aliases:
+    while (now := _content(model / ALIASES)) != aliases and _lacks_named(target):
         aliases = now
         shutil.rmtree(target)
         _copy_versions(model, target, unfinished)
+
+
+def _lacks_named(model: Path) -> bool:
+    """Whether an alias names a version that is not there."""
+    try:
+        aliases = Aliases(model.parent).of(model.name).values()
+    except CorruptVersion:  # copied as it is
+        return False
+    named = {alias.version for alias in aliases} | {other for alias in aliases for _, other in alias.others()}
+    return not all((model / version).is_dir() for version in named)
 
 
 def _content(file: Path) -> bytes | None:
